@@ -1,0 +1,1 @@
+"""What two or more stages of MiniOneRec share. Nothing here imports a stage."""

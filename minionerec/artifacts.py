@@ -1,0 +1,238 @@
+"""What stages hand to each other through disk: directories that are whole or absent, and say what they are.
+
+A stage writes into a hidden sibling; the files are synced, ``MANIFEST.json`` (settings, versions, digests, parents)
+comes last, and one rename gives the directory its name. A reader checks every digest and that the parents it was made
+from are the ones on disk, so that a model is never paired with another catalogue's SIDs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minionerec.config import UserError
+from minionerec.settings import Experiment
+
+MANIFEST = "MANIFEST.json"
+COMMANDS = {
+    "data": "bash data/prepare.sh", "embeddings": "bash rqvae/rqvae.sh", "sids": "bash rqvae/rqvae.sh",
+    "sft": "bash sft.sh", "rl": "bash rl.sh", "evaluate": "bash evaluate.sh", "baselines": "bash baselines/run.sh",
+}
+# The sections of the YAML that decide what a stage writes; a finished stage is only "the same" if these agree.
+SECTIONS = {
+    "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
+    "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
+    "baselines": ("seed", "baselines"),
+}
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "sentence-transformers", "numpy", "pandas")
+
+
+def stage_path(experiment: Experiment, stage: str) -> Path:
+    """``runs/<name>/<stage>``."""
+    return Path(experiment.output_dir) / experiment.name / stage
+
+
+def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
+    """The settings that decide what ``stage`` writes, flat: ``{"sft.epochs": 10, ...}``."""
+    flat: dict[str, Any] = {}
+    for section in SECTIONS[stage]:
+        owner, _, key = section.partition(".")
+        value = getattr(experiment, owner)
+        if key:
+            flat[section] = getattr(value, key)
+        elif dataclasses.is_dataclass(value):
+            flat.update({f"{owner}.{name}": item for name, item in dataclasses.asdict(value).items()})
+        else:
+            flat[owner] = value
+    return flat
+
+
+def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> bool:
+    """Whether the stage's directory is there, whole, and made with these settings from the parents now on disk.
+
+    Raises:
+        UserError: it was made with other settings (each is listed), from other parents, or is damaged.
+    """
+    path = path or stage_path(experiment, stage)
+    if not path.exists():
+        return False
+    manifest = verify(path)
+    changed = settings_difference(manifest["settings"], relevant_settings(experiment, stage))
+    if changed:
+        raise UserError(f"{path}: was made with other settings ({'; '.join(changed)}); delete it, or give this experiment another name")
+    check_parents(path, manifest)
+    return True
+
+
+def settings_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """``["seed: 42 -> 43", ...]`` for the keys on which two flat settings disagree."""
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+
+def require_stage(experiment: Experiment, stage: str) -> Path:
+    """The directory of an earlier stage, verified.
+
+    Raises:
+        UserError: it is missing (the command that makes it is named), damaged, or made from other parents.
+    """
+    path = stage_path(experiment, stage)
+    if not path.is_dir():
+        raise UserError(f"{path} not found; run `{COMMANDS[stage]}` with the same --config first")
+    check_parents(path, verify(path))
+    return path
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Compare every file of a committed directory with its manifest; returns the manifest.
+
+    Raises:
+        UserError: naming the first file that is missing, surplus in the manifest, or changed.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = manifest["files"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: has no {MANIFEST}; it was not written by this pipeline or was only partly copied") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path / MANIFEST}: is damaged (not the JSON that was written); make {path} again") from None
+    recorded = manifest.pop("manifest_sha256", None)
+    if recorded != _digest_of_json(manifest):
+        raise UserError(f"{path / MANIFEST}: is damaged (its digest does not match); make {path} again")
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file}: is missing though {MANIFEST} lists it; make {path} again")
+        if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
+            raise UserError(f"{file}: is damaged (sha256 differs from {MANIFEST}); make {path} again")
+    return {**manifest, "manifest_sha256": recorded}
+
+
+def check_parents(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a directory whose parents (siblings of the same experiment) are no longer the ones it was made from."""
+    for name, digest in manifest["parents"].items():
+        parent = path.parent / name if manifest["stage"] != "evaluate" else path.parent.parent / name
+        if not (parent / MANIFEST).is_file():
+            continue
+        found = json.loads((parent / MANIFEST).read_bytes()).get("manifest_sha256")
+        if found != digest:
+            raise UserError(f"{path}: was made from another {parent} (manifest {digest[:12]}, now {str(found)[:12]}); "
+                            f"delete {path} and run `{COMMANDS[manifest['stage']]}` again")
+
+
+@contextlib.contextmanager
+def committed(final: Path, stage: str, settings: dict[str, Any], parents: list[Path], **facts: Any) -> Iterator[Path]:
+    """A directory to write into, which gets its final name when the block ends without an error.
+
+    Args:
+        final: the name to give; must not exist.
+        stage: key of ``COMMANDS``.
+        settings: flat settings for the manifest.
+        parents: committed directories this one is made from.
+        facts: further manifest entries, e.g. ``sids_sha256``.
+
+    Raises:
+        UserError: the disk is full or not writable; ``final`` is then still absent.
+    """
+    staging = final.with_name(f".{final.name}.staging")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        commit(staging, final, stage, settings, parents, **facts)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise UserError(f"{final}: cannot be written: {os.strerror(error.errno)}; nothing under that name was changed") from error
+        raise
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def commit(staging: Path, final: Path, stage: str, settings: dict[str, Any], parents: list[Path], **facts: Any) -> None:
+    """Sync every file, write the manifest last, sync the directory, rename, sync the parent."""
+    files = {str(p.relative_to(staging)): {"size": p.stat().st_size, "sha256": sha256_file(p)}
+             for p in sorted(staging.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    manifest = {"stage": stage, "settings": settings, "versions": _versions(), "git_commit": _git_commit(), "files": files,
+                "parents": {p.name: json.loads((p / MANIFEST).read_bytes())["manifest_sha256"] for p in parents}, **facts}
+    manifest = json.loads(json.dumps(manifest))
+    manifest["manifest_sha256"] = _digest_of_json(manifest)
+    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for name in [*files, MANIFEST]:
+        fsync(staging / name)
+    for directory in [p for p in staging.rglob("*") if p.is_dir()] + [staging]:
+        fsync(directory)
+    os.rename(staging, final)
+    fsync(final.parent)
+
+
+@contextlib.contextmanager
+def locked(final: Path) -> Iterator[None]:
+    """Hold the directory's lock; the kernel releases it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it (its pid and host are named).
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with open(final.with_name(f".{final.name}.lock"), "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise UserError(f"{final}: is being written by another process ({handle.read().strip()}); wait for it or stop it") from None
+        handle.truncate(0)
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield
+
+
+def fsync(path: Path) -> None:
+    """Flush one file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON with stable key order as given."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def append_log(path: Path, row: dict[str, Any]) -> None:
+    """One line of ``log.jsonl``."""
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+def _digest_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _git_commit() -> str:
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
