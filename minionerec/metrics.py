@@ -1,0 +1,410 @@
+"""HR@K, NDCG@K and MRR over the full catalogue, counted per item, with their uncertainty and what lies behind them.
+
+One test row has one relevant item, its target. HR@K and NDCG@K as in the MiniOneRec report (arXiv:2510.24431, section 4)
+and its predecessors, with three deliberate departures:
+
+1. They are counted per *item*. Items that share one semantic ID (SID) cannot be told apart by the model, so they are tied
+   and the metric is its expectation over a random order inside the tie group. The number that other papers print, where
+   any item with the target's SID counts as a hit, stands beside it as ``sid_level``; ``inflation`` is their difference.
+2. Every number carries a 95 % bootstrap interval. Users are resampled, not rows: rows of one user are not independent.
+3. Results do not depend on the order of the rows, to the last bit: rows are sorted first, sums are exact (``math.fsum``).
+
+Everything here is pure: predictions in, numbers out. A prediction is one line of ``predictions.jsonl``:
+``{"user_id", "target_item_id", "item_ids": [best first], "scores": [...]}``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minionerec.config import UserError
+
+KS = (1, 3, 5, 10, 20, 50)
+KEYS = (*(f"{name}@{k}" for k in KS for name in ("HR", "NDCG")), "MRR")
+HISTORY_BUCKETS = ((1, 1), (2, 4), (5, 9), (10, math.inf))  # items in the history, inclusive bounds
+BOOTSTRAP_CHUNK = 2_000_000  # numbers drawn at a time: bounds memory at about 50 MB
+
+Prediction = Mapping[str, Any]
+SidOf = Mapping[str, Sequence[int]]
+
+
+class Place(NamedTuple):
+    """Where a ranked list holds the target.
+
+    ``first`` counts from 0 and is the position of the best item of the target's tie group; the target is equally likely at
+    ``first .. first + size - 1``. Only the first ``listed`` of these positions lie inside the list. ``sid_rank`` counts
+    the distinct SIDs before the target's. All are None (``listed`` 0) where the list has nothing of the target.
+    """
+
+    first: int | None
+    size: int | None
+    listed: int
+    sid_rank: int | None
+
+
+NOWHERE = Place(None, None, 0, None)
+
+
+def find_target(item_ids: Sequence[str], target: str, sid_of: SidOf | None = None, members: int = 1) -> Place:
+    """Position of the target, size of its tie group, and its rank in distinct SIDs.
+
+    The tie group is the run of adjacent items around the target that share its SID. A run that reaches the end of the
+    list may have been cut there; it then counts with all its ``members``, and a target that was itself cut off keeps
+    its share of the hit, so that where a list was cut inside a group does not decide who is hit.
+
+        >>> find_target(["a", "b", "c"], "b")
+        Place(first=1, size=1, listed=1, sid_rank=1)
+        >>> find_target(["a", "b", "c"], "c", {"a": (0,), "b": (1,), "c": (1,)})
+        Place(first=1, size=2, listed=2, sid_rank=1)
+        >>> find_target(["a", "b"], "c", {"a": (0,), "b": (1,), "c": (1,)}, members=2)  # cut between b and c
+        Place(first=1, size=2, listed=1, sid_rank=1)
+
+    Args:
+        item_ids: ranked, best first. An id that is repeated counts where it stands first.
+        target: item id.
+        sid_of: item -> SID; an item without one, or None, is a group of its own.
+        members: items of the catalogue that carry the target's SID.
+    """
+    ranked = list(dict.fromkeys(item_ids))
+    groups = ranked if sid_of is None else [_group(item, sid_of) for item in ranked]
+    wanted = target if sid_of is None else _group(target, sid_of)
+    if wanted not in groups:
+        return NOWHERE
+    sid_rank = len(set(groups[: groups.index(wanted)]))
+    first = last = ranked.index(target) if target in ranked else len(ranked) - 1
+    while first > 0 and groups[first - 1] == wanted:
+        first -= 1
+    while last + 1 < len(groups) and groups[last + 1] == wanted:
+        last += 1
+    listed = last - first + 1
+    cut = last == len(ranked) - 1 and groups[last] == wanted and listed < members
+    if target not in ranked and not cut:
+        return Place(None, None, 0, sid_rank)
+    return Place(first, members if cut else listed, listed, sid_rank)
+
+
+def hr_at_k(place: Place, k: int) -> float:
+    """Probability that the target is among the first k.
+
+        >>> hr_at_k(Place(first=0, size=3, listed=3, sid_rank=0), 1), hr_at_k(NOWHERE, 10)
+        (0.3333333333333333, 0.0)
+    """
+    return 0.0 if place.first is None else max(0, min(place.listed, k - place.first)) / place.size
+
+
+def ndcg_at_k(place: Place, k: int) -> float:
+    """Expected NDCG@k of one row. With one relevant item the ideal DCG is 1, so it is the discount at the target's rank:
+    ``1 / log2(rank + 2)``, ranks from 0, averaged over the tie group.
+
+        >>> ndcg_at_k(Place(0, 1, 1, 0), 10), round(ndcg_at_k(Place(1, 1, 1, 1), 10), 4), ndcg_at_k(Place(10, 1, 1, 10), 10)
+        (1.0, 0.6309, 0.0)
+    """
+    return _expectation(place, k, lambda rank: 1.0 / math.log2(rank + 2))
+
+
+def reciprocal_rank(place: Place) -> float:
+    """Expected ``1 / rank``, ranks from 1 here; 0 where the list does not hold the target.
+
+        >>> reciprocal_rank(Place(first=1, size=2, listed=2, sid_rank=1)) == (1 / 2 + 1 / 3) / 2
+        True
+    """
+    return _expectation(place, None, lambda rank: 1.0 / (rank + 1))
+
+
+def place_metrics(place: Place) -> dict[str, float]:
+    """``{"HR@1": .., "NDCG@1": .., .., "MRR": ..}`` of one row."""
+    values = {f"HR@{k}": hr_at_k(place, k) for k in KS} | {f"NDCG@{k}": ndcg_at_k(place, k) for k in KS}
+    return {key: values[key] for key in KEYS[:-1]} | {"MRR": reciprocal_rank(place)}
+
+
+def row_metrics(
+    predictions: Sequence[Prediction], sid_of: SidOf | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Item-level and SID-level metrics of every row, in the order given: two dicts key -> ``(rows,)``."""
+    members = Counter(map(tuple, sid_of.values())) if sid_of else {}
+    item_rows, sid_rows = [], []
+    for row in predictions:
+        target = row["target_item_id"]
+        size = members[tuple(sid_of[target])] if sid_of and target in sid_of else 1
+        place = find_target(row["item_ids"], target, sid_of, size)
+        item_rows.append(place_metrics(place))
+        sid_rows.append(place_metrics(NOWHERE if place.sid_rank is None else Place(place.sid_rank, 1, 1, place.sid_rank)))
+    return tuple({key: np.array([row[key] for row in rows]) for key in KEYS} for rows in (item_rows, sid_rows))
+
+
+def score_predictions(
+    predictions: Sequence[Prediction],
+    sid_of: SidOf | None,
+    catalogue: Sequence[str],
+    train_counts: Mapping[str, int],
+    histories: Sequence[Sequence[str]] | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Everything ``metrics.json`` says about a ranking.
+
+    Args:
+        predictions: one per test row, in any order.
+        sid_of: item -> SID, None for a ranker that knows items apart.
+        catalogue: every item id that may be recommended.
+        train_counts: item -> train interactions; absent is 0.
+        histories: item ids before the target, oldest first, parallel to ``predictions``; None: no slices that need them.
+        bootstrap_samples: resamples of the intervals; 0 leaves ``intervals`` empty.
+        seed: of the resampling.
+
+    Returns:
+        ``HR@K``, ``NDCG@K`` for K in ``KS`` and ``MRR``; the same under ``sid_level`` and, as difference to the item level,
+        ``inflation``; ``num_users``, ``num_rows``; ``coverage@10`` (share of the catalogue in some top 10), ``gini@10`` (of
+        how often each item is in a top 10), ``mean_popularity@10`` (train interactions of a top-10 item); ``invalid`` and
+        ``duplicates``; ``intervals`` key -> [low, high]; ``slices`` kind -> name -> HR@10, NDCG@10, count.
+
+    Raises:
+        UserError: a row lacks a key, names a target outside the catalogue, or there is no row.
+    """
+    known = set(catalogue)
+    check_predictions(predictions, known)
+    predictions, histories = _sorted_rows(predictions, histories)
+    item_level, sid_level = row_metrics(predictions, sid_of)
+    means = {key: _mean(item_level[key]) for key in KEYS}
+    sid_means = {key: _mean(sid_level[key]) for key in KEYS}
+    users = [row["user_id"] for row in predictions]
+    return {
+        **means,
+        "sid_level": sid_means,
+        "inflation": {key: sid_means[key] - means[key] for key in KEYS},
+        "num_users": len(set(users)),
+        "num_rows": len(predictions),
+        **exposure([row["item_ids"][:10] for row in predictions], catalogue, train_counts),
+        "invalid": sum(item not in known for row in predictions for item in row["item_ids"]),
+        "duplicates": sum(len(row["item_ids"]) - len(set(row["item_ids"])) for row in predictions),
+        "intervals": bootstrap_intervals(item_level, users, bootstrap_samples, seed),
+        "slices": sliced(item_level, slice_names(predictions, histories, train_counts)),
+    }
+
+
+def check_predictions(predictions: Sequence[Prediction], catalogue: set[str]) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        UserError: naming the first such row, counted from 1.
+    """
+    if not predictions:
+        raise UserError("predictions: there is no row to score; the split that was ranked is empty")
+    for number, row in enumerate(predictions, start=1):
+        missing = [key for key in ("user_id", "target_item_id", "item_ids", "scores") if key not in row]
+        if missing:
+            raise UserError(f"predictions, row {number}: has no '{missing[0]}'; "
+                            "expected user_id, target_item_id, item_ids, scores")
+        if len(row["item_ids"]) != len(row["scores"]):
+            raise UserError(f"predictions, row {number}: {len(row['item_ids'])} item_ids but {len(row['scores'])} scores; "
+                            "expected one score per item")
+        if row["target_item_id"] not in catalogue:
+            raise UserError(f"predictions, row {number}: target '{row['target_item_id']}' is not in the catalogue; "
+                            "these predictions belong to other data, make them again")
+
+
+def exposure(top_lists: Sequence[Sequence[str]], catalogue: Sequence[str], train_counts: Mapping[str, int]) -> dict[str, float]:
+    """How the recommendations are spread: coverage and Gini over the whole catalogue, mean popularity of a recommended item.
+
+    Gini by the rank formula ``sum_i (2 i - n - 1) x_i / (n sum x)`` over ascending x, i from 1: 0 is even, near 1 is all on one.
+    """
+    shown = Counter(item for items in top_lists for item in items)
+    counts = np.sort([shown[item] for item in catalogue])
+    n, total = len(counts), int(counts.sum())
+    weights = 2 * np.arange(1, n + 1) - n - 1
+    slots = sum(shown.values())
+    return {
+        "coverage@10": float(np.count_nonzero(counts) / n),
+        "gini@10": float((weights * counts).sum() / (n * total)) if total else 0.0,
+        "mean_popularity@10": sum(train_counts.get(item, 0) * times for item, times in shown.items()) / slots if slots else 0.0,
+    }
+
+
+def bootstrap_intervals(
+    values: Mapping[str, np.ndarray], users: Sequence[str], samples: int, seed: int
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of row means when users are drawn anew with replacement, each with all its rows.
+
+    Args:
+        values: key -> ``(rows,)``.
+        users: whose row it is, ``(rows,)``.
+        samples: number of resamples; 0 gives an empty dict.
+        seed: of the draws.
+    """
+    if not samples:
+        return {}
+    sums, sizes = user_sums(np.stack(list(values.values()), axis=1), users)                 # (U, M), (U,)
+    means = np.concatenate([weights @ sums / (weights @ sizes)[:, None]                    # (samples, M)
+                            for weights in _resamples(len(sizes), samples, seed)])
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return {key: [float(low[i]), float(high[i])] for i, key in enumerate(values)}
+
+
+def slice_names(
+    predictions: Sequence[Prediction], histories: Sequence[Sequence[str]] | None, train_counts: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """For every kind of slice the slice each row belongs to: kind -> ``(rows,)`` names.
+
+    ``target_popularity`` splits by train interactions: items are ordered by count, and a third of all interactions each
+    makes head, mid and tail (items with equal counts stay together); cold items have none.
+    """
+    targets = [row["target_item_id"] for row in predictions]
+    kind_of = popularity_thirds(train_counts)
+    names = {"target_popularity": [kind_of.get(target, "cold") for target in targets]}
+    if histories is None:
+        return names
+    yes_no = {True: "yes", False: "no"}
+    return names | {
+        "history_length": [_bucket(len(history)) for history in histories],
+        "target_in_history": [yes_no[target in history] for target, history in zip(targets, histories, strict=True)],
+        "target_repeats_last": [yes_no[history[-1:] == [target]] for target, history in
+                                zip(targets, map(list, histories), strict=True)],
+    }
+
+
+def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
+    """head, mid or tail for every item with a train interaction: the third of all interactions in which its count lies.
+
+        >>> popularity_thirds({"a": 5, "b": 2, "c": 2, "d": 1, "e": 0})  # more popular: 0, 5, 5, 9 of 10
+        {'a': 'head', 'b': 'mid', 'c': 'mid', 'd': 'tail'}
+    """
+    total = sum(train_counts.values())
+    per_count = Counter(count for count in train_counts.values() if count > 0)
+    third, above = {}, 0
+    for count in sorted(per_count, reverse=True):
+        third[count] = ("head", "mid", "tail")[3 * above // total]
+        above += count * per_count[count]
+    return {item: third[count] for item, count in train_counts.items() if count > 0}
+
+
+def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, float]]]:
+    """HR@10, NDCG@10 and the number of rows of every slice that has rows."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, of_row in names.items():
+        rows = defaultdict(list)
+        for index, name in enumerate(of_row):
+            rows[name].append(index)
+        table[kind] = {name: {"HR@10": _mean(values["HR@10"][rows[name]]), "NDCG@10": _mean(values["NDCG@10"][rows[name]]),
+                              "count": len(rows[name])} for name in sorted(rows)}
+    return table
+
+
+def compare(
+    predictions_a: Sequence[Prediction],
+    predictions_b: Sequence[Prediction],
+    sid_of_a: SidOf | None = None,
+    sid_of_b: SidOf | None = None,
+    keys: Sequence[str] = ("HR@10", "NDCG@10"),
+    samples: int = 10_000,
+    seed: int = 42,
+) -> dict[str, dict[str, Any]]:
+    """Is b better than a on the same test rows? Paired by row, with users as the independent units.
+
+    Returns:
+        Per key: ``a``, ``b`` and their ``difference`` b - a, its 95 % bootstrap ``interval``, and the two-sided ``p_value`` of
+        the paired randomisation test (under the null a user's two rankings are exchangeable: signs of the users'
+        differences are flipped at random; the observed outcome is counted in, so p is at least 1 / (samples + 1)).
+
+    Raises:
+        UserError: the two rank different test rows.
+    """
+    a, b = _paired(predictions_a, predictions_b)
+    users = [row["user_id"] for row in a]
+    values_a, values_b = row_metrics(a, sid_of_a)[0], row_metrics(b, sid_of_b)[0]
+    differences = {key: values_b[key] - values_a[key] for key in keys}
+    intervals = bootstrap_intervals(differences, users, samples, seed)
+    return {
+        key: {"a": _mean(values_a[key]), "b": _mean(values_b[key]), "difference": _mean(differences[key]),
+              "interval": intervals[key],
+              "p_value": randomisation_p_value(user_sums(differences[key][:, None], users)[0][:, 0], samples, seed)}
+        for key in keys
+    }
+
+
+def randomisation_p_value(differences: np.ndarray, samples: int, seed: int) -> float:
+    """Two-sided p-value of ``|sum of differences|`` when each sign is a fair coin.
+
+    Args:
+        differences: ``(U,)``, one per independent unit. Zeros change nothing and are left out.
+        samples: random sign patterns tried.
+        seed: of the coins.
+    """
+    moved = differences[differences != 0]
+    observed = abs(math.fsum(moved)) - 1e-9  # sums of equal size must count as equal though added in another order
+    rng, extreme = np.random.default_rng(seed), 0
+    for start in range(0, samples, step := max(1, BOOTSTRAP_CHUNK // max(1, len(moved)))):
+        signs = rng.integers(0, 2, size=(min(step, samples - start), len(moved)), dtype=np.int8) * 2.0 - 1.0
+        extreme += int(np.count_nonzero(np.abs(signs @ moved) >= observed))
+    return (extreme + 1) / (samples + 1)
+
+
+def user_sums(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``(rows, M)`` added up per user: ``(U, M)`` and the number of rows of each user ``(U,)``, users sorted."""
+    _, owner = np.unique(np.array(users), return_inverse=True)
+    sums = np.zeros((owner.max() + 1, values.shape[1]))
+    np.add.at(sums, owner, values)
+    return sums, np.bincount(owner).astype(float)
+
+
+def _resamples(users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each user is drawn, ``(chunk, U)`` at a time, lazily."""
+    rng = np.random.default_rng(seed)
+    step = max(1, BOOTSTRAP_CHUNK // users)
+    return (np.stack([np.bincount(rng.integers(users, size=users), minlength=users) for _ in range(min(step, samples - start))])
+            .astype(float) for start in range(0, samples, step))
+
+
+def _sorted_rows(
+    predictions: Sequence[Prediction], histories: Sequence[Sequence[str]] | None
+) -> tuple[list[Prediction], list[list[str]] | None]:
+    """Rows in an order that depends on their content alone."""
+    if histories is not None and len(histories) != len(predictions):
+        raise UserError(f"histories: got {len(histories)} for {len(predictions)} predictions; expected one per row")
+    pairs = zip(predictions, histories if histories is not None else [()] * len(predictions), strict=True)
+    ordered = sorted(((row, list(history)) for row, history in pairs),
+                     key=lambda pair: (pair[0]["user_id"], pair[0]["target_item_id"], pair[0]["item_ids"], pair[1]))
+    return [row for row, _ in ordered], None if histories is None else [history for _, history in ordered]
+
+
+def _paired(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
+    """The rows of both in one order; a user's repeated target is paired by its order of appearance."""
+    keyed = []
+    for rows in (a, b):
+        seen: Counter[tuple[str, str]] = Counter()
+        by_key = {}
+        for row in rows:
+            key = (row["user_id"], row["target_item_id"])
+            by_key[*key, seen[key]] = row
+            seen[key] += 1
+        keyed.append(by_key)
+    odd = sorted(keyed[0].keys() ^ keyed[1].keys())
+    if odd or not keyed[0]:
+        what = f"user '{odd[0][0]}' with target '{odd[0][1]}' is in one only" if odd else "both are empty"
+        raise UserError(f"compare: the two predictions hold different test rows ({len(a)} and {len(b)}; {what}); "
+                        "rank the same split of the same data with both")
+    return [keyed[0][key] for key in sorted(keyed[0])], [keyed[1][key] for key in sorted(keyed[0])]
+
+
+def _group(item: str, sid_of: SidOf) -> Any:
+    return tuple(sid_of[item]) if item in sid_of else item
+
+
+def _expectation(place: Place, k: int | None, gain: Callable[[int], float]) -> float:
+    if place.first is None:
+        return 0.0
+    end = place.first + place.listed
+    return math.fsum(gain(rank) for rank in range(place.first, end if k is None else min(end, k))) / place.size
+
+
+def _bucket(length: int) -> str:
+    low, high = next(bounds for bounds in HISTORY_BUCKETS if length <= bounds[1])
+    return f"{low}" if low == high else f"{low}-{high}" if high < math.inf else f"{low}+"
+
+
+def _mean(values: np.ndarray) -> float:
+    return math.fsum(values) / len(values)
