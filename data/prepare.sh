@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Stage 0: raw or tabular data -> runs/<name>/data
+#
+#   bash data/prepare.sh --config configs/quickstart.yaml [--section.key value ...]
+#   bash data/prepare.sh --help        all keys
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/launch.sh"
+
+preflight data "$@"
+run_python data/prepare.py "$@"

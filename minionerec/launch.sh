@@ -1,0 +1,152 @@
+# shellcheck shell=bash
+# What the shell scripts share; sourced, never run. It finds the repository and a Python environment, checks a stage's
+# arguments before anything heavy starts, and starts the stage on the hardware that is there.
+#
+# The working directory stays the caller's, so that relative paths in flags and YAML files mean what they say.
+
+ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON=""
+ALREADY_DONE=10     # exit code of minionerec/preflight.py for "nothing to do": the script then ends with 0
+
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+export HF_HUB_DISABLE_PROGRESS_BARS="${HF_HUB_DISABLE_PROGRESS_BARS:-1}"
+export HF_HUB_DISABLE_TELEMETRY="${HF_HUB_DISABLE_TELEMETRY:-1}"
+export TRANSFORMERS_NO_ADVISORY_WARNINGS="${TRANSFORMERS_NO_ADVISORY_WARNINGS:-1}"
+
+# Print one line to stderr and stop as for any mistake that the user can mend.
+refuse() {
+    printf '%s\n' "$1" >&2
+    exit 2
+}
+
+# Print the comment at the head of the calling script when --help is the first argument.
+help_if_asked() {
+    if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
+        sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
+        exit 0
+    fi
+}
+
+# ---------------------------------------------------------------------------------------------------- environment
+
+# Set PYTHON to the active virtualenv's or conda environment's, else to that of .venv; fail when there is none.
+find_python() {
+    local folder
+    for folder in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}" "$ROOT/.venv"; do
+        if [[ -n "$folder" && -x "$folder/bin/python" ]]; then
+            PYTHON="$folder/bin/python"
+            return 0
+        fi
+    done
+    return 1
+}
+
+is_recent() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+# For quickstart.sh and test.sh: create .venv unless an environment is active, and install requirements.txt into the
+# environment unless the stamp in it says that this very file was installed before.
+set_up() {
+    local candidate stamp digest
+    if ! find_python; then
+        for candidate in python3 python3.11 python3.12 python3.13; do
+            is_recent "$candidate" && break
+        done
+        is_recent "$candidate" || refuse "set-up: no Python 3.11 or newer found; install one or activate an environment that has it"
+        echo "set-up: creating $ROOT/.venv"
+        "$candidate" -m venv "$ROOT/.venv" || refuse "set-up: '$candidate -m venv' failed; install Python's venv module"
+        find_python
+    fi
+    is_recent "$PYTHON" || refuse "set-up: $PYTHON is older than Python 3.11; activate a newer environment or deactivate this one"
+    stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.minionerec-requirements.sha256"
+    digest="$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ROOT/requirements.txt")"
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$digest" ]]; then
+        return 0
+    fi
+    echo "set-up: installing requirements.txt into $(dirname -- "$stamp") (once, a minute or two)"
+    "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt" ||
+        refuse "set-up: pip could not install $ROOT/requirements.txt; its message is above"
+    echo "$digest" >"$stamp"
+}
+
+# For the stage scripts: an environment must be there and hold what the stages import.
+need_environment() {
+    local advice="run \`bash quickstart.sh\` once, or \`pip install -r requirements.txt\` in an active environment"
+    find_python || refuse "no Python environment is active and $ROOT/.venv does not exist; $advice"
+    "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
+        yaml fire torch transformers accelerate || refuse "$PYTHON lacks packages of requirements.txt; $advice"
+}
+
+# ------------------------------------------------------------------------------------------------------- a stage
+
+# preflight STAGE ARGUMENTS...: check settings and earlier stages in about a second. Ends the script when there is
+# nothing to do (finished before, --help) or something to mend.
+preflight() {
+    local code=0
+    need_environment
+    "$PYTHON" -P -m minionerec.preflight "$@" || code=$?
+    if ((code == ALREADY_DONE)); then exit 0; fi
+    if ((code != 0)); then exit "$code"; fi
+}
+
+# GPUs that a process started now would see: those of nvidia-smi, or as many as CUDA_VISIBLE_DEVICES names.
+visible_gpus() {
+    local found=0 device devices=()
+    if command -v nvidia-smi >/dev/null; then
+        found="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)"
+    fi
+    if ((found > 0)) && [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+        IFS=',' read -r -a devices <<<"$CUDA_VISIBLE_DEVICES"
+        found=0
+        for device in "${devices[@]}"; do
+            [[ "$device" != -* ]] || break      # CUDA ignores an invalid index and what follows it
+            found=$((found + 1))
+        done
+    fi
+    echo "$found"
+}
+
+# run_python SCRIPT ARGUMENTS...: one process.
+run_python() {
+    local script="$ROOT/$1"
+    shift
+    exec "$PYTHON" "$script" "$@"
+}
+
+# launch SCRIPT ARGUMENTS...: as many processes as there are visible GPUs, or as the file ACCELERATE_CONFIG says.
+#
+# One process is started without `accelerate launch`: all that it would add are the variables set here, and in exchange
+# it hides the exit code, answers a one-line error with a traceback of its own and leaves the stage running when it is
+# told to stop.
+launch() {
+    local gpus options=() script="$ROOT/$1"
+    gpus="$(visible_gpus)"
+    if [[ -z "${ACCELERATE_CONFIG:-}" ]] && ((gpus <= 1)); then
+        export ACCELERATE_MIXED_PRECISION=no
+        ((gpus == 1)) || export ACCELERATE_USE_CPU=true
+        run_python "$@"
+    fi
+    shift
+    if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then
+        [[ -f "$ACCELERATE_CONFIG" ]] || refuse "ACCELERATE_CONFIG: $ACCELERATE_CONFIG: no such file; configs/accelerate/ in $ROOT holds examples"
+        options=(--config_file "$ACCELERATE_CONFIG")
+        grep -q '^num_processes:' "$ACCELERATE_CONFIG" || options+=(--num_processes "$((gpus > 0 ? gpus : 1))")
+        [[ -z "${MACHINE_RANK:-}" ]] || options+=(--machine_rank "$MACHINE_RANK")
+        [[ -z "${MAIN_PROCESS_IP:-}" ]] || options+=(--main_process_ip "$MAIN_PROCESS_IP")
+    else
+        options=(--multi_gpu --num_processes "$gpus" --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0)
+    fi
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads_per_process "$gpus")}"
+    exec "$PYTHON" -P -m accelerate.commands.launch "${options[@]}" "$script" "$@"
+}
+
+# The machine's cores shared among the processes, at least 1.
+threads_per_process() {
+    local cores processes="$1"
+    cores="$(getconf _NPROCESSORS_ONLN)"
+    ((processes > 0)) || processes=1
+    echo "$((cores / processes > 0 ? cores / processes : 1))"
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Stage 3: reinforcement learning (GRPO) from runs/<name>/sft -> runs/<name>/rl
+#
+#   bash rl.sh --config configs/quickstart.yaml [--section.key value ...]
+#   ACCELERATE_CONFIG=configs/accelerate/fsdp.yaml bash rl.sh --config ...
+#   bash rl.sh --help        all keys
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
+
+preflight rl "$@"
+launch rl.py "$@"
