@@ -1,0 +1,131 @@
+"""From interactions to samples (history -> target) and from samples to the rows that a model trains on.
+
+A sample is one target with the items before it; a row is one prompt with its completion, for one task. Which split a
+sample belongs to is the split of its target. Item ids become integers here (their place in ``items.parquet``) and
+become ids again only when something is written for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from minionerec.prompts import Renderer
+
+
+class Sample(NamedTuple):
+    """One target and what came before it in the user's sequence.
+
+    ``history`` holds item indexes, oldest first, at most ``max_history`` of them, repeats kept.
+    """
+
+    user_id: str
+    history: tuple[int, ...]
+    target: int
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The data of one experiment as stages 2 to 4 and the baselines read it."""
+
+    items: pd.DataFrame                 # item_id, title, description, brand, categories; the row is the item index
+    splits: dict[str, list[Sample]]     # train, valid, test; in the order of the interactions
+    train_sequences: list[list[int]]    # each user's train items in order, the first one included
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Item ids in the order of the item indexes."""
+        return self.items["item_id"].tolist()
+
+
+class Row(NamedTuple):
+    """One training example. ``target_item`` is the item that ``completion`` names, for rewards and checks."""
+
+    task: str
+    user_id: str
+    prompt: list[int]
+    completion: list[int]
+    target_item: int
+
+
+def load_samples(data_dir: Path, max_history: int) -> Samples:
+    """Read a committed ``runs/<name>/data`` directory."""
+    items = pd.read_parquet(data_dir / "items.parquet")
+    interactions = pd.read_parquet(data_dir / "interactions.parquet")
+    index = {item_id: i for i, item_id in enumerate(items["item_id"])}
+    splits, train_sequences = build_samples(interactions, index, max_history)
+    return Samples(items, splits, train_sequences)
+
+
+def build_samples(
+    interactions: pd.DataFrame, item_index: dict[str, int], max_history: int
+) -> tuple[dict[str, list[Sample]], list[list[int]]]:
+    """Every interaction of a user but the first is a target.
+
+    Args:
+        interactions: ``user_id, item_id, timestamp, split`` with each user's rows in the user's order.
+        item_index: item id -> item index.
+        max_history: the longest history, in items.
+
+    Returns:
+        The samples of each split in the order of their targets' rows, and each user's train items in order.
+    """
+    splits: dict[str, list[Sample]] = {"train": [], "valid": [], "test": []}
+    seen: dict[str, list[int]] = {}
+    train_sequences: dict[str, list[int]] = {}
+    columns = (interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split"))
+    for user_id, item_id, timestamp, split in zip(*columns, strict=True):
+        item = item_index[item_id]
+        before = seen.setdefault(user_id, [])
+        if before:
+            splits[split].append(Sample(user_id, tuple(before[-max_history:]), item, int(timestamp)))
+        before.append(item)
+        if split == "train":
+            train_sequences.setdefault(user_id, []).append(item)
+    return splits, list(train_sequences.values())
+
+
+def task_rows(task: str, samples: Sequence[Sample], renderer: Renderer, num_items: int) -> list[Row]:
+    """All rows of one task: one per sample, or one per item for the tasks that show a single item.
+
+    ``description_to_sid`` leaves out items without a description: there is nothing to show.
+    """
+    if task in ("sid_to_title", "title_to_sid", "description_to_sid"):
+        shown = [i for i in range(num_items) if task != "description_to_sid" or renderer.has_description(i)]
+        return [Row(task, "", renderer.prompt(task, (i,)), renderer.completion(task, i), i) for i in shown]
+    return [Row(task, s.user_id, renderer.prompt(task, s.history), renderer.completion(task, s.target), s.target) for s in samples]
+
+
+def mixture(
+    shares: dict[str, float], samples: Sequence[Sample], renderer: Renderer, num_items: int, seed: int
+) -> list[Row]:
+    """The rows of several tasks together; a share of .3 is a fixed random 30 % of a task's rows, 2 is all of them twice."""
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for task, share in shares.items():
+        if not share:
+            continue
+        found = task_rows(task, samples, renderer, num_items)
+        rows += found * int(share)
+        rest = round((share - int(share)) * len(found))
+        rows += [found[i] for i in sorted(rng.permutation(len(found))[:rest])]
+    return rows
+
+
+def fixed_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
+    """The same random ``size`` samples for the same seed, in their order; all of them if ``size`` is 0 or too large."""
+    if not size or size >= len(samples):
+        return list(samples)
+    return [samples[i] for i in sorted(np.random.default_rng(seed).permutation(len(samples))[:size])]
+
+
+def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
+    """``(N,)`` how often each item occurs in the train interactions."""
+    flat = [item for sequence in sequences for item in sequence]
+    return np.bincount(np.asarray(flat, dtype=np.int64), minlength=num_items)

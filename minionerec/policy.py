@@ -1,0 +1,233 @@
+"""Log-probabilities of many completions with every shared prefix computed once.
+
+The sequences of a micro-batch (prompt + completion) are merged into prefix trees; trees are packed into rows; one
+forward with a tree mask and explicit positions gives each node what a forward over its own path would give. Rows of one
+user share the history, completions of one group share the prompt, all rows share the wording.
+
+``enable_trees`` gives a stock Hugging Face model a second way through its own ``forward``: ``model(tree=..., readout=...)``
+runs the body on the tree and hands the hidden states of the wanted nodes, with the output head, to ``readout``. Going
+through ``forward`` keeps DDP, FSDP, autocast and PEFT working as they do for any other call.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+CHUNK_ELEMENTS = 2**25     # logits of at most this many elements exist at a time (128 MB in float32)
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Packed prefix trees. R rows of S slots.
+
+    Attributes:
+        input_ids: ``(R, S)``, right-padded.
+        position_ids: ``(R, S)``, depth of each node in its own sequence.
+        visible: ``(R, S, S)`` bool, whether a slot (second axis) sees another (third): itself and its ancestors.
+        nodes: for each sequence, in the order given, the flat slot (row * S + slot) of each of its tokens.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    visible: Tensor
+    nodes: list[np.ndarray]
+
+    def to(self, device: torch.device | str) -> TokenTree:
+        """The same tree on another device."""
+        return TokenTree(self.input_ids.to(device), self.position_ids.to(device), self.visible.to(device), self.nodes)
+
+    def additive_mask(self, dtype: torch.dtype) -> Tensor:
+        """``(R, 1, S, S)``: 0 where visible, the dtype's lowest value elsewhere, which eager and SDPA attention both add."""
+        return torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device).masked_fill(
+            ~self.visible, torch.finfo(dtype).min)[:, None]
+
+
+def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256) -> TokenTree:
+    """Merge common prefixes and pack the trees into rows of about ``row_length`` slots.
+
+    Sequences are visited in lexicographic order, so that those with a common prefix meet in one row; a row that is full
+    is closed and the next one repeats what it needs of a prefix. A sequence longer than ``row_length`` gets a row as
+    long as itself.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    rows: list[tuple[list[int], list[int]]] = []              # tokens and depths of each row
+    paths: list[tuple[int, np.ndarray]] = [(0, np.empty(0, dtype=np.int64))] * len(sequences)
+    previous: Sequence[int] = ()
+    path: list[int] = []
+    for i in order:
+        sequence = sequences[i]
+        shared = _common_prefix(previous, sequence)
+        if not rows or len(rows[-1][0]) + len(sequence) - shared > max(row_length, len(sequence)):
+            rows.append(([], []))
+            shared = 0
+        tokens, depths = rows[-1]
+        path = path[:shared] + list(range(len(tokens), len(tokens) + len(sequence) - shared))
+        tokens.extend(sequence[shared:])
+        depths.extend(range(shared, len(sequence)))
+        paths[i] = (len(rows) - 1, np.array(path, dtype=np.int64))
+        previous = sequence
+    width = max(len(tokens) for tokens, _ in rows)
+    input_ids, position_ids = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=np.int64)
+    visible = np.zeros((len(rows), width, width), dtype=bool)
+    visible[:, np.arange(width), np.arange(width)] = True     # a padding slot sees itself, so that no softmax is empty
+    for r, (tokens, depths) in enumerate(rows):
+        input_ids[r, : len(tokens)], position_ids[r, : len(tokens)] = tokens, depths
+    for r, path in paths:
+        visible[r, path[:, None], path[None, :]] |= np.tri(len(path), dtype=bool)
+    return TokenTree(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(visible),
+                     [r * width + path for r, path in paths])
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    length = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        length += 1
+    return length
+
+
+def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
+    """Give the model's ``forward`` the keywords ``tree``, ``slots`` and ``readout``; every other call is unchanged.
+
+    ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``.
+    """
+    plain_forward = model.forward
+
+    def forward(self: PreTrainedModel, *args, tree: TokenTree | None = None, slots: Tensor | None = None, readout=None, **kwargs):
+        if tree is None:
+            return plain_forward(*args, **kwargs)
+        hidden = self.base_model(input_ids=tree.input_ids, position_ids=tree.position_ids,
+                                 attention_mask=tree.additive_mask(self.dtype), use_cache=False).last_hidden_state
+        return readout(hidden.flatten(0, 1)[slots], OutputHead(self))
+
+    model.forward = types.MethodType(forward, model)
+    return model
+
+
+class OutputHead:
+    """From final hidden states to logits, as the model's own forward does it, but only where they are needed.
+
+    Besides the linear layer some families cap (Gemma-2: ``cap * tanh(logits / cap)``) or scale (Cohere, Granite) logits.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        config = model.config.get_text_config()
+        self.layer = model.get_output_embeddings()
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` -> ``(..., V)`` in the model's dtype."""
+        return self._finish(self.layer(hidden))
+
+    def columns(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """``(..., D)`` -> ``(..., len(tokens))`` in float32: rounding a bfloat16 logit would create ties between items.
+
+        A head that adapters wrap has no single weight matrix; its full output is indexed instead.
+        """
+        if type(self.layer) is not nn.Linear:
+            return self(hidden)[..., tokens].float()
+        bias = None if self.layer.bias is None else self.layer.bias[tokens].float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._finish(nn.functional.linear(hidden.float(), self.layer.weight[tokens].float(), bias))
+
+    def logsumexp(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` -> ``(...)`` log of the vocabulary's normaliser, float32, one chunk of rows at a time; no gradient kept."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        size = max(1, CHUNK_ELEMENTS // self.layer.weight.shape[0])
+        pieces = [torch.logsumexp(self(chunk).float(), dim=-1) for chunk in flat.split(size)]
+        return torch.cat(pieces).view(hidden.shape[:-1])
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
+def vocab_logps(hidden: Tensor, head: OutputHead, rows: Tensor, tokens: Tensor) -> Tensor:
+    """``log p(token)`` over the whole vocabulary for pairs (row of hidden, token).
+
+    Args:
+        hidden: ``(M, D)`` final hidden states.
+        head: from hidden states to logits.
+        rows: ``(J,)`` ascending; which hidden state each pair reads.
+        tokens: ``(J,)`` the tokens.
+
+    Returns:
+        ``(J,)`` float32. Logits exist for one chunk of rows at a time and are recomputed in the backward pass.
+    """
+    def chunk_logps(states: Tensor, pair_rows: Tensor, pair_tokens: Tensor) -> Tensor:
+        logits = head(states).float()
+        return logits[pair_rows, pair_tokens] - torch.logsumexp(logits, dim=-1)[pair_rows]
+
+    size = max(1, CHUNK_ELEMENTS // head.layer.weight.shape[0])
+    if len(hidden) <= size:
+        return chunk_logps(hidden, rows, tokens)
+    pieces = []
+    for start in range(0, len(hidden), size):
+        inside = (rows >= start) & (rows < start + size)
+        arguments = (hidden[start: start + size], rows[inside] - start, tokens[inside])
+        pieces.append(checkpoint(chunk_logps, *arguments, use_reentrant=False) if hidden.requires_grad else chunk_logps(*arguments))
+    return torch.cat(pieces)
+
+
+def label_pairs(tree: TokenTree, sequences: Sequence[Sequence[int]], starts: Sequence[int], stops: Sequence[int] | None = None
+                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which (slot, token) pairs hold the log-probability of the tokens ``starts[i] .. stops[i] - 1`` of each sequence.
+
+    The last token of a sequence need not be in the tree: it is predicted, never read.
+
+    Returns:
+        slots ``(M,)`` distinct flat slots; rows ``(J,)`` ascending indexes into slots; tokens ``(J,)``; and inverse
+        ``(J,)`` such that ``logps[inverse]`` has the order sequence by sequence, token by token.
+    """
+    slot_of, token_of = [], []
+    for i, (nodes, sequence) in enumerate(zip(tree.nodes, sequences, strict=True)):
+        stop = len(sequence) if stops is None else stops[i]
+        slot_of.append(nodes[starts[i] - 1: stop - 1])
+        token_of.append(np.asarray(sequence[starts[i]: stop], dtype=np.int64))
+    flat_slots, flat_tokens = np.concatenate(slot_of), np.concatenate(token_of)
+    slots, rows = np.unique(flat_slots, return_inverse=True)
+    order = np.argsort(rows, kind="stable")
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return tuple(torch.from_numpy(x) for x in (slots, rows[order], flat_tokens[order], inverse))
+
+
+def supports_trees(model: PreTrainedModel) -> bool:
+    """Whether a tree forward of this model gives what plain forwards give, tried on a few tokens.
+
+    False for architectures that ignore custom masks or positions (state-space layers, for example).
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    sequences = [[t % vocabulary for t in s] for s in ([5, 6, 7, 8, 9], [5, 6, 17, 18], [5, 26, 27])]
+    tree = pack_trees(sequences).to(model.device)
+    slots = torch.from_numpy(np.concatenate(tree.nodes)).to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = torch.cat([model(input_ids=torch.tensor([s], device=model.device)).logits[0] for s in sequences]).float()
+            found = model(tree=tree, slots=slots, readout=lambda hidden, head: head(hidden)).float()
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1.0))
+
+
+def base_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model inside DDP and PEFT wrappers; adapters stay in place."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
