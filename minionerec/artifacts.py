@@ -36,12 +36,21 @@ SECTIONS = {
     "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
     "baselines": ("seed", "baselines"),
 }
+# Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
+WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "sentence-transformers", "numpy", "pandas")
 
 
 def stage_path(experiment: Experiment, stage: str) -> Path:
     """``runs/<name>/<stage>``."""
     return Path(experiment.output_dir) / experiment.name / stage
+
+
+def evaluation_path(experiment: Experiment) -> Path:
+    """``runs/<name>/evaluate/<checkpoint>-<split>``; of a checkpoint given as a path the last component counts."""
+    checkpoint = Path(experiment.evaluate.checkpoint).resolve().name
+    return stage_path(experiment, "evaluate") / f"{checkpoint}-{experiment.evaluate.split}"
 
 
 def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
             flat.update({f"{owner}.{name}": item for name, item in dataclasses.asdict(value).items()})
         else:
             flat[owner] = value
-    return flat
+    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
 
 
 def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> bool:
@@ -71,7 +80,8 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> boo
     manifest = verify(path)
     changed = settings_difference(manifest["settings"], relevant_settings(experiment, stage))
     if changed:
-        raise UserError(f"{path}: was made with other settings ({'; '.join(changed)}); delete it, or give this experiment another name")
+        raise UserError(f"{path}: was made with other settings ({'; '.join(changed)}); "
+                        f"delete it, or give this experiment another name with --name NAME")
     check_parents(path, manifest)
     return True
 
@@ -81,8 +91,11 @@ def settings_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
 
 
-def require_stage(experiment: Experiment, stage: str) -> Path:
+def require_stage(experiment: Experiment, stage: str, digests: bool = True) -> Path:
     """The directory of an earlier stage, verified.
+
+    Args:
+        digests: as for ``verify``.
 
     Raises:
         UserError: it is missing (the command that makes it is named), damaged, or made from other parents.
@@ -90,44 +103,61 @@ def require_stage(experiment: Experiment, stage: str) -> Path:
     path = stage_path(experiment, stage)
     if not path.is_dir():
         raise UserError(f"{path} not found; run `{COMMANDS[stage]}` with the same --config first")
-    check_parents(path, verify(path))
+    check_parents(path, verify(path, digests))
     return path
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Compare every file of a committed directory with its manifest; returns the manifest.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a committed directory, byte for byte as it was written.
 
     Raises:
-        UserError: naming the first file that is missing, surplus in the manifest, or changed.
+        UserError: there is none, or it was changed.
     """
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        files = manifest["files"]
-    except FileNotFoundError:
+        text = file.read_bytes().decode("ascii")
+        manifest = json.loads(text)
+        intact = _digest_of_json({k: v for k, v in manifest.items() if k != "manifest_sha256"}) == manifest["manifest_sha256"]
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: has no {MANIFEST}; it was not written by this pipeline or was only partly copied") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path / MANIFEST}: is damaged (not the JSON that was written); make {path} again") from None
-    recorded = manifest.pop("manifest_sha256", None)
-    if recorded != _digest_of_json(manifest):
-        raise UserError(f"{path / MANIFEST}: is damaged (its digest does not match); make {path} again")
-    for name, expected in files.items():
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{file}: is damaged (not the JSON that was written); delete {path} and make it again") from None
+    if not intact or _manifest_text(manifest) != text:
+        raise UserError(f"{file}: is damaged (its digest does not match); delete {path} and make it again")
+    return manifest
+
+
+def verify(path: Path, digests: bool = True) -> dict[str, Any]:
+    """Compare every file of a committed directory with its manifest; returns the manifest.
+
+    Args:
+        digests: False compares sizes only: instant, for a first look that another reader repeats in full.
+
+    Raises:
+        UserError: naming the first file that is missing, shorter or longer than it was, or changed.
+    """
+    manifest, advice = read_manifest(path), f"delete {path} and make it again"
+    for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise UserError(f"{file}: is missing though {MANIFEST} lists it; make {path} again")
-        if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
-            raise UserError(f"{file}: is damaged (sha256 differs from {MANIFEST}); make {path} again")
-    return {**manifest, "manifest_sha256": recorded}
+            raise UserError(f"{file}: is missing though {MANIFEST} lists it; {advice}")
+        size = file.stat().st_size
+        if size != expected["size"]:
+            raise UserError(f"{file}: is damaged ({size} bytes, {MANIFEST} lists {expected['size']}); {advice}")
+        if digests and sha256_file(file) != expected["sha256"]:
+            raise UserError(f"{file}: is damaged (its sha256 is not the one in {MANIFEST}); {advice}")
+    return manifest
 
 
 def check_parents(path: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a directory whose parents (siblings of the same experiment) are no longer the ones it was made from."""
-    for name, digest in manifest["parents"].items():
-        parent = path.parent / name if manifest["stage"] != "evaluate" else path.parent.parent / name
-        if not (parent / MANIFEST).is_file():
+    """Refuse a directory whose parents are no longer the ones it was made from; parents that are gone cannot be compared."""
+    for relative, digest in manifest["parents"].items():
+        parent = Path(os.path.normpath(path / relative))
+        if not parent.exists():
             continue
-        found = json.loads((parent / MANIFEST).read_bytes()).get("manifest_sha256")
+        found = read_manifest(parent)["manifest_sha256"]
         if found != digest:
-            raise UserError(f"{path}: was made from another {parent} (manifest {digest[:12]}, now {str(found)[:12]}); "
+            raise UserError(f"{path}: was made from another {parent} (manifest {digest[:12]}, now {found[:12]}); "
                             f"delete {path} and run `{COMMANDS[manifest['stage']]}` again")
 
 
@@ -145,31 +175,32 @@ def committed(final: Path, stage: str, settings: dict[str, Any], parents: list[P
     Raises:
         UserError: the disk is full or not writable; ``final`` is then still absent.
     """
+    if final.exists():
+        raise UserError(f"{final}: exists already; delete it to make it again")
     staging = final.with_name(f".{final.name}.staging")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)      # what an earlier run left when it was killed
         staging.mkdir(parents=True)
         yield staging
         commit(staging, final, stage, settings, parents, **facts)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise UserError(f"{final}: cannot be written: {os.strerror(error.errno)}; nothing under that name was changed") from error
-        raise
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        reason = _disk_trouble(error)
+        if reason is None:
+            raise
+        raise UserError(f"{final}: cannot be written: {reason}; make room or pass another --output_dir, then run again "
+                        f"(nothing half-written was left behind)") from error
 
 
 def commit(staging: Path, final: Path, stage: str, settings: dict[str, Any], parents: list[Path], **facts: Any) -> None:
     """Sync every file, write the manifest last, sync the directory, rename, sync the parent."""
     files = {str(p.relative_to(staging)): {"size": p.stat().st_size, "sha256": sha256_file(p)}
-             for p in sorted(staging.rglob("*")) if p.is_file() and p.name != MANIFEST}
+             for p in sorted(staging.rglob("*")) if p.is_file() and p != staging / MANIFEST}
     manifest = {"stage": stage, "settings": settings, "versions": _versions(), "git_commit": _git_commit(), "files": files,
-                "parents": {p.name: json.loads((p / MANIFEST).read_bytes())["manifest_sha256"] for p in parents}, **facts}
+                "parents": {os.path.relpath(p, final): read_manifest(p)["manifest_sha256"] for p in parents}, **facts}
     manifest = json.loads(json.dumps(manifest))
     manifest["manifest_sha256"] = _digest_of_json(manifest)
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (staging / MANIFEST).write_text(_manifest_text(manifest), encoding="ascii")
     for name in [*files, MANIFEST]:
         fsync(staging / name)
     for directory in [p for p in staging.rglob("*") if p.is_dir()] + [staging]:
@@ -183,15 +214,20 @@ def locked(final: Path) -> Iterator[None]:
     """Hold the directory's lock; the kernel releases it when the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it (its pid and host are named).
+        UserError: another process holds it (its pid and host are named), or the folder cannot be written.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with open(final.with_name(f".{final.name}.lock"), "a+") as handle:
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(final.with_name(f".{final.name}.lock"), "a+", encoding="ascii")   # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{final.parent}: cannot be written: {os.strerror(error.errno)}; pass another --output_dir") from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            raise UserError(f"{final}: is being written by another process ({handle.read().strip()}); wait for it or stop it") from None
+            holder = handle.read() or "just started"
+            raise UserError(f"{final}: is being written by another process ({holder}); wait for it or stop it") from None
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
         handle.flush()
@@ -224,8 +260,21 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
         handle.write(json.dumps(row) + "\n")
 
 
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """The only bytes that a manifest may consist of, so that no change to them goes unseen."""
+    return json.dumps(manifest, indent=1) + "\n"
+
+
 def _digest_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _disk_trouble(error: BaseException) -> str | None:
+    """The disk's complaint behind an error, if any. Rust libraries (safetensors) pass it on as text only."""
+    for code in DISK_ERRORS:
+        if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
+            return os.strerror(code)
+    return None
 
 
 def _versions() -> dict[str, str]:
@@ -233,6 +282,9 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    """The commit of this code, with ``-dirty`` when files were changed since; ``unknown`` outside a git checkout."""
+    if shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else "unknown"

@@ -77,7 +77,7 @@ need_environment() {
     local advice="run \`bash quickstart.sh\` once, or \`pip install -r requirements.txt\` in an active environment"
     find_python || refuse "no Python environment is active and $ROOT/.venv does not exist; $advice"
     "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
-        yaml fire torch transformers accelerate || refuse "$PYTHON lacks packages of requirements.txt; $advice"
+        yaml torch transformers accelerate || refuse "$PYTHON lacks packages of requirements.txt; $advice"
 }
 
 # ------------------------------------------------------------------------------------------------------- a stage
