@@ -1,0 +1,1 @@
+"""Stage 0: raw or tabular data to items, interactions and a split."""

@@ -1,0 +1,193 @@
+"""Stage 0: raw or tabular data to items, interactions and a split.
+
+    python data/prepare.py --config configs/quickstart.yaml
+    python data/prepare.py --config configs/own_dataset.yaml --data.path my_shop --data.split leave_one_out
+
+Writes runs/<name>/data: items.parquet, interactions.parquet (global order; a user's rows in file order are the user's
+sequence), stats.json and, where the source brings SIDs, given_sids.json. Filters are those of the MiniOneRec report,
+arXiv:2510.24431: title length, time window, iterative k-core; a split that the source carries is taken as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pandas as pd
+
+from data import embedded, minionerec_csv, split, tables
+from minionerec import artifacts
+from minionerec.config import UserError, one_line_errors, read_command_line
+from minionerec.settings import DataSettings, Experiment
+
+NEXT = artifacts.COMMANDS["embeddings"]
+
+
+def main() -> None:
+    experiment, flags = read_command_line(__doc__)
+    if flags:
+        raise UserError(f"command line: unknown flag --{next(iter(flags))}; settings are written --section.key value")
+    path = artifacts.stage_path(experiment, "data")
+    if artifacts.is_done(experiment, "data"):
+        print(f"{path} is finished; next: {NEXT} with the same --config")
+        return
+    with artifacts.locked(path):
+        settings = artifacts.relevant_settings(experiment, "data")
+        with artifacts.committed(path, "data", settings, parents=[]) as staging:
+            source = load_source(experiment)
+            own = keeps_own_split(experiment.data)
+            items, interactions, dropped = (keep_as_is if own else apply_filters)(source, experiment.data)
+            interactions = assign_splits(interactions, experiment.data, own)
+            stats = describe(items, interactions, dropped, source, experiment.data, own)
+            write(staging, items, interactions, stats, source.given_sids)
+    for note in source.notes:
+        print(f"note: {note}")
+    print(summary(stats))
+    print(f"\nwritten to {path}; next: {NEXT} with the same --config")
+
+
+def load_source(experiment: Experiment) -> tables.Source:
+    """Read the configured source."""
+    data = experiment.data
+    if data.source == "embedded":
+        return embedded.load(experiment.seed)
+    if data.source == "minionerec":
+        return minionerec_csv.load(data)
+    return tables.load(data)
+
+
+def keeps_own_split(settings: DataSettings) -> bool:
+    """Whether the source's own split is taken as it is; filters would change its samples, so none are applied."""
+    return settings.split == "own" or settings.source == "minionerec"
+
+
+def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Title length, time window, rating and k-core, in this order.
+
+    Users too short for any sample (or, with leave_one_out, for all three splits) go too. With k-core on, so do the items
+    that nobody interacted with.
+
+    Returns:
+        Items, interactions in global order, and what was dropped by reason.
+    """
+    items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
+
+    def keep(mask: np.ndarray, reason: str) -> None:
+        nonlocal interactions
+        dropped[reason] = int((~mask).sum())
+        interactions = interactions[mask]
+
+    good_title = np.array([split.title_is_kept(title, settings.max_title_words) for title in items["title"]])
+    dropped["items with a title of more than data.max_title_words words"] = int((~good_title).sum())
+    items = items[good_title]
+    keep(interactions["item_id"].isin(items["item_id"]).to_numpy(), "interactions with those items")
+    keep(split.in_window(interactions["timestamp"].to_numpy(), settings.start, settings.end), "interactions outside data.start .. data.end")
+    if settings.min_rating > 0:
+        keep(interactions["rating"].to_numpy() >= settings.min_rating, "interactions rated below data.min_rating or not rated")
+    shortest = 3 if settings.split == "leave_one_out" else 2
+    users, item_codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
+    long_enough = split.k_core(users, item_codes, shortest, 1)
+    dropped[f"users with fewer than {shortest} interactions"] = len(np.unique(users)) - len(np.unique(users[long_enough]))
+    keep(long_enough, "interactions of those users")
+    if settings.k_core > 1:
+        users, item_codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
+        keep(split.k_core(users, item_codes, max(settings.k_core, shortest), settings.k_core), "interactions outside the data.k_core")
+        used = items["item_id"].isin(interactions["item_id"]).to_numpy()
+        dropped["items without interactions after that"] = int((~used).sum())
+        items = items[used]
+    if interactions.empty:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise UserError(f"data: the filters left no interactions (dropped: {reasons}); lower data.k_core or widen data.start .. data.end")
+    return items, interactions.sort_values("timestamp", kind="stable"), dropped
+
+
+def keep_as_is(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Everything but users with a single interaction; equal times are ordered train, valid, test, then by source order.
+
+    Returns:
+        Items, interactions in global order, and what was dropped by reason.
+    """
+    interactions = source.interactions
+    users = pd.factorize(interactions["user_id"])[0]
+    single = np.bincount(users)[users] < 2
+    rank = interactions["split"].map({name: at for at, name in enumerate(tables.SPLITS)})
+    ordered = interactions.assign(rank=rank)[~single].sort_values(["timestamp", "rank"], kind="stable").drop(columns="rank")
+    return source.items, ordered, {**source.dropped, "users with fewer than 2 interactions": int(single.sum())}
+
+
+def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool) -> pd.DataFrame:
+    """The interactions with their split.
+
+    Raises:
+        UserError: a split has no targets.
+    """
+    users = pd.factorize(interactions["user_id"])[0]
+    target = split.positions(users) > 0
+    if own:
+        splits = interactions["split"].to_numpy(object)
+    elif settings.split == "leave_one_out":
+        splits = split.leave_one_out(users)
+    else:
+        splits = split.global_time(interactions["timestamp"].to_numpy(), target, settings.split_ratios)
+    for name in tables.SPLITS:
+        if not (target & (splits == name)).any():
+            raise UserError(f"data.split: no target is in {name}; every split needs at least one")
+    return interactions.assign(split=splits)
+
+
+def describe(items: pd.DataFrame, interactions: pd.DataFrame, dropped: dict[str, int], source: tables.Source,
+             settings: DataSettings, own: bool) -> dict[str, Any]:
+    """The content of stats.json, leak report included."""
+    users = pd.factorize(interactions["user_id"])[0]
+    code_of = pd.Series(range(len(items)), index=items["item_id"])
+    codes = interactions["item_id"].map(code_of).to_numpy()
+    splits = interactions["split"].to_numpy(object)
+    filters = "none: the source's own split is taken as it is" if own else "title words, time window, rating, k-core"
+    return {
+        "source": settings.source, "split": "own" if own else settings.split, "filters": filters, "dropped": dropped,
+        "timestamps": source.timestamps,
+        **split.statistics(users, codes, interactions["timestamp"].to_numpy(), splits, len(items), settings.max_history),
+        "leaks": split.leak_report(users, splits),
+    }
+
+
+def write(staging: Path, items: pd.DataFrame, interactions: pd.DataFrame, stats: dict[str, Any],
+          given_sids: dict[str, list[int]] | None) -> None:
+    """The files of runs/<name>/data, with fixed column types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    item_schema = pa.schema([(name, pa.list_(text) if name == "categories" else text) for name in tables.ITEM_COLUMNS])
+    types = {"timestamp": pa.int64(), "rating": pa.float64()}
+    schema = pa.schema([(name, types.get(name, text)) for name in tables.INTERACTION_COLUMNS])
+    for frame, columns, name in ((items, item_schema, "items"), (interactions, schema, "interactions")):
+        table = pa.table({field.name: pa.array(frame[field.name].tolist(), field.type) for field in columns}, schema=columns)
+        pq.write_table(table, staging / f"{name}.parquet")
+    artifacts.write_json(staging / "stats.json", stats)
+    if given_sids is not None:
+        artifacts.write_json(staging / "given_sids.json", given_sids)
+
+
+def summary(stats: dict[str, Any]) -> str:
+    """What was dropped, the counts and one line per split, for the screen."""
+    lines = [f"source {stats['source']}, split {stats['split']}, filters: {stats['filters']}"]
+    lines += [f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count]
+    lines.append(f"{stats['users']:,} users, {stats['items']:,} items ({stats['items_with_interactions']:,} with interactions), "
+                 f"{stats['interactions']:,} interactions, repeat rate {stats['repeat_rate']:.1%}")
+    lines.append(f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} {'in history':>11} {'in train':>9} {'cold':>6}")
+    for name, row in stats["splits"].items():
+        lines.append(f"{name:<6} {row['samples']:>9,} {row['users']:>8,} {row['history_length']['50%']:>8.1f} {row['repeat_rate']:>9.1%} "
+                     f"{row['target_in_history_rate']:>11.1%} {row['target_seen_in_train_rate']:>9.1%} {row['cold_targets']:>6,}")
+    lines.append(f"leak check: {stats['leaks']['interactions_checked']:,} interactions of {stats['leaks']['users_checked']:,} users, "
+                 "no held-out one before or in train")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
