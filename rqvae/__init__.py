@@ -1,0 +1,1 @@
+"""Stage 1: item text to embeddings to semantic IDs."""

@@ -1,0 +1,218 @@
+"""Collisions: items that the quantiser gave the same SID get SIDs of their own (or a further code, or stay).
+
+``nearest_free`` (default). Under each prefix of L-1 codes, all items that collide share out the codes of the last level
+that are theirs or nobody's, at the least total squared distance between their residual and the codebook: one
+minimum-cost assignment per prefix (scipy's ``linear_sum_assignment``), so a group's code stays with the member it suits.
+Items that do not collide keep their SID. Where a prefix holds more items than codes, those for which it costs least move
+under a neighbouring prefix, each to the free pair of last two codes that quantises it best. (Reference
+implementations hand out codes by Sinkhorn within the group alone, which never looks at what is free.)
+
+Items with equal vectors (the same text listed twice) cannot be told apart by any code: they are spread over the nearest
+free codes, the earlier item to the nearer code.
+
+``extra_level``: every item of a colliding group gets a further code 0, 1, ... by distance, then item order; the others
+keep L codes, so no SID is a prefix of another. ``keep``: nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from rqvae.quantizers import Quantised, residual_before, squared_distances
+
+Sid = tuple[int, ...]
+
+
+def resolve_collisions(quantised: Quantised, sizes: list[int], policy: str) -> tuple[list[Sid], list[int]]:
+    """Final SID of every item, and the codebook sizes (one more for ``extra_level`` if anything collides)."""
+    if policy == "nearest_free":
+        return as_tuples(nearest_free(quantised, sizes)), sizes
+    sids = as_tuples(quantised.codes)
+    if policy == "keep":
+        return sids, sizes
+    extra = extra_level(quantised)
+    if extra.max() < 0:
+        return sids, sizes
+    longer = [(*sid, code) if code >= 0 else sid for sid, code in zip(sids, extra.tolist(), strict=True)]
+    return longer, [*sizes, int(extra.max()) + 1]
+
+
+def as_tuples(codes: np.ndarray) -> list[Sid]:
+    """``(N, L)`` codes as one tuple of Python ints per item."""
+    return list(map(tuple, codes.tolist()))
+
+
+def prefix_ids(codes: np.ndarray) -> np.ndarray:
+    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order.
+
+        >>> prefix_ids(np.array([[3, 1], [0, 5], [3, 1], [3, 0]])).tolist()
+        [[1, 2], [0, 0], [1, 2], [1, 1]]
+    """
+    ids = np.empty(codes.shape, np.int64)
+    above = np.zeros(len(codes), np.int64)
+    for depth, column in enumerate(codes.T):
+        _, above = np.unique(above * (int(column.max()) + 1) + column, return_inverse=True)   # above < N: no overflow
+        ids[:, depth] = above
+    return ids
+
+
+def colliding(codes: np.ndarray) -> np.ndarray:
+    """``(N,)`` bool: the item shares its SID with another."""
+    sid = prefix_ids(codes)[:, -1]
+    return np.bincount(sid)[sid] > 1
+
+
+def extra_level(quantised: Quantised) -> np.ndarray:
+    """``(N,)`` place of each colliding item in its group, by quantisation error, then item order; -1 for the others."""
+    items = np.flatnonzero(colliding(quantised.codes))
+    extra = np.full(len(quantised.codes), -1, np.int64)
+    if len(items):
+        error = np.square(residual_before(quantised, quantised.codes.shape[1], items)).sum(axis=1)
+        group = prefix_ids(quantised.codes[items])[:, -1]
+        order = np.lexsort((items, error, group))
+        extra[items[order]] = np.arange(len(items)) - np.searchsorted(group[order], group[order])
+    return extra
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nearest_free
+
+
+def nearest_free(quantised: Quantised, sizes: list[int]) -> np.ndarray:
+    """``(N, L)`` codes without collisions. There must be no more items than SIDs."""
+    codes = quantised.codes.copy()
+    overfull = []
+    for members in prefixes_with_collisions(codes):
+        if len(members) <= sizes[-1]:
+            share_out_last_codes(quantised, codes, members, sizes[-1])
+        else:
+            overfull.append(members)
+    if overfull:
+        room = FreeRoom(codes, overfull, sizes)
+        for members in overfull:
+            spill_surplus(quantised, codes, members, sizes[-1], room)
+    return codes
+
+
+def prefixes_with_collisions(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """The item numbers under each prefix of L-1 codes that holds a collision, prefixes in lexicographic order."""
+    ids = prefix_ids(codes)
+    prefix = ids[:, -2] if codes.shape[1] > 1 else np.zeros(len(codes), np.int64)
+    order = np.argsort(prefix, kind="stable")
+    crowded = np.unique(prefix[np.bincount(ids[:, -1])[ids[:, -1]] > 1])
+    starts, ends = (np.searchsorted(prefix[order], crowded, side=side) for side in ("left", "right"))
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield order[start:end]
+
+
+def share_out_last_codes(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int) -> None:
+    """Give the colliding items among ``members`` (all items of one prefix, at most ``size``) last codes of their own."""
+    movers, open_codes, cost, twin = _movers(quantised, codes, members, size)
+    rows, columns = linear_sum_assignment(cost)
+    rows, columns = _earlier_twin_nearer(rows, columns, cost, twin)
+    codes[movers[rows], -1] = open_codes[columns]
+
+
+def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int, room: FreeRoom) -> None:
+    """As ``share_out_last_codes`` for a prefix with more than ``size`` items: fill it, place the rest elsewhere.
+
+    Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that leave, which is an
+    assignment on the difference of the two because every open code is taken.
+    """
+    movers, open_codes, cost, twin = _movers(quantised, codes, members, size)
+    elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
+    rows, columns = linear_sum_assignment(cost - elsewhere[:, None])
+    rows, columns = _earlier_twin_nearer(rows, columns, cost, twin)
+    codes[movers[rows], -1] = open_codes[columns]
+    leavers = np.setdiff1d(np.arange(len(movers)), rows)
+    for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))]:
+        _, sid = room.cheapest(quantised, movers[row])
+        room.take(sid)
+        codes[movers[row]] = sid
+
+
+def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """What one prefix has to share out.
+
+    Returns:
+        movers: ``(m,)`` the items among ``members`` that collide.
+        open_codes: ``(A,)`` last codes that nobody has or that a colliding group has.
+        cost: ``(m, A)`` squared distances, float64; bit-equal rows for items with equal vectors.
+        twin: ``(m,)`` number of the item's vector among the distinct ones.
+    """
+    last = codes.shape[1] - 1
+    uses = np.bincount(codes[members, last], minlength=size)
+    movers = members[uses[codes[members, last]] > 1]
+    open_codes = np.flatnonzero(uses != 1)
+    vectors, twin = np.unique(residual_before(quantised, last, movers), axis=0, return_inverse=True)
+    cost = squared_distances(vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64))
+    return movers, open_codes, cost[twin], twin
+
+
+def _earlier_twin_nearer(rows: np.ndarray, columns: np.ndarray, cost: np.ndarray,
+                         twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same assignment at the same cost, with equal items served in item order, the nearer code first."""
+    order = np.lexsort((columns, cost[rows, columns], twin[rows]))
+    served = np.bincount(twin[rows], minlength=twin.max() + 1)             # how many of each kind have a column
+    by_twin = np.lexsort((np.arange(len(twin)), twin))
+    place = np.arange(len(twin)) - np.searchsorted(twin[by_twin], twin[by_twin])
+    return by_twin[place < served[twin[by_twin]]], columns[order]
+
+
+class FreeRoom:
+    """Which SIDs nobody has, for items that their prefix has no room for. Only built when a prefix overflows.
+
+    Args:
+        codes: ``(N, L)``, L at least 2.
+        overfull: the members of each overfull prefix; all its SIDs count as taken, theirs to share out.
+        sizes: K of every level.
+    """
+
+    def __init__(self, codes: np.ndarray, overfull: list[np.ndarray], sizes: list[int]) -> None:
+        self.sizes = sizes
+        self.used: Counter[Sid] = Counter()                    # prefix of 0..L-2 codes -> SIDs taken below it
+        self.taken: defaultdict[Sid, list[int]] = defaultdict(list)      # prefix of L-2 codes -> pairs taken, k * K_L + k'
+        settled = np.ones(len(codes), bool)
+        settled[np.concatenate(overfull)] = False
+        for sid in as_tuples(codes[settled]):
+            self.take(sid)
+        for members in overfull:
+            prefix = tuple(codes[members[0], :-1].tolist())
+            for last in range(sizes[-1]):
+                self.take((*prefix, last))
+
+    def take(self, sid: Sid) -> None:
+        """Mark a free SID as taken."""
+        for depth in range(len(sid) - 1):
+            self.used[sid[:depth]] += 1
+        self.taken[sid[:-2]].append(sid[-2] * self.sizes[-1] + sid[-1])
+
+    def has_room(self, prefix: Sid) -> bool:
+        """Whether a prefix of at most L-2 codes has a free SID below it."""
+        return self.used[prefix] < int(np.prod(np.array(self.sizes[len(prefix):], dtype=object)))
+
+    def cheapest(self, quantised: Quantised, item: int) -> tuple[float, Sid]:
+        """``(squared error, SID)`` of the best free pair of last codes under the nearest prefix with room.
+
+        The last two codes are chosen jointly. Only if everything under the item's first L-2 codes is taken do codes
+        further up change, as few as possible, each to the nearest code that has room below it.
+        """
+        prefix = tuple(quantised.codes[item, :-2].tolist())
+        while not self.has_room(prefix):
+            prefix = prefix[:-1]
+        residual = residual_before(quantised, len(prefix), np.array([item]))[0].astype(np.float64)
+        while len(prefix) < len(self.sizes) - 2:
+            codebook = quantised.codebooks[len(prefix)]
+            near = np.square(residual - codebook).sum(axis=1).argsort(kind="stable")
+            code = next(int(code) for code in near if self.has_room((*prefix, int(code))))
+            prefix, residual = (*prefix, code), residual - codebook[code]
+        first, second = (codebook.astype(np.float64) for codebook in quantised.codebooks[-2:])
+        # ||r - a - b||^2 for every pair: ||r - a||^2 + ||b||^2 - 2 (r - a).b                        (K_{L-1}, K_L)
+        error = squared_distances(residual - first, second)
+        error.ravel()[self.taken[prefix]] = np.inf
+        pair = int(error.argmin())
+        return float(error.flat[pair]), (*prefix, *divmod(pair, self.sizes[-1]))

@@ -1,0 +1,180 @@
+"""Stage 1b: item embeddings to semantic IDs (sections 3.1 and 3.2 of the MiniOneRec report, arXiv:2510.24431).
+
+    python rqvae/train.py --config configs/quickstart.yaml
+    python rqvae/train.py --config C --sids.method rqvae --sids.epochs 1000
+
+Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.py``); writes ``runs/<name>/sids``:
+``sids.json``, ``report.json``, the quantiser's weights, and the embeddings that the SIDs were made from.
+
+Departures from the reference code: (1) the default is residual k-means, no training: see docs/LOG.md for what each
+method measures; (2) collisions are resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an RQ-VAE
+the best epoch is kept, not the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import save
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from minionerec.artifacts import (  # noqa: E402
+    append_log, committed, is_done, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
+)
+from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
+from minionerec.settings import Experiment  # noqa: E402
+from rqvae.assign import Sid, resolve_collisions  # noqa: E402
+from rqvae.quantizers import Quantised, check_inputs, fit_random, fit_rqkmeans, from_codes  # noqa: E402
+from rqvae.report import build_report, summary  # noqa: E402
+
+
+NEXT = "Next: bash sft.sh with the same --config"
+
+
+def main(experiment: Experiment) -> None:
+    """Read, quantise, resolve collisions, report, commit."""
+    final = stage_path(experiment, "sids")
+    if is_done(experiment, "sids", final):
+        print(f"{final}: is finished already, with these settings. {NEXT}")
+        return
+    with locked(final):
+        data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
+        items = pd.read_parquet(data / "items.parquet")
+        interactions = pd.read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"])
+        embeddings = read_embeddings(embedded, items["item_id"].tolist())
+
+        started = time.perf_counter()
+        quantised, sizes = quantise(experiment, embeddings, items["item_id"].tolist(), data, embedded)
+        fitted = time.perf_counter()
+        sids, final_sizes = resolve_collisions(quantised, sizes, experiment.sids.collision)
+        seconds = {"fit": round(fitted - started, 2), "collisions": round(time.perf_counter() - fitted, 2)}
+
+        report = {"method": experiment.sids.method, "collision": experiment.sids.collision, "seconds": seconds,
+                  **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed)}
+        text = sids_json(dict(zip(items["item_id"], sids, strict=True)), final_sizes, experiment.sids.method,
+                         sha256_file(embedded / "embeddings.npy"))
+        with committed(final, "sids", relevant_settings(experiment, "sids"), [data, embedded],
+                       sids_sha256=hashlib.sha256(text.encode()).hexdigest()) as staging:
+            (staging / "sids.json").write_text(text, encoding="utf-8")
+            link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
+            link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
+            (staging / "quantizer.safetensors").write_bytes(save(quantised.tensors))
+            write_json(staging / "quantizer.json", {"method": experiment.sids.method, "codebook_sizes": sizes,
+                                                    "width": quantised.codebooks[0].shape[1]})
+            write_json(staging / "report.json", report)
+            for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
+                append_log(staging / "log.jsonl", row)
+    print(summary(report))
+    print(f"{len(sids)} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {experiment.sids.method} "
+          f"in {sum(seconds.values()):.1f} s -> {final}\n{NEXT}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Read
+
+
+def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
+    """``(N, D)`` float32, rows in the order of ``items.parquet``.
+
+    Raises:
+        UserError: the ids beside the embeddings are not the catalogue's, in its order.
+    """
+    ids = json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
+    if ids != expected_ids:
+        shorter = min(len(ids), len(expected_ids))
+        at = next((row for row in range(shorter) if ids[row] != expected_ids[row]), shorter)
+        found, wanted = ([*group, "nothing"][min(at, len(group))] for group in (ids, expected_ids))
+        raise UserError(f"{folder / 'item_ids.json'}, row {at}: '{found}', expected '{wanted}' as in items.parquet "
+                        f"({len(ids)} ids for {len(expected_ids)} items); delete {folder} and run `bash rqvae/rqvae.sh` again")
+    return np.load(folder / "embeddings.npy", allow_pickle=False)
+
+
+def read_given(path: Path, item_ids: list[str], settings_sizes: list[int]) -> tuple[np.ndarray, list[int]]:
+    """The codes that came with the data, and their codebook sizes.
+
+    The sizes are ``sids.codebook_sizes`` if the codes fit into them, else the largest code of each level + 1 (said).
+
+    Returns:
+        ``(N, L)`` codes in the order of ``item_ids``, and K per level.
+
+    Raises:
+        UserError: no file, an item without codes, or codes that are not L whole numbers from 0 (the item is named).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found, but sids.method is given; use data.source minionerec with a folder that holds an "
+                        "index.json, or another sids.method")
+    given = json.loads(path.read_text(encoding="utf-8"))
+    missing = [item for item in item_ids if item not in given]
+    if missing:
+        raise UserError(f"{path}: item '{missing[0]}' has no codes ({len(missing)} items have none); "
+                        "add them, or use another sids.method")
+    length = len(given[item_ids[0]])
+    for item in item_ids:
+        if len(given[item]) != length or not all(type(code) is int and code >= 0 for code in given[item]) or not length:
+            raise UserError(f"{path}: item '{item}' has codes {given[item]}, expected {max(length, 1)} whole numbers from 0; "
+                            "mend the index, or use another sids.method")
+    codes = np.array([given[item] for item in item_ids], np.int64)
+    largest = codes.max(axis=0)
+    if len(settings_sizes) == length and (largest < settings_sizes).all():
+        return codes, list(settings_sizes)
+    sizes = (largest + 1).tolist()
+    print(f"sids.codebook_sizes {settings_sizes} does not fit the given SIDs; their own sizes {sizes} are used")
+    return codes, sizes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Quantise and write
+
+
+def quantise(experiment: Experiment, embeddings: np.ndarray, item_ids: list[str], data: Path,
+             embedded: Path) -> tuple[Quantised, list[int]]:
+    """Codes before collisions are resolved, by ``sids.method``, and K per level.
+
+    Raises:
+        UserError: the embeddings or the codebook sizes cannot work (``check_inputs``).
+    """
+    sids, seed, where = experiment.sids, experiment.seed, str(embedded / "embeddings.npy")
+    if sids.method == "given":
+        codes, sizes = read_given(data / "given_sids.json", item_ids, sids.codebook_sizes)
+        check_inputs(embeddings, item_ids, sizes, where, fitted=False)
+        return from_codes(embeddings, codes, sizes), sizes
+    sizes = list(sids.codebook_sizes)
+    check_inputs(embeddings, item_ids, sizes, where)
+    match sids.method:
+        case "random":
+            return fit_random(embeddings, sizes, seed), sizes
+        case "rqkmeans":
+            return fit_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
+    raise UserError(f"sids.method: {sids.method} is not built yet")
+
+
+def sids_json(sids: dict[str, Sid], sizes: list[int], method: str, embeddings_sha256: str) -> str:
+    """The text of ``sids.json``, one item per line."""
+    lines = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}: {json.dumps(list(sid))}" for item, sid in sids.items())
+    rest = json.dumps({"codebook_sizes": sizes, "method": method, "embeddings_sha256": embeddings_sha256}, indent=1)
+    return '{\n "sids": {\n' + lines + "\n },\n" + rest[2:] + "\n"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        settings, flags = read_command_line(__doc__)
+        if flags:
+            raise UserError(f"command line: unknown flag --{next(iter(flags))}; settings are written --section.key value")
+        main(settings)
