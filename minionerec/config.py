@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,19 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(2)
 
 
-def read_command_line(usage: str, argv: list[str] | None = None) -> tuple[Experiment, dict[str, str]]:
+def read_command_line(
+    usage: str, argv: list[str] | None = None, own: Collection[str] | None = None
+) -> tuple[Experiment, dict[str, str]]:
     """Read ``--config C --section.key value ...``.
 
     Args:
         usage: the script's docstring, printed before the keys on ``--help``.
         argv: the words after the script's name; the process's own by default.
+        own: flags that belong to the script (``{"history", "k"}``), every other one is a mistake; None leaves it to the
+            script to look at what it gets.
 
     Returns:
-        The experiment, and the flags without a dot (``--history``, ``--k``), which belong to the script.
+        The experiment, and the flags without a dot, which belong to the script.
 
     Raises:
         UserError: with every mistake on a line of its own.
@@ -104,8 +108,9 @@ def read_command_line(usage: str, argv: list[str] | None = None) -> tuple[Experi
     if "config" not in flags:
         raise UserError("--config is missing; name a YAML file, e.g. --config configs/quickstart.yaml")
     path = flags.pop("config")
-    overrides = {key: value for key, value in flags.items() if "." in key or key in TOP_LEVEL}
-    return read_experiment(path, overrides), {key: value for key, value in flags.items() if key not in overrides}
+    scripts = {key: value for key, value in flags.items()
+               if (key in own if own is not None else "." not in key and key not in TOP_LEVEL)}
+    return read_experiment(path, {key: value for key, value in flags.items() if key not in scripts}), scripts
 
 
 def read_experiment(path: str | Path, overrides: dict[str, str] | None = None) -> Experiment:
@@ -409,6 +414,8 @@ def _text(node: yaml.Node) -> str:
 
 def _nearest_key(section: str, name: str) -> str:
     """Where an unknown key may belong: a similar one of its section, or the same one of another."""
+    if not section and name in SECTIONS:
+        return f"; it is a section, write {name}.KEY"
     keys = {owner: [f.name for f in dataclasses.fields(_settings_of(owner))] for owner in ["", *SECTIONS]}
     near = difflib.get_close_matches(name, keys[section], n=1)
     elsewhere = [f"{owner}.{name}" if owner else name for owner in keys if owner != section and name in keys[owner]]
@@ -423,7 +430,4 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 if __name__ == "__main__":
     with one_line_errors():
-        found, extra = read_command_line(__doc__)
-        if extra:
-            raise UserError(f"command line: unknown flag --{next(iter(extra))}; settings are written --section.key value")
-        print(f"{found.name}: valid")
+        print(f"{read_command_line(__doc__, own=())[0].name}: valid")

@@ -76,8 +76,11 @@ set_up() {
 need_environment() {
     local advice="run \`bash quickstart.sh\` once, or \`pip install -r requirements.txt\` in an active environment"
     find_python || refuse "no Python environment is active and $ROOT/.venv does not exist; $advice"
-    "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
-        yaml torch transformers accelerate || refuse "$PYTHON lacks packages of requirements.txt; $advice"
+    has_packages yaml torch transformers accelerate || refuse "$PYTHON lacks packages of requirements.txt; $advice"
+}
+
+has_packages() {
+    "$PYTHON" -P -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "$@"
 }
 
 # ------------------------------------------------------------------------------------------------------- a stage
@@ -122,31 +125,49 @@ run_python() {
 # it hides the exit code, answers a one-line error with a traceback of its own and leaves the stage running when it is
 # told to stop.
 launch() {
-    local gpus options=() script="$ROOT/$1"
-    gpus="$(visible_gpus)"
-    if [[ -z "${ACCELERATE_CONFIG:-}" ]] && ((gpus <= 1)); then
+    local processes options=() script="$ROOT/$1" file="${ACCELERATE_CONFIG:-}"
+    [[ -z "$file" ]] || check_accelerate_config "$file"
+    processes="$(visible_gpus)"
+    if ((processes == 0)); then
+        export ACCELERATE_USE_CPU=true
+        processes=1
+    fi
+    if [[ -z "$file" ]] && ((processes == 1)); then
         export ACCELERATE_MIXED_PRECISION=no
-        ((gpus == 1)) || export ACCELERATE_USE_CPU=true
         run_python "$@"
     fi
     shift
-    if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then
-        [[ -f "$ACCELERATE_CONFIG" ]] || refuse "ACCELERATE_CONFIG: $ACCELERATE_CONFIG: no such file; configs/accelerate/ in $ROOT holds examples"
-        options=(--config_file "$ACCELERATE_CONFIG")
-        grep -q '^num_processes:' "$ACCELERATE_CONFIG" || options+=(--num_processes "$((gpus > 0 ? gpus : 1))")
+    if [[ -z "$file" ]]; then
+        options=(--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0)
+    else
+        options=(--config_file "$file")
+        processes="$(setting_in "$file" num_processes "$processes")"
         [[ -z "${MACHINE_RANK:-}" ]] || options+=(--machine_rank "$MACHINE_RANK")
         [[ -z "${MAIN_PROCESS_IP:-}" ]] || options+=(--main_process_ip "$MAIN_PROCESS_IP")
-    else
-        options=(--multi_gpu --num_processes "$gpus" --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0)
     fi
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads_per_process "$gpus")}"
-    exec "$PYTHON" -P -m accelerate.commands.launch "${options[@]}" "$script" "$@"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads_for "$processes")}"
+    exec "$PYTHON" -P -m accelerate.commands.launch "${options[@]}" --num_processes "$processes" "$script" "$@"
 }
 
-# The machine's cores shared among the processes, at least 1.
-threads_per_process() {
-    local cores processes="$1"
+# Refuse a file that cannot work; on the CPU, hide the GPUs from everything that the stage starts.
+check_accelerate_config() {
+    [[ -f "$1" ]] || refuse "ACCELERATE_CONFIG: $1: no such file; $ROOT/configs/accelerate holds some to start from"
+    if grep -q '^distributed_type: *DEEPSPEED' "$1" && ! has_packages deepspeed; then
+        refuse "ACCELERATE_CONFIG: $1: needs the package deepspeed; run \`$PYTHON -m pip install deepspeed\`"
+    fi
+    if grep -q '^use_cpu: *true' "$1"; then export CUDA_VISIBLE_DEVICES=""; fi
+}
+
+# setting_in FILE KEY DEFAULT: a number at the top level of a YAML file.
+setting_in() {
+    local found
+    found="$(sed -n "s/^$2: *\([0-9][0-9]*\).*/\1/p" "$1")"
+    echo "${found:-$3}"
+}
+
+# threads_for PROCESSES: the machine's cores shared among them, at least 1 each.
+threads_for() {
+    local cores
     cores="$(getconf _NPROCESSORS_ONLN)"
-    ((processes > 0)) || processes=1
-    echo "$((cores / processes > 0 ? cores / processes : 1))"
+    echo "$((cores > $1 ? cores / $1 : 1))"
 }
