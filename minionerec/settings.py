@@ -208,6 +208,15 @@ class BaselineSettings:
 
     methods: list[str] = setting(["popularity", "markov", "item_knn"], "which to run",
                                  choices=("popularity", "markov", "item_knn", "sasrec"))
+    sasrec_hidden_size: int = setting(128, "sasrec: width of the item embeddings", low=1)
+    sasrec_layers: int = setting(2, "sasrec: transformer blocks (its paper: 2)", low=1)
+    sasrec_heads: int = setting(2, "sasrec: attention heads; divides the width", low=1)
+    sasrec_dropout: float = setting(0.5, "sasrec: on embeddings, attention and blocks (its paper: 0.5 on sparse data)", low=0, high=0.9)
+    sasrec_learning_rate: float = setting(1e-3, "sasrec: AdamW step size (its paper)", above=0)
+    sasrec_weight_decay: float = setting(0.0, "sasrec: AdamW decoupled weight decay", low=0)
+    sasrec_batch_size: int = setting(128, "sasrec: windows of max_history + 1 items per step (its paper)", low=1)
+    sasrec_epochs: int = setting(200, "sasrec: most passes over the train sequences", low=1)
+    sasrec_patience: int = setting(10, "sasrec: epochs without a better validation NDCG@10 before stopping", low=1)
 
 
 @dataclass(frozen=True)

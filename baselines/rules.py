@@ -1,0 +1,153 @@
+"""Popularity, Markov and item-kNN: counting rules that a generative recommender has to beat.
+
+All three rank the full catalogue, may recommend an item again, and break ties by popularity, then by item order, so the
+same data gives the same ranking everywhere. Item-to-item rules (Markov, item-kNN) score an item by what it is to the recent
+history, ``score[j] = sum_m M[h_m, j] / m`` with h_1 the latest item. The few choices they leave open are a tiny grid
+that ``choose`` decides on validation targets; test targets are never looked at.
+
+* Popularity: train interactions per item.
+* Markov: ``M[i, j]`` counts how often j followed i within ``reach`` steps, a follower d steps away as 1/d, and preceded
+  it, times ``backward``. ``reach`` 1 and ``backward`` 0 are the first-order chain (the MC of Rendle et al., FPMC, WWW 2010).
+* Item-kNN: ``M[i, j] = users with both / (sqrt(users with i * users with j) + shrinkage)``, the cosine of Sarwar et al., WWW
+  2001, with shrinkage against chance pairs. Departure: the diagonal is not dropped, it counts the users who have the
+  item at least twice, so items that people buy again are offered again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sparse
+
+from minionerec.dataset import Sample
+
+ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
+
+MARKOV_GRID = tuple({"reach": reach, "backward": backward} for reach, backward in itertools.product((1, 3, 10), (0.0, 0.5)))
+KNN_GRID = tuple({"window": window, "shrinkage": shrinkage} for window, shrinkage in itertools.product((3, 10), (0.0, 20.0, 100.0)))
+MARKOV_WINDOW = 3
+
+
+class ItemRule(NamedTuple):
+    """An item-to-item matrix ``(N, N)`` and how many of the latest items look things up in it."""
+
+    matrix: sparse.csr_matrix
+    window: int
+
+
+def popularity_order(counts: np.ndarray) -> np.ndarray:
+    """``(N,)`` item indexes, most train interactions first, equal counts in item order."""
+    return np.argsort(-counts, kind="stable")
+
+
+def transition_counts(sequences: Sequence[Sequence[int]], num_items: int, reach: int, backward: float) -> sparse.csr_matrix:
+    """``(N, N)`` Markov matrix of the module's docstring.
+
+        >>> transition_counts([[0, 1, 2]], 3, reach=2, backward=0.0).toarray().tolist()
+        [[0.0, 1.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    items, users = _flat(sequences)
+    counts = sparse.csr_matrix((num_items, num_items))
+    for distance in range(1, reach + 1):
+        same = users[distance:] == users[:-distance]
+        before, after = items[:-distance][same], items[distance:][same]
+        counts += sparse.csr_matrix((np.full(len(before), 1.0 / distance), (before, after)), shape=counts.shape)
+    return (counts + backward * counts.T).tocsr()
+
+
+def item_cosine(sequences: Sequence[Sequence[int]], num_items: int, shrinkage: float) -> sparse.csr_matrix:
+    """``(N, N)`` item-kNN matrix of the module's docstring.
+
+        >>> item_cosine([[0, 1], [0], [1, 1]], 2, shrinkage=0.0).toarray().round(3).tolist()
+        [[0.0, 0.5], [0.5, 0.5]]
+    """
+    items, users = _flat(sequences)
+    times = sparse.csr_matrix((np.ones(len(items)), (users, items)), shape=(len(sequences), num_items))
+    owns = (times > 0).astype(float)                                                     # (users, N)
+    holders = np.asarray(owns.sum(axis=0)).ravel()
+    again = np.asarray((times > 1).sum(axis=0)).ravel().astype(float)
+    both = (owns.T @ owns - sparse.diags(holders) + sparse.diags(again)).tocoo()
+    norm = np.sqrt(holders[both.row] * holders[both.col]) + shrinkage
+    matrix = sparse.csr_matrix((both.data / norm, (both.row, both.col)), shape=(num_items, num_items))
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def rule_scores(rule: ItemRule, histories: Sequence[Sequence[int]]) -> np.ndarray:
+    """``(B, N)`` sum of the matrix rows of the latest ``window`` items, weighted 1, 1/2, 1/3 ... into the past."""
+    entries = [(row, item, 1.0 / ago) for row, history in enumerate(histories)
+               for ago, item in enumerate(history[: -rule.window - 1 : -1], start=1)]
+    rows, items, weights = zip(*entries, strict=True) if entries else ((), (), ())
+    looks = sparse.csr_matrix((weights, (rows, items)), shape=(len(histories), rule.matrix.shape[0]))
+    return (looks @ rule.matrix).toarray()
+
+
+def top_k(scores: np.ndarray, order: np.ndarray, k: int) -> np.ndarray:
+    """The k best items of every row, equal scores in the given order.
+
+        >>> top_k(np.array([[0.0, 2.0, 0.0]]), order=np.array([2, 1, 0]), k=2).tolist()
+        [[1, 2]]
+
+    Args:
+        scores: ``(B, N)``.
+        order: ``(N,)`` item indexes, the one to prefer in a tie first.
+        k: items returned; fewer when the catalogue is smaller.
+
+    Returns:
+        ``(B, min(k, N))`` item indexes, best first.
+    """
+    k = min(k, scores.shape[1])
+    ordered = scores[:, order]
+    worst = -np.partition(-ordered, k - 1, axis=1)[:, k - 1]                              # (B,) k-th best score
+    best = np.empty((len(scores), k), dtype=np.int64)
+    for row, threshold in enumerate(worst):
+        candidates = np.flatnonzero(ordered[row] >= threshold)
+        best[row] = candidates[np.argsort(-ordered[row, candidates], kind="stable")[:k]]
+    return order[best]
+
+
+def rank(rule: ItemRule, histories: Sequence[Sequence[int]], order: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """``(B, k)`` item indexes, best first, and their ``(B, k)`` scores."""
+    found = []
+    for start in range(0, len(histories), ROWS_AT_ONCE):
+        scores = rule_scores(rule, histories[start : start + ROWS_AT_ONCE])
+        items = top_k(scores, order, k)
+        found.append((items, np.take_along_axis(scores, items, axis=1)))
+    return np.concatenate([items for items, _ in found]), np.concatenate([scores for _, scores in found])
+
+
+def ndcg_at_10(items: np.ndarray, samples: Sequence[Sample]) -> float:
+    """Mean NDCG@10 of ``(B, >=10)`` ranked item indexes for the targets of the samples."""
+    hits = items[:, :10] == np.array([sample.target for sample in samples])[:, None]
+    return float((hits / np.log2(np.arange(hits.shape[1]) + 2)).sum(axis=1).mean())
+
+
+def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[ItemRule]:
+    """One rule per entry of ``MARKOV_GRID``."""
+    return [ItemRule(transition_counts(sequences, num_items, **choice), MARKOV_WINDOW) for choice in MARKOV_GRID]
+
+
+def knn_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[ItemRule]:
+    """One rule per entry of ``KNN_GRID``."""
+    return [ItemRule(item_cosine(sequences, num_items, choice["shrinkage"]), choice["window"]) for choice in KNN_GRID]
+
+
+def choose(candidates: Sequence[ItemRule], valid: Sequence[Sample], order: np.ndarray) -> tuple[int, list[float]]:
+    """The candidate with the best validation NDCG@10 (the first of equals), and the NDCG@10 of each.
+
+    Without validation samples there is nothing to choose by: the first candidate, and an empty list.
+    """
+    if not valid:
+        return 0, []
+    histories = [sample.history for sample in valid]
+    values = [ndcg_at_10(rank(rule, histories, order, 10)[0], valid) for rule in candidates]
+    return int(np.argmax(values)), values
+
+
+def _flat(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All sequences end to end ``(T,)``, and the number of the sequence each item is from ``(T,)``."""
+    items = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)
+    return items, np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
