@@ -15,8 +15,8 @@ that ``choose`` decides on validation targets; test targets are never looked at.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +26,8 @@ from minionerec.dataset import Sample
 
 ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
 
-MARKOV_GRID = tuple({"reach": reach, "backward": backward} for reach, backward in itertools.product((1, 3, 10), (0.0, 0.5)))
-KNN_GRID = tuple({"window": window, "shrinkage": shrinkage} for window, shrinkage in itertools.product((3, 10), (0.0, 20.0, 100.0)))
+MARKOV_GRID = tuple({"reach": reach, "backward": backward} for reach, backward in product((1, 3, 10), (0.0, 0.5)))
+KNN_GRID = tuple({"window": window, "shrinkage": shrinkage} for window, shrinkage in product((3, 10), (0.0, 20.0, 100.0)))
 MARKOV_WINDOW = 3
 
 
@@ -149,5 +149,5 @@ def choose(candidates: Sequence[ItemRule], valid: Sequence[Sample], order: np.nd
 
 def _flat(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All sequences end to end ``(T,)``, and the number of the sequence each item is from ``(T,)``."""
-    items = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)
+    items = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
     return items, np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])

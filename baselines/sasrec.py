@@ -43,7 +43,9 @@ class SASRec(nn.Module):
         dropout: on embeddings, attention and both halves of each block.
     """
 
-    def __init__(self, num_items: int, max_history: int, hidden_size: int, num_layers: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self, num_items: int, max_history: int, hidden_size: int, num_layers: int, num_heads: int, dropout: float
+    ) -> None:
         super().__init__()
         self.config = {"num_items": num_items, "max_history": max_history, "hidden_size": hidden_size,
                        "num_layers": num_layers, "num_heads": num_heads, "dropout": dropout}

@@ -36,39 +36,36 @@ SidOf = Mapping[str, Sequence[int]]
 class Place(NamedTuple):
     """Where a ranked list holds the target.
 
-    ``first`` counts from 0 and is the position of the best item of the target's tie group; the target is equally likely at
-    ``first .. first + size - 1``. Only the first ``listed`` of these positions lie inside the list. ``sid_rank`` counts
-    the distinct SIDs before the target's. All are None (``listed`` 0) where the list has nothing of the target.
+    ``first`` counts from 0 and is the position of the best item of the target's tie group: the target is equally likely
+    at ``first .. first + size - 1``; both are None where the list does not hold the target. ``sid_rank`` counts the
+    distinct SIDs before the target's, None where no item of the list has it.
     """
 
     first: int | None
     size: int | None
-    listed: int
     sid_rank: int | None
 
 
-NOWHERE = Place(None, None, 0, None)
+NOWHERE = Place(None, None, None)
 
 
-def find_target(item_ids: Sequence[str], target: str, sid_of: SidOf | None = None, members: int = 1) -> Place:
+def find_target(item_ids: Sequence[str], target: str, sid_of: SidOf | None = None) -> Place:
     """Position of the target, size of its tie group, and its rank in distinct SIDs.
 
-    The tie group is the run of adjacent items around the target that share its SID. A run that reaches the end of the
-    list may have been cut there; it then counts with all its ``members``, and a target that was itself cut off keeps
-    its share of the hit, so that where a list was cut inside a group does not decide who is hit.
+    The tie group is the run of adjacent items around the target that share its SID. A list must hold such a group whole,
+    as ``evaluate.py`` writes it: where a list was cut inside a group, the items that were cut off are misses.
 
         >>> find_target(["a", "b", "c"], "b")
-        Place(first=1, size=1, listed=1, sid_rank=1)
+        Place(first=1, size=1, sid_rank=1)
         >>> find_target(["a", "b", "c"], "c", {"a": (0,), "b": (1,), "c": (1,)})
-        Place(first=1, size=2, listed=2, sid_rank=1)
-        >>> find_target(["a", "b"], "c", {"a": (0,), "b": (1,), "c": (1,)}, members=2)  # cut between b and c
-        Place(first=1, size=2, listed=1, sid_rank=1)
+        Place(first=1, size=2, sid_rank=1)
+        >>> find_target(["a", "b"], "c", {"a": (0,), "b": (1,), "c": (1,)})  # only its SID is there
+        Place(first=None, size=None, sid_rank=1)
 
     Args:
         item_ids: ranked, best first. An id that is repeated counts where it stands first.
         target: item id.
         sid_of: item -> SID; an item without one, or None, is a group of its own.
-        members: items of the catalogue that carry the target's SID.
     """
     ranked = list(dict.fromkeys(item_ids))
     groups = ranked if sid_of is None else [_group(item, sid_of) for item in ranked]
@@ -76,32 +73,30 @@ def find_target(item_ids: Sequence[str], target: str, sid_of: SidOf | None = Non
     if wanted not in groups:
         return NOWHERE
     sid_rank = len(set(groups[: groups.index(wanted)]))
-    first = last = ranked.index(target) if target in ranked else len(ranked) - 1
+    if target not in ranked:
+        return Place(None, None, sid_rank)
+    first = last = ranked.index(target)
     while first > 0 and groups[first - 1] == wanted:
         first -= 1
     while last + 1 < len(groups) and groups[last + 1] == wanted:
         last += 1
-    listed = last - first + 1
-    cut = last == len(ranked) - 1 and groups[last] == wanted and listed < members
-    if target not in ranked and not cut:
-        return Place(None, None, 0, sid_rank)
-    return Place(first, members if cut else listed, listed, sid_rank)
+    return Place(first, last - first + 1, sid_rank)
 
 
 def hr_at_k(place: Place, k: int) -> float:
     """Probability that the target is among the first k.
 
-        >>> hr_at_k(Place(first=0, size=3, listed=3, sid_rank=0), 1), hr_at_k(NOWHERE, 10)
+        >>> hr_at_k(Place(first=0, size=3, sid_rank=0), 1), hr_at_k(NOWHERE, 10)
         (0.3333333333333333, 0.0)
     """
-    return 0.0 if place.first is None else max(0, min(place.listed, k - place.first)) / place.size
+    return 0.0 if place.first is None else max(0, min(place.size, k - place.first)) / place.size
 
 
 def ndcg_at_k(place: Place, k: int) -> float:
     """Expected NDCG@k of one row. With one relevant item the ideal DCG is 1, so it is the discount at the target's rank:
     ``1 / log2(rank + 2)``, ranks from 0, averaged over the tie group.
 
-        >>> ndcg_at_k(Place(0, 1, 1, 0), 10), round(ndcg_at_k(Place(1, 1, 1, 1), 10), 4), ndcg_at_k(Place(10, 1, 1, 10), 10)
+        >>> ndcg_at_k(Place(0, 1, 0), 10), round(ndcg_at_k(Place(1, 1, 1), 10), 4), ndcg_at_k(Place(10, 1, 10), 10)
         (1.0, 0.6309, 0.0)
     """
     return _expectation(place, k, lambda rank: 1.0 / math.log2(rank + 2))
@@ -110,7 +105,7 @@ def ndcg_at_k(place: Place, k: int) -> float:
 def reciprocal_rank(place: Place) -> float:
     """Expected ``1 / rank``, ranks from 1 here; 0 where the list does not hold the target.
 
-        >>> reciprocal_rank(Place(first=1, size=2, listed=2, sid_rank=1)) == (1 / 2 + 1 / 3) / 2
+        >>> reciprocal_rank(Place(first=1, size=2, sid_rank=1)) == (1 / 2 + 1 / 3) / 2
         True
     """
     return _expectation(place, None, lambda rank: 1.0 / (rank + 1))
@@ -126,14 +121,9 @@ def row_metrics(
     predictions: Sequence[Prediction], sid_of: SidOf | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Item-level and SID-level metrics of every row, in the order given: two dicts key -> ``(rows,)``."""
-    members = Counter(map(tuple, sid_of.values())) if sid_of else {}
-    item_rows, sid_rows = [], []
-    for row in predictions:
-        target = row["target_item_id"]
-        size = members[tuple(sid_of[target])] if sid_of and target in sid_of else 1
-        place = find_target(row["item_ids"], target, sid_of, size)
-        item_rows.append(place_metrics(place))
-        sid_rows.append(place_metrics(NOWHERE if place.sid_rank is None else Place(place.sid_rank, 1, 1, place.sid_rank)))
+    places = [find_target(row["item_ids"], row["target_item_id"], sid_of) for row in predictions]
+    strings = [NOWHERE if place.sid_rank is None else Place(place.sid_rank, 1, place.sid_rank) for place in places]
+    item_rows, sid_rows = ([place_metrics(place) for place in level] for level in (places, strings))
     return tuple({key: np.array([row[key] for row in rows]) for key in KEYS} for rows in (item_rows, sid_rows))
 
 
@@ -397,7 +387,7 @@ def _group(item: str, sid_of: SidOf) -> Any:
 def _expectation(place: Place, k: int | None, gain: Callable[[int], float]) -> float:
     if place.first is None:
         return 0.0
-    end = place.first + place.listed
+    end = place.first + place.size
     return math.fsum(gain(rank) for rank in range(place.first, end if k is None else min(end, k))) / place.size
 
 

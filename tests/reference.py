@@ -29,9 +29,9 @@ def every_order(groups: list[list[str]]) -> list[list[str]]:
     return [list(itertools.chain(*parts)) for parts in itertools.product(*orders)]
 
 
-def expected_metrics(groups: list[list[str]], target: str, ks: tuple[int, ...], length: int | None = None) -> dict[str, float]:
-    """Average of HR, NDCG and MRR over every order of tied items, lists cut after ``length`` items."""
-    rankings = [order[:length] for order in every_order(groups)]
+def expected_metrics(groups: list[list[str]], target: str, ks: tuple[int, ...]) -> dict[str, float]:
+    """Average of HR, NDCG and MRR over every order of tied items."""
+    rankings = every_order(groups)
     mean = {f"HR@{k}": sum(plain_hr(r, target, k) for r in rankings) / len(rankings) for k in ks}
     mean |= {f"NDCG@{k}": sum(plain_ndcg(r, target, k) for r in rankings) / len(rankings) for k in ks}
     return mean | {"MRR": sum(plain_mrr(r, target) for r in rankings) / len(rankings)}
