@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 from minionerec.config import UserError
-from minionerec.policy import OutputHead, base_causal_lm
+from minionerec.policy import LogitsHead, OutputHead, attention_mask, base_causal_lm
 from minionerec.sids import SidTrie
 
 SHARED_PREFIX_TOKENS = 16     # a common beginning shorter than this is not worth a forward of its own
@@ -65,7 +65,7 @@ class TreeDecoder:
         mask = None
         if shared:      # queries are the last `own` of `width` positions; padding is to the right of every real token
             causal = torch.ones(own, self._width, dtype=torch.bool, device=device).tril(shared)
-            mask = _additive(causal.expand(len(prompts), 1, -1, -1), self.model.dtype)
+            mask = attention_mask(causal.expand(len(prompts), -1, -1), self.model)
         hidden = self._body(ids.to(device), positions, mask)
         self._lengths = lengths
         self._visible = (torch.arange(self._width, device=device) < lengths[:, None])[:, None]         # (B, 1, P)
@@ -91,7 +91,7 @@ class TreeDecoder:
         visible[..., : self._width] = self._visible
         visible.scatter_(2, self._slots, True)
         positions = (self._lengths[:, None] + depth).expand(batch, width)
-        return self._body(tokens, positions, _additive(visible[:, None], self.model.dtype))
+        return self._body(tokens, positions, attention_mask(visible, self.model))
 
     def _read_shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """Length of the prompts' common beginning, read once and kept for the next batch; 0 if it is short."""
@@ -120,7 +120,7 @@ class ReplayDecoder:
     """
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.head = model, _LogitsHead(model)
+        self.model, self.head = model, LogitsHead(model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits behind each prompt, ``(B, V)``."""
@@ -139,24 +139,10 @@ class ReplayDecoder:
         return torch.stack(rows)
 
 
-class _LogitsHead(OutputHead):
-    """The head of a decoder that already returns logits."""
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def columns(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return hidden[..., tokens].float()
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
-
-
 def make_decoder(model: torch.nn.Module) -> TreeDecoder | ReplayDecoder:
-    """The fast decoder where ``backbone.load`` found that the model takes tree masks, else the plain one."""
+    """The fast decoder where ``policy.enable_trees`` found that the model takes tree masks, else the plain one."""
     inner = base_causal_lm(model)
-    return TreeDecoder(inner) if getattr(inner, "takes_trees", True) else ReplayDecoder(inner)
+    return TreeDecoder(inner) if inner.takes_trees else ReplayDecoder(inner)
 
 
 @torch.no_grad()

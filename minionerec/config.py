@@ -50,7 +50,7 @@ class _Plain(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             problem = f"'*{event.anchor}' repeats another value; write it out"
         elif event.tag is not None:
-            problem = f"tag '{event.tag}' is not allowed; write plain values"
+            problem = f"tag '{event.tag.replace(TAG, '!!')}' is not allowed; write plain values"
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
@@ -123,7 +123,7 @@ def read_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
     entries = _read_yaml(Path(path), problems)
     for key, text in sorted((overrides or {}).items(), key=lambda pair: pair[0] != "rl.preset"):   # presets first
         _add_override(entries, key, text, problems)
-    values = {name: _read_section(name, entries, problems) for name in ["", *SECTIONS]}
+    values = _read_values(entries, problems)
     if problems:
         raise UserError("\n".join(problems))
     top = values.pop("")
@@ -218,7 +218,7 @@ def _read_yaml(path: Path, problems: list[str]) -> dict[tuple[str, ...], Entry]:
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}:1: got {_text(root)}, expected 'key: value' lines")
+        raise UserError(f"{path}:{root.start_mark.line + 1}: got {_text(root)}, expected 'key: value' lines")
     _check_nodes(root, str(path), problems)
     entries: dict[tuple[str, ...], Entry] = {}
     for key, node in root.value:
@@ -246,8 +246,9 @@ def _compose_file(path: Path) -> yaml.Node | None:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (at byte {error.start}); save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
+        context = f"{error.context}, " if error.problem.startswith("but ") else ""
         advice = "; indent with spaces" if "'\\t'" in error.problem else ""
-        raise UserError(f"{path}:{error.problem_mark.line + 1}: YAML: {error.problem}{advice}") from None
+        raise UserError(f"{path}:{error.problem_mark.line + 1}: YAML: {context}{error.problem}{advice}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
@@ -320,27 +321,24 @@ def _settings_of(section: str) -> type:
     return typing.get_type_hints(Experiment)[section] if section else Experiment
 
 
-def _read_section(section: str, entries: dict[tuple[str, ...], Entry], problems: list[str]) -> dict[str, Any]:
-    """The values of one section that are written down (for ``rl``: over those of its preset)."""
-    kind = _settings_of(section)
-    declared = {f.name: f for f in dataclasses.fields(kind) if section or f.name not in SECTIONS}
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for (owner, name), entry in entries.items():
-        if owner != section:
-            continue
+def _read_values(entries: dict[tuple[str, ...], Entry], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """``{section: {key: value}}`` of what is written down (for ``rl``: over the values of its preset)."""
+    values: dict[str, dict[str, Any]] = {section: {} for section in ["", *SECTIONS]}
+    for (section, name), entry in entries.items():
+        kind = _settings_of(section)
+        declared = {f.name: f for f in dataclasses.fields(kind) if section or f.name in TOP_LEVEL}
         dotted = f"{section}.{name}" if section else name
         label = entry.where if entry.where.startswith("command line") else f"{entry.where}: {dotted}"
         if name not in declared:
             problems.append(f"{label}: unknown key{_nearest_key(section, name)}")
             continue
         try:
-            values[name] = _convert(entry.node, hints[name])
-            _check_range(values[name], declared[name].metadata)
+            value = _convert(entry.node, typing.get_type_hints(kind)[name])
+            _check_range(value, declared[name].metadata)
+            values[section][name] = value
         except ValueError as error:
             problems.append(f"{label}: {error}")
-    if section == "rl" and values.get("preset") in RL_PRESETS:
-        values = {**RL_PRESETS[values["preset"]], **values}
+    values["rl"] = {**RL_PRESETS.get(values["rl"].get("preset", "default"), {}), **values["rl"]}
     return values
 
 
@@ -400,7 +398,8 @@ def _check_range(value: Any, limits: typing.Mapping[str, Any]) -> None:
             continue
         for key, sign, holds in BOUNDS:
             if limits[key] is not None and not holds(number, limits[key]):
-                raise ValueError(f"got {number}, expected a number {sign} {limits[key]}")
+                shown = f"{number:g}" if isinstance(number, float) else number
+                raise ValueError(f"got {shown}, expected a number {sign} {limits[key]}")
     if isinstance(value, list) and not value:
         raise ValueError("got an empty list, expected at least one value")
 

@@ -67,7 +67,7 @@ set_up() {
     fi
     echo "set-up: installing requirements.txt into $(dirname -- "$stamp") (once, a minute or two)"
     "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt" ||
+    "$PYTHON" -m pip install -qq --disable-pip-version-check -r "$ROOT/requirements.txt" ||
         refuse "set-up: pip could not install $ROOT/requirements.txt; its message is above"
     echo "$digest" >"$stamp"
 }

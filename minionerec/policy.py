@@ -14,12 +14,16 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from minionerec.sids import SidTrie
 
 CHUNK_ELEMENTS = 2**25     # logits of at most this many elements exist at a time (128 MB in float32)
 
@@ -33,29 +37,37 @@ class TokenTree:
         position_ids: ``(R, S)``, depth of each node in its own sequence.
         visible: ``(R, S, S)`` bool, whether a slot (second axis) sees another (third): itself and its ancestors.
         nodes: for each sequence, in the order given, the flat slot (row * S + slot) of each of its tokens.
+        shared: False where every sequence has a row of its own, for models that take no tree masks.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     visible: Tensor
     nodes: list[np.ndarray]
+    shared: bool = True
 
     def to(self, device: torch.device | str) -> TokenTree:
         """The same tree on another device."""
-        return TokenTree(self.input_ids.to(device), self.position_ids.to(device), self.visible.to(device), self.nodes)
-
-    def additive_mask(self, dtype: torch.dtype) -> Tensor:
-        """``(R, 1, S, S)``: 0 where visible, the dtype's lowest value elsewhere, which eager and SDPA attention both add."""
-        return torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device).masked_fill(
-            ~self.visible, torch.finfo(dtype).min)[:, None]
+        return TokenTree(self.input_ids.to(device), self.position_ids.to(device), self.visible.to(device), self.nodes, self.shared)
 
 
-def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256) -> TokenTree:
+def attention_mask(visible: Tensor, model: PreTrainedModel) -> Tensor:
+    """``(B, Q, S)`` bool -> ``(B, 1, Q, S)`` as the model's attention wants it.
+
+    Eager attention adds its mask, and would silently add a bool one; SDPA takes bool in any precision, autocast included.
+    """
+    if model.config._attn_implementation != "eager":
+        return visible[:, None]
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill(~visible, lowest)[:, None]
+
+
+def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256, share: bool = True) -> TokenTree:
     """Merge common prefixes and pack the trees into rows of about ``row_length`` slots.
 
     Sequences are visited in lexicographic order, so that those with a common prefix meet in one row; a row that is full
     is closed and the next one repeats what it needs of a prefix. A sequence longer than ``row_length`` gets a row as
-    long as itself.
+    long as itself. With ``share`` off every sequence has a row of its own.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     rows: list[tuple[list[int], list[int]]] = []              # tokens and depths of each row
@@ -65,7 +77,7 @@ def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256) -> Tok
     for i in order:
         sequence = sequences[i]
         shared = _common_prefix(previous, sequence)
-        if not rows or len(rows[-1][0]) + len(sequence) - shared > max(row_length, len(sequence)):
+        if not rows or not share or len(rows[-1][0]) + len(sequence) - shared > max(row_length, len(sequence)):
             rows.append(([], []))
             shared = 0
         tokens, depths = rows[-1]
@@ -83,7 +95,7 @@ def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256) -> Tok
     for r, path in paths:
         visible[r, path[:, None], path[None, :]] |= np.tri(len(path), dtype=bool)
     return TokenTree(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(visible),
-                     [r * width + path for r, path in paths])
+                     [r * width + path for r, path in paths], share)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -98,18 +110,22 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
     """Give the model's ``forward`` the keywords ``tree``, ``slots`` and ``readout``; every other call is unchanged.
 
-    ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``.
+    ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``. For a tree that is not
+    shared it takes the model's plain way to the logits, whatever the architecture, and ``hidden`` are those logits.
     """
     plain_forward = model.forward
 
     def forward(self: PreTrainedModel, *args, tree: TokenTree | None = None, slots: Tensor | None = None, readout=None, **kwargs):
         if tree is None:
             return plain_forward(*args, **kwargs)
+        if not tree.shared:          # right-padded rows need no mask: causal models read from left to right
+            return readout(plain_forward(input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead(self))
         hidden = self.base_model(input_ids=tree.input_ids, position_ids=tree.position_ids,
-                                 attention_mask=tree.additive_mask(self.dtype), use_cache=False).last_hidden_state
+                                 attention_mask=attention_mask(tree.visible, self), use_cache=False).last_hidden_state
         return readout(hidden.flatten(0, 1)[slots], OutputHead(self))
 
     model.forward = types.MethodType(forward, model)
+    model.takes_trees = takes_trees(model)
     return model
 
 
@@ -151,6 +167,16 @@ class OutputHead:
         if self.scale != 1.0:
             logits = logits * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
+class LogitsHead(OutputHead):
+    """The head where the "hidden states" already are logits."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def columns(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return hidden[..., tokens].float()
 
 
 def vocab_logps(hidden: Tensor, head: OutputHead, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -203,7 +229,125 @@ def label_pairs(tree: TokenTree, sequences: Sequence[Sequence[int]], starts: Seq
     return tuple(torch.from_numpy(x) for x in (slots, rows[order], flat_tokens[order], inverse))
 
 
-def supports_trees(model: PreTrainedModel) -> bool:
+class GroupOutput(NamedTuple):
+    """What one forward over a micro-batch of groups gives."""
+
+    logps: Tensor                   # (B, G, L), 0 where masked
+    children: Tensor | None         # (M, F) log-probabilities of the legal children of every inner node visited
+    target_logps: Tensor | None     # (B, L) of the targets' tokens
+
+
+@dataclass
+class GroupBatch:
+    """Prompts with the prefix trees of their completions, ready for any model's forward."""
+
+    tree: TokenTree
+    slots: Tensor               # (M,) the slots whose next-token distribution is needed
+    pair_rows: Tensor           # (J,) ascending, into slots
+    pair_tokens: Tensor         # (J,)
+    pair_children: Tensor       # (J, F) token ids of the legal children at each pair, -1 where fewer
+    scatter: Tensor             # (B * G' * L,) place of each wanted log-probability among the pairs, -1 where masked
+    mask: Tensor                # (B, G, L)
+    shape: tuple[int, int, int]     # B, G' (a target more than G if wanted), L
+
+    @classmethod
+    def make(cls, prompts: Sequence[Sequence[int]], nodes: Tensor, alive: Tensor, trie: SidTrie, share: bool = True,
+             targets: Sequence[int] | None = None) -> GroupBatch:
+        """Lay out groups of completions.
+
+        Args:
+            prompts: B lists of token ids.
+            nodes: ``(B, G)`` leaf nodes of the completions.
+            alive: ``(B, G)`` False where there is no completion.
+            trie: the catalogue.
+            share: False for models that take no tree masks.
+            targets: item of each prompt, laid out as one more completion for the likelihood term.
+        """
+        device, group = nodes.device, nodes.shape[1]
+        if targets is not None:
+            leaves = torch.from_numpy(trie.leaf_of_item)[list(targets)].to(device)
+            nodes = torch.cat([nodes, trie.leaf_node[leaves].long()[:, None]], dim=1)
+            alive = torch.cat([alive, torch.ones_like(alive[:, :1])], dim=1)
+        paths = trie.path(nodes, trie.num_levels).cpu().numpy()                                  # (B, G', L)
+        code, parent = trie.code.cpu().numpy(), trie.parent.cpu().numpy()
+        first_child, tokens_of = trie.first_child.cpu().numpy(), [t.cpu().numpy() for t in trie.level_tokens]
+        mask = (paths > 0) & alive.cpu().numpy()[..., None]
+        sequences, starts, above = [], [], []
+        for b, row in enumerate(paths):
+            for g, path in enumerate(row):
+                real = path[mask[b, g]]
+                if len(real):
+                    sequences.append(list(prompts[b]) + [int(tokens_of[level][code[node]]) for level, node in enumerate(real)])
+                    starts.append(len(prompts[b]))
+                    above.extend(parent[real])
+        tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
+        slots, pair_rows, pair_tokens, inverse = label_pairs(tree, sequences, starts)
+        above_of_pair = np.empty(len(above), dtype=np.int64)
+        above_of_pair[inverse.numpy()] = above
+        level_of = np.searchsorted(np.array(trie.depth_start[1:]), above_of_pair, side="right")
+        counts = first_child[above_of_pair + 1] - first_child[above_of_pair]
+        offsets = np.arange(counts.max())
+        legal = offsets < counts[:, None]
+        child = np.where(legal, first_child[above_of_pair][:, None] + offsets, 0)
+        width = max(len(t) for t in tokens_of)
+        table = np.stack([np.pad(t, (0, width - len(t)), constant_values=-1) for t in tokens_of])
+        children = np.where(legal, table[level_of[:, None], np.where(legal, code[child], 0)], -1)
+        scatter = np.full(mask.shape, -1, dtype=np.int64)
+        scatter[mask] = inverse.numpy()
+        move = lambda values: (torch.from_numpy(values) if isinstance(values, np.ndarray) else values).to(device)  # noqa: E731
+        return cls(tree.to(device), move(slots), move(pair_rows), move(pair_tokens), move(children), move(scatter.reshape(-1)),
+                   move(mask[:, :group]), mask.shape)
+
+    def forward(self, model: nn.Module, normalize: str, with_children: bool) -> GroupOutput:
+        """Log-probabilities of every completion token, in one forward."""
+        wanted = with_children or normalize == "trie"
+
+        def readout(hidden: Tensor, head: OutputHead) -> tuple[Tensor, Tensor | None]:
+            children = self._children_logps(hidden, head) if wanted else None
+            if normalize == "trie":
+                place = (self.pair_children == self.pair_tokens[:, None]).int().argmax(1, keepdim=True)
+                return children.gather(1, place)[:, 0], children
+            return vocab_logps(hidden, head, self.pair_rows, self.pair_tokens), children
+
+        pairs, children = model(tree=self.tree, slots=self.slots, readout=readout)
+        logps = torch.where(self.scatter >= 0, pairs[self.scatter.clamp(min=0)], 0.0).view(self.shape)
+        group = self.mask.shape[1]
+        targets = logps[:, -1] if self.shape[1] > group else None
+        return GroupOutput(logps[:, :group], children, targets)
+
+    def spread(self, per_pair: Tensor) -> Tensor:
+        """``(J,)`` values of the pairs to the completions' tokens, ``(B, G, L)``."""
+        return torch.where(self.scatter >= 0, per_pair[self.scatter.clamp(min=0)], 0.0).view(self.shape)[:, : self.mask.shape[1]]
+
+    def _children_logps(self, hidden: Tensor, head: OutputHead) -> Tensor:
+        """``(J, F)`` log-probabilities over the legal children only, -inf where there is none."""
+        columns = torch.unique(self.pair_children[self.pair_children >= 0])
+        if isinstance(head, LogitsHead) or type(head.layer) is not nn.Linear:
+            logits = head(hidden)[:, columns].float()
+        else:
+            logits = head.columns(hidden, columns)
+        place = torch.searchsorted(columns, self.pair_children.clamp(min=0)).clamp(max=len(columns) - 1)
+        own = logits[self.pair_rows].gather(1, place).masked_fill(self.pair_children < 0, -torch.inf)
+        return F.log_softmax(own, dim=-1)
+
+
+def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """``exp(ref - logp) - (ref - logp) - 1`` per token: the non-negative estimate of KL(policy || reference) that TRL uses.
+
+    Source: Schulman's k3; unbounded where the policy has made a token rare.
+    """
+    gap = ref_logps - logps
+    return torch.exp(gap) - gap - 1
+
+
+def exact_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """KL(policy || reference) over the legal children, ``(J, F)`` log-probabilities -> ``(J,)``; no sampling error."""
+    legal = logps > -torch.inf
+    gap = torch.where(legal, logps, 0.0) - torch.where(legal, ref_logps, 0.0)
+    return (torch.where(legal, logps, -torch.inf).exp() * gap).sum(-1)
+
+
+def takes_trees(model: PreTrainedModel) -> bool:
     """Whether a tree forward of this model gives what plain forwards give, tried on a few tokens.
 
     False for architectures that ignore custom masks or positions (state-space layers, for example).

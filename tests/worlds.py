@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from minionerec.policy import enable_trees
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
@@ -31,7 +32,7 @@ def tiny_model(model_type: str, vocab_size: int, seed: int = 0, **changes) -> to
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(settings | changes))).eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.normal_(std=0.5)
-    return model
+    return enable_trees(model)
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

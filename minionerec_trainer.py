@@ -1,0 +1,447 @@
+"""The trainers that ``sft.py`` and ``rl.py`` share, on ``transformers.Trainer``.
+
+``RankingTrainer`` adds what both need: validation by constrained beam search, checkpoints that are whole or absent,
+a stop at the first NaN, a graceful stop on SIGTERM. ``SFTTrainer`` trains on packed prefix trees with logits only where
+there is a label. ``GRPOTrainer`` rolls out with the same beam search that evaluates, and scores a group's completions in
+one forward over the prompt and their prefix tree; its loss and gradients are those of ``trl.GRPOTrainer`` on the same
+rollouts. Devices, DDP, FSDP, DeepSpeed, schedules, clipping and resuming stay the Trainer's job.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+
+from minionerec import artifacts, backbone
+from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
+from minionerec.config import UserError
+from minionerec.dataset import Row
+from minionerec.policy import GroupBatch, base_causal_lm, exact_kl, k3_kl, label_pairs, pack_trees, vocab_logps
+from minionerec.prompts import Template
+from minionerec.rewards import group_advantages
+from minionerec.settings import RLSettings
+from minionerec.sids import SIDS_FILE, SidTrie
+
+BEST_METRIC = "eval_NDCG@10"
+TIMING_KEYS = ("runtime", "per_second", "total_flos")
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """What makes an intermediate checkpoint as complete as the final one."""
+
+    stage: str
+    settings: dict[str, Any]
+    parents: list[Path]
+    sids_file: Path
+    template: Template
+
+
+class RankingTrainer(Trainer):
+    """``transformers.Trainer`` that selects on the ranking of validation rows and commits its checkpoints."""
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase,
+                 contents: CheckpointContents, validate: Validate, group_of_row: Sequence[str] | None = None, **kwargs: Any):
+        super().__init__(model, args, train_dataset=rows, eval_dataset=rows[:1], processing_class=tokenizer, **kwargs)
+        self.contents, self.validate, self.group_of_row = contents, validate, group_of_row
+        self.stop_signal = StopSignal()
+        self.add_callback(self.stop_signal)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Narrator)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(QuietProgress)
+        self._staging: Path | None = None
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Rank the validation rows; every process takes its share inside ``validate``."""
+        metrics = {f"eval_{key}": value for key, value in self.validate(self.model).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward.
+
+        Raises:
+            UserError: the loss is not finite; the first parameter that is not, and the last good checkpoint, are named.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise UserError(f"step {self.state.global_step + 1}: the loss is {loss.item()}; {first_not_finite(self.model)}; "
+                            f"{self._last_good()}; lower the learning rate or check the data")
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the Trainer's formula does not hold for shared prefixes."""
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return GroupedSampler(self.group_of_row or [str(i) for i in range(len(self.train_dataset))], self.args.seed)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save beside, check that every weight is finite, complete, commit, and only then forget older checkpoints."""
+        name, output = f"checkpoint-{self.state.global_step}", Path(self.args.output_dir)
+        if (output / name).exists():
+            return
+        broken = first_not_finite(self.model)
+        if broken.startswith("parameter"):
+            raise UserError(f"step {self.state.global_step}: {broken}; it was not saved; {self._last_good()}; lower the learning rate")
+        self._staging = output / ".staging"
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            staged = self._staging / name
+            best = self.state.best_global_step
+            self.state.best_model_checkpoint = str(output / f"checkpoint-{best}") if best else None
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+                self._complete(staged)
+                artifacts.commit(staged, output / name, self.contents.stage, self.contents.settings, self.contents.parents)
+                self._forget_older(output, keep={name, f"checkpoint-{best}"})
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _complete(self, staged: Path) -> None:
+        """Add what a subclass must save for an exact resume; SIDs and prompt wording always belong to a checkpoint."""
+        shutil.copyfile(self.contents.sids_file, staged / SIDS_FILE)
+        backbone.save_template(self.contents.template, staged)
+        with open(staged / "log.jsonl", "w", encoding="utf-8") as handle:
+            handle.writelines(json.dumps(row) + "\n" for row in clean_history(self.state.log_history))
+
+    def _forget_older(self, output: Path, keep: set[str]) -> None:
+        for old in sorted(output.glob("checkpoint-*")):
+            if old.name not in keep:
+                gone = old.with_name(f".gone-{old.name}")       # renamed first: a half-deleted directory never has its name
+                shutil.rmtree(gone, ignore_errors=True)
+                old.rename(gone)
+                shutil.rmtree(gone)
+
+    def _last_good(self) -> str:
+        last = last_checkpoint(Path(self.args.output_dir))
+        return f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+
+
+class SFTTrainer(RankingTrainer):
+    """Next-token loss on the completions of packed prefix trees."""
+
+    model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+        share = base_causal_lm(self.model).takes_trees
+        self.data_collator = lambda rows: collate_sft(rows, share)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
+        """Mean negative log-likelihood per completion token of the global batch."""
+        rows, labels = inputs["pair_rows"], inputs["shift_labels"]
+        logps = model(tree=inputs["tree"], slots=inputs["slots"], readout=lambda hidden, head: vocab_logps(hidden, head, rows, labels))
+        count = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return -logps.sum() / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+
+
+def collate_sft(rows: Sequence[Row], share: bool = True) -> dict[str, Any]:
+    """Rows to one packed tree with its (slot, label) pairs."""
+    sequences = [row.prompt + row.completion for row in rows]
+    tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
+    slots, pair_rows, labels, _ = label_pairs(tree, sequences, [len(row.prompt) for row in rows])
+    return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels}
+
+
+class Rollouts(NamedTuple):
+    """One micro-batch of groups: what was generated and how good it was. ``alive`` is False for places without an item."""
+
+    prompts: list[list[int]]
+    nodes: Tensor           # (B, G) leaf nodes of the trie
+    alive: Tensor           # (B, G)
+    old_logps: Tensor       # (B, G, L)
+    advantages: Tensor      # (B, G)
+    targets: list[int]      # item index of each prompt's target
+    metrics: dict[str, float]
+
+
+Reward = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+class GRPOTrainer(RankingTrainer):
+    """Group-relative policy optimisation over the catalogue.
+
+    Args:
+        trie: the catalogue, on the model's device.
+        settings: the ``rl`` section.
+        reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``) -> each weighted part ``(B, G)``; they add up.
+        ref_model: frozen copy for the KL, None when beta is 0.
+    """
+
+    def __init__(self, *args: Any, trie: SidTrie, settings: RLSettings, reward: Reward, ref_model: nn.Module | None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.trie, self.settings, self.reward = trie.to(self.args.device), settings, reward
+        self.ref_model = ref_model.to(self.args.device).eval() if ref_model is not None else None
+        self.data_collator = list
+        self.model_accepts_loss_kwargs = False
+        self.share = base_causal_lm(self.model).takes_trees
+        first_item = [trie.items_of_leaf(leaf)[0] for leaf in range(trie.num_leaves)]
+        self.item_of_leaf = torch.tensor(first_item, device=self.args.device)
+        self._buffer: list[Rollouts] = []
+        self._logged: list[dict[str, float]] = []
+        if self.ref_model is not None and settings.sync_ref_steps:
+            self.add_callback(SyncReference(self))
+
+    def compute_loss(self, model: nn.Module, inputs: list[Row], return_outputs: bool = False, num_items_in_batch: Any = None):
+        """Clipped policy loss plus KL of one micro-batch of groups."""
+        rollouts = self._rollouts_for(inputs)
+        kept = self._kept_groups(rollouts)
+        loss, metrics = self._loss(model, rollouts, kept)
+        self._logged.append(rollouts.metrics | metrics)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the means of the rollout metrics since the last log."""
+        if self._logged and "loss" in logs:
+            keys = sorted({key for row in self._logged for key in row})
+            logs |= {key: float(np.mean([row[key] for row in self._logged if key in row])) for key in keys}
+            self._logged = []
+        super().log(logs, *args, **kwargs)
+
+    def _rollouts_for(self, inputs: list[Row]) -> Rollouts:
+        """New rollouts, or with ``num_iterations`` > 1 those made for these rows on the first of its passes."""
+        if self.settings.num_iterations == 1:
+            return self.roll_out(inputs)
+        accumulation = self.args.gradient_accumulation_steps
+        if self.state.global_step % self.settings.num_iterations == 0 and len(self._buffer) >= accumulation:
+            self._buffer = []
+        if len(self._buffer) < accumulation and self.state.global_step % self.settings.num_iterations == 0:
+            self._buffer.append(self.roll_out(inputs))
+            return self._buffer[-1]
+        self._buffer.append(self._buffer.pop(0))
+        return self._buffer[-1]
+
+    @torch.no_grad()
+    def roll_out(self, rows: Sequence[Row]) -> Rollouts:
+        """Generate G completions per prompt with the current policy and reward them."""
+        s, device = self.settings, self.args.device
+        was_training = self.model.training
+        self.model.eval()
+        prompts = [row.prompt for row in rows]
+        generator = torch.Generator(device=device).manual_seed(torch.randint(2**31, ()).item()) if s.rollout != "beam" else None
+        beams: Beams = constrained_beam_search(make_decoder(self.model), prompts, self.trie, s.num_generations, normalize=s.normalize,
+                                               rollout=s.rollout, temperature=s.temperature, generator=generator)
+        self.model.train(was_training)
+        alive = beams.leaves >= 0
+        targets = torch.tensor([row.target_item for row in rows], device=device)
+        items = torch.where(alive, self.item_of_leaf[beams.leaves.clamp(min=0)], -1)
+        target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(device)
+        items = torch.where(beams.leaves == target_leaves[:, None], targets[:, None], items)   # a shared SID names the target too
+        parts = self.reward(items, targets, alive)
+        rewards = torch.stack(list(parts.values())).sum(0)
+        advantages = group_advantages(rewards, alive, scale=s.scale_rewards)
+        hit = ((items == targets[:, None]) & alive).any(1)
+        metrics = {"reward": rewards[alive].mean().item(), "groups_with_hit": hit.float().mean().item(),
+                   "groups_with_signal": (advantages != 0).any(1).float().mean().item(),
+                   "rollout_coverage": items[alive].unique().numel() / self.trie.num_items,
+                   "entropy_bound": -torch.where(alive, beams.scores, 0).sum().item() / max(1, int(alive.sum())),
+                   **{f"reward/{name}": part[alive].mean().item() for name, part in parts.items()}}
+        return Rollouts(prompts, beams.nodes, alive, beams.token_logps, advantages, targets.tolist(), metrics)
+
+    def _kept_groups(self, rollouts: Rollouts) -> list[int]:
+        """Groups that have a gradient: with a KL or likelihood term all of them, else those whose rewards differ."""
+        everything = list(range(len(rollouts.prompts)))
+        if self.ref_model is not None or self.settings.sft_weight:
+            return everything
+        return [b for b in everything if bool((rollouts.advantages[b] != 0).any())] or everything[:1]
+
+    def _loss(self, model: nn.Module, rollouts: Rollouts, kept: list[int]) -> tuple[Tensor, dict[str, float]]:
+        s = self.settings
+        prompts, targets = [rollouts.prompts[b] for b in kept], [rollouts.targets[b] for b in kept] if s.sft_weight else None
+        batch = GroupBatch.make(prompts, rollouts.nodes[kept], rollouts.alive[kept], self.trie, self.share, targets)
+        output = batch.forward(model, s.normalize, s.kl == "exact" and self.ref_model is not None)
+        mask = batch.mask
+        ratio = torch.exp(output.logps - rollouts.old_logps[kept] if s.num_iterations > 1 else output.logps - output.logps.detach())
+        advantages = rollouts.advantages[kept][..., None]
+        per_token = -torch.min(ratio * advantages, ratio.clamp(1 - s.epsilon, 1 + s.epsilon) * advantages)
+        metrics = {"clip_ratio": (((ratio - 1).abs() > s.epsilon) & mask).sum().item() / max(1, int(mask.sum()))}
+        if self.ref_model is not None:
+            with torch.inference_mode():
+                reference = batch.forward(self.ref_model, s.normalize, s.kl == "exact")
+            kl = exact_kl(output.children, reference.children.clone()) if s.kl == "exact" else k3_kl(output.logps, reference.logps.clone())
+            kl = batch.spread(kl) if s.kl == "exact" else kl
+            per_token = per_token + s.beta * kl
+            metrics["kl"] = (kl.detach() * mask).sum().item() / max(1, int(mask.sum()))
+        lengths = mask.sum(-1).clamp(min=1)
+        per_completion = (per_token * mask).sum(-1) / lengths                                              # (B, G)
+        loss = per_completion.sum() / max(1, int(rollouts.alive.sum()))
+        if s.sft_weight:
+            likelihood = output.target_logps.mean()
+            loss = loss - s.sft_weight * likelihood
+            metrics["target_logp"] = likelihood.item()
+        return loss, metrics
+
+    def _complete(self, staged: Path) -> None:
+        super()._complete(staged)
+        if self.ref_model is not None and self.settings.sync_ref_steps:
+            base_causal_lm(self.ref_model).save_pretrained(staged / "ref_model")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ref_model is not None and self.settings.sync_ref_steps:
+            saved = type(base_causal_lm(self.ref_model)).from_pretrained(Path(resume_from_checkpoint) / "ref_model")
+            base_causal_lm(self.ref_model).load_state_dict(saved.state_dict())
+
+
+class GroupedSampler(Sampler[int]):
+    """A random order of all rows for every epoch in which rows of one group stay together; the same for the same seed."""
+
+    def __init__(self, groups: Sequence[str], seed: int):
+        members: dict[str, list[int]] = {}
+        for i, group in enumerate(groups):
+            members.setdefault(group or f"row {i}", []).append(i)
+        self._members, self._seed, self._epoch, self._length = list(members.values()), seed, 0, len(groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate; a resumed run gets the order it would have had."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self):
+        rng = np.random.default_rng((self._seed, self._epoch))
+        for i in rng.permutation(len(self._members)):
+            yield from self._members[i]
+
+
+class RepeatedSampler(Sampler[int]):
+    """Every block of ``block`` rows ``times`` times in a row: the passes of ``num_iterations`` over the same rollouts."""
+
+    def __init__(self, inner: GroupedSampler, block: int, times: int):
+        self.inner, self.block, self.times = inner, block, times
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passed on."""
+        self.inner.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.inner) // self.block * self.block * self.times
+
+    def __iter__(self):
+        rows = list(self.inner)
+        for start in range(0, len(rows) - self.block + 1, self.block):
+            for _ in range(self.times):
+                yield from rows[start: start + self.block]
+
+
+class StopSignal(TrainerCallback):
+    """SIGTERM or SIGINT: finish the step, save, stop. A second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def listen(self) -> None:
+        """Install the handlers; only the main thread may."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.received:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+
+class SyncReference(TrainerCallback):
+    """Pull the reference towards the policy: ``ref = alpha * policy + (1 - alpha) * ref`` (paper: .6 every 512 steps)."""
+
+    def __init__(self, trainer: GRPOTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After every ``sync_ref_steps`` optimiser steps."""
+        s = self.trainer.settings
+        if state.global_step % s.sync_ref_steps == 0:
+            with torch.no_grad():
+                policy = base_causal_lm(self.trainer.model).parameters()
+                for p, r in zip(policy, base_causal_lm(self.trainer.ref_model).parameters(), strict=True):
+                    r.mul_(1 - s.sync_ref_alpha).add_(p.to(r.dtype), alpha=s.sync_ref_alpha)
+
+
+class QuietProgress(ProgressCallback):
+    """The Trainer's bar with a few numbers beside it instead of a dictionary per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Show loss and, in RL, reward."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix({key: f"{logs[key]:.4g}" for key in ("loss", "reward", "groups_with_hit") if key in logs})
+
+
+class Narrator(TrainerCallback):
+    """One line per validation, and a last validation where the run ends."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Print the ranking of the validation rows."""
+        if state.is_world_process_zero:
+            loss = next((f"loss {row['loss']:.4f}  " for row in reversed(state.log_history) if "loss" in row), "")
+            keys = [key for key in ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC) if key in metrics]
+            numbers = "  ".join(f"{key.removeprefix('eval_')} {metrics[key]:.4f}" for key in keys)
+            tqdm.write(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Validate and save the last step too; ``eval_steps`` need not divide the run."""
+        if state.global_step == state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+def early_stopping(patience: int) -> list[TrainerCallback]:
+    """The Trainer's own early stopping, or nothing for patience 0."""
+    return [EarlyStoppingCallback(patience)] if patience else []
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The newest committed checkpoint of a working directory, verified.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if found:
+        artifacts.verify(found[-1])
+    return found[-1] if found else None
+
+
+def first_not_finite(model: nn.Module) -> str:
+    """``parameter X has N values that are not finite``, or that all are."""
+    for name, parameter in model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            return f"parameter '{name}' has {bad} values that are not finite"
+    return "all parameters are finite"
+
+
+def clean_history(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log without wall-clock entries, so that an interrupted and an uninterrupted run write the same bytes."""
+    return [{key: value for key, value in row.items() if not any(word in key for word in TIMING_KEYS)} for row in history]

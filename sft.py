@@ -1,0 +1,84 @@
+"""Stage 2: supervised fine-tuning on next-item and language-alignment tasks (paper, section on SFT).
+
+    bash sft.sh --config configs/quickstart.yaml [--section.key value ...]
+    ACCELERATE_CONFIG=configs/accelerate/ddp.yaml bash sft.sh --config ...
+
+Reads runs/<name>/{data,sids}, writes runs/<name>/sft: a plain Hugging Face checkpoint with the SID tokens, sids.json and
+the prompt template. Departures from the reference: (1) the checkpoint is chosen by NDCG@10 of constrained beam search
+on validation rows, not by loss; (2) rows are packed as prefix trees, which changes no number; (3) no prompt holds its
+target. An interrupted run continues from its last checkpoint in runs/<name>/sft.partial.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minionerec.config import one_line_errors, read_command_line
+from minionerec.settings import Experiment
+
+
+def main() -> None:
+    experiment, _ = read_command_line(__doc__, own=())
+    from minionerec import artifacts, runs
+
+    path = artifacts.stage_path(experiment, "sft")
+    if artifacts.is_done(experiment, "sft"):
+        print(f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config")
+        return
+    with runs.locked(path):
+        train(experiment, path)
+
+
+def train(experiment: Experiment, path: Path) -> None:
+    """Data, model, trainer, checkpoint: from top to bottom."""
+    import minionerec_trainer as trainers
+    from minionerec import artifacts, backbone, runs
+    from minionerec.dataset import fixed_subset, mixture
+    from minionerec.ranking import validator
+
+    s, model_settings = experiment.sft, experiment.model
+    runs.quiet_libraries()
+
+    # Data
+    data_dir, sids_dir = artifacts.require_stage(experiment, "data"), artifacts.require_stage(experiment, "sids")
+    samples, sids = runs.load_catalogue(experiment, data_dir, sids_dir)
+
+    # Model: SID tokens first, then what may learn
+    model, tokenizer = backbone.build(model_settings, sids, runs.texts(samples.items), experiment.seed, s.dropout)
+    template = runs.template_of(model_settings)
+    renderer = runs.renderer(tokenizer, template, sids, samples, s.max_tokens)
+    trie = runs.trie(sids, tokenizer)
+    sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
+    model = backbone.add_adapters(model, model_settings, sid_token_ids)
+    rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
+    runs.say(f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {runs.describe(model)}")
+
+    # Train
+    micro, accumulation = runs.split_batch("sft", s.batch_size, s.micro_batch_size)
+    steps_per_epoch = -(-len(rows) // s.batch_size)
+    arguments = runs.training_arguments(
+        experiment, "sft", per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=s.epochs,
+        eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)), total_steps=steps_per_epoch * s.epochs)
+    valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
+    validate = validator(valid, renderer, trie.to(arguments.device), sids, num_beams=s.eval_beams, batch_size=64)
+    contents = trainers.CheckpointContents("sft", artifacts.relevant_settings(experiment, "sft"), [data_dir, sids_dir],
+                                           sids_dir / "sids.json", template)
+    groups = [row.user_id for row in rows] if s.group_by_user else None
+    trainer = trainers.SFTTrainer(model, arguments, rows, tokenizer, contents, validate, groups,
+                                  callbacks=trainers.early_stopping(s.patience))
+    runs.train_or_resume(trainer)
+
+    # Save
+    best = trainer.state.best_metric
+    with artifacts.committed(path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256) as staging:
+        backbone.save(backbone.merged(trainer.model), tokenizer, contents.sids_file, template, staging)
+        runs.save_log(trainer, staging)
+    runs.clean_up(experiment, "sft")
+    runs.say(f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
+             f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "
+             f"{artifacts.COMMANDS['evaluate']} with --evaluate.checkpoint sft")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
