@@ -57,7 +57,7 @@ class _Plain(yaml.SafeLoader):
 
 
 INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,18})$")
-FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$")
+FLOAT = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$")
 _Plain.add_implicit_resolver(f"{TAG}null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Plain.add_implicit_resolver(f"{TAG}bool", re.compile(r"(true|True|false|False)$"), list("tTfF"))
 _Plain.add_implicit_resolver(f"{TAG}int", INT, list("+-0123456789"))
@@ -244,7 +244,8 @@ def _compose_file(path: Path) -> yaml.Node | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (at byte {error.start}); save it as UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: is not UTF-8 text; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         context = f"{error.context}, " if error.problem.startswith("but ") else ""
         advice = "; indent with spaces" if "'\\t'" in error.problem else ""
