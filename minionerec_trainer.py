@@ -182,7 +182,7 @@ class Rollouts(NamedTuple):
     metrics: dict[str, float]
 
 
-Reward = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+Reward = Callable[[Tensor, Tensor, Tensor, Sequence[Sequence[int]]], dict[str, Tensor]]
 
 
 class GRPOTrainer(RankingTrainer):
@@ -191,7 +191,7 @@ class GRPOTrainer(RankingTrainer):
     Args:
         trie: the catalogue, on the model's device.
         settings: the ``rl`` section.
-        reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``) -> each weighted part ``(B, G)``; they add up.
+        reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``, B histories) -> each weighted part ``(B, G)``; they add up.
         ref_model: frozen copy for the KL, None when beta is 0.
     """
 
@@ -254,7 +254,7 @@ class GRPOTrainer(RankingTrainer):
         items = torch.where(alive, self.item_of_leaf[beams.leaves.clamp(min=0)], -1)
         target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(device)
         items = torch.where(beams.leaves == target_leaves[:, None], targets[:, None], items)   # a shared SID names the target too
-        parts = self.reward(items, targets, alive)
+        parts = self.reward(items, targets, alive, [row.history for row in rows])
         rewards = torch.stack(list(parts.values())).sum(0)
         advantages = group_advantages(rewards, alive, scale=s.scale_rewards)
         hit = ((items == targets[:, None]) & alive).any(1)

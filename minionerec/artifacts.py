@@ -29,12 +29,13 @@ MANIFEST = "MANIFEST.json"
 COMMANDS = {
     "data": "bash data/prepare.sh", "embeddings": "bash rqvae/rqvae.sh", "sids": "bash rqvae/rqvae.sh",
     "sft": "bash sft.sh", "rl": "bash rl.sh", "evaluate": "bash evaluate.sh", "baselines": "bash baselines/run.sh",
+    "collaborative": "bash rl.sh",
 }
 # The sections of the YAML that decide what a stage writes; a finished stage is only "the same" if these agree.
 SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
     "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
-    "baselines": ("seed", "baselines"),
+    "baselines": ("seed", "baselines"), "collaborative": ("seed",),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}

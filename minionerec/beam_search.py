@@ -327,7 +327,7 @@ def search_all(
     was_training = model.training
     model.eval()
     decoder = make_decoder(model)
-    with torch.inference_mode(), tqdm(total=len(prompts), desc=progress, unit="user", disable=progress is None) as bar:
+    with torch.inference_mode(), tqdm(total=len(prompts), desc=progress, unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start: start + batch_size]
             beams = constrained_beam_search(decoder, [prompts[i] for i in rows], trie, width, normalize=normalize,

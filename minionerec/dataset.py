@@ -44,14 +44,20 @@ class Samples:
         return self.items["item_id"].tolist()
 
 
-class Row(NamedTuple):
-    """One training example. ``target_item`` is the item that ``completion`` names, for rewards and checks."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training example.
+
+    ``target_item`` is the item that ``completion`` names and ``history`` what a sequence task shows (else empty): rewards
+    read them, never the prompt's text.
+    """
 
     task: str
     user_id: str
     prompt: list[int]
     completion: list[int]
     target_item: int
+    history: tuple[int, ...] = ()
 
 
 def load_samples(data_dir: Path, max_history: int) -> Samples:
@@ -99,7 +105,8 @@ def task_rows(task: str, samples: Sequence[Sample], renderer: Renderer, num_item
     if task in ("sid_to_title", "title_to_sid", "description_to_sid"):
         shown = [i for i in range(num_items) if task != "description_to_sid" or renderer.has_description(i)]
         return [Row(task, "", renderer.prompt(task, (i,)), renderer.completion(task, i), i) for i in shown]
-    return [Row(task, s.user_id, renderer.prompt(task, s.history), renderer.completion(task, s.target), s.target) for s in samples]
+    return [Row(task, s.user_id, renderer.prompt(task, s.history), renderer.completion(task, s.target), s.target, s.history)
+            for s in samples]
 
 
 def mixture(
