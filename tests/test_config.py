@@ -48,6 +48,10 @@ def every_key() -> list[tuple[str, dataclasses.Field, object]]:
             for f in dataclasses.fields(kind) if section or f.name not in SECTIONS]
 
 
+KEYS = every_key()
+NUMBERS_AND_BOOLS = [(section, key, kind) for section, key, kind in KEYS if kind in (int, float, bool)]
+
+
 # ----------------------------------------------------------------------------------------------------------- mistakes
 
 
@@ -234,7 +238,7 @@ def test_help_shows_the_usage_and_every_key_with_its_meaning(capsys):
     assert stopped.value.code == 0
     assert shown.startswith("the script's usage\n")
     lines = shown.splitlines()
-    for section, key, _ in every_key():
+    for section, key, _ in KEYS:
         dotted = f"{section}.{key.name}" if section else key.name
         place = next(i for i, line in enumerate(lines) if line.startswith(f"  {dotted} = "))
         assert lines[place + 1].strip().startswith(key.metadata["meaning"])
@@ -256,8 +260,7 @@ def numbers_in_range(key: dataclasses.Field, kind: type) -> st.SearchStrategy:
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_factory, data):
-    keys = [(section, key, kind) for section, key, kind in every_key() if kind in (int, float, bool)]
-    section, key, kind = data.draw(st.sampled_from(keys))
+    section, key, kind = data.draw(st.sampled_from(NUMBERS_AND_BOOLS))
     value = data.draw(st.booleans() if kind is bool else numbers_in_range(key, kind))
     folder = tmp_path_factory.getbasetemp()
     written = {section: {key.name: value}} if section else {key.name: value}
@@ -284,7 +287,7 @@ def test_any_text_is_read_or_refused_in_words(tmp_path_factory, text):
 
 
 @settings(deadline=None, max_examples=200)
-@given(key=st.sampled_from([f"{section}.{key.name}" for section, key, _ in every_key() if section]), text=st.text() | st.lists(WORDS).map("".join))
+@given(key=st.sampled_from([f"{section}.{key.name}" for section, key, _ in KEYS if section]), text=st.text() | st.lists(WORDS).map("".join))
 def test_any_flag_value_is_read_or_refused_in_words(tmp_path_factory, key, text):
     path = tmp_path_factory.getbasetemp() / "demo.yaml"
     path.write_text("")
