@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import pandas as pd
 
-from data import embedded, minionerec_csv, split, tables
+from data import amazon, embedded, minionerec_csv, split, tables
 from minionerec import artifacts
 from minionerec.config import UserError, one_line_errors, read_command_line
 from minionerec.settings import DataSettings, Experiment
@@ -57,6 +57,8 @@ def load_source(experiment: Experiment) -> tables.Source:
         return embedded.load(experiment.seed)
     if data.source == "minionerec":
         return minionerec_csv.load(data)
+    if data.source == "amazon":
+        return amazon.load(data)
     return tables.load(data)
 
 
@@ -66,42 +68,27 @@ def keeps_own_split(settings: DataSettings) -> bool:
 
 
 def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Title length, time window, rating and k-core, in this order.
-
-    Users too short for any sample (or, with leave_one_out, for all three splits) go too. With k-core on, so do the items
-    that nobody interacted with.
+    """Title length, then ``split.select``; with k-core on, items that nobody interacted with go as well.
 
     Returns:
         Items, interactions in global order, and what was dropped by reason.
     """
     items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
-
-    def keep(mask: np.ndarray, reason: str) -> None:
-        nonlocal interactions
-        dropped[reason] = int((~mask).sum())
-        interactions = interactions[mask]
-
-    good_title = np.array([split.title_is_kept(title, settings.max_title_words) for title in items["title"]])
-    dropped["items with a title of more than data.max_title_words words"] = int((~good_title).sum())
-    items = items[good_title]
-    keep(interactions["item_id"].isin(items["item_id"]).to_numpy(), "interactions with those items")
-    keep(split.in_window(interactions["timestamp"].to_numpy(), settings.start, settings.end), "interactions outside data.start .. data.end")
-    if settings.min_rating > 0:
-        keep(interactions["rating"].to_numpy() >= settings.min_rating, "interactions rated below data.min_rating or not rated")
-    shortest = 3 if settings.split == "leave_one_out" else 2
-    users, item_codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
-    long_enough = split.k_core(users, item_codes, shortest, 1)
-    dropped[f"users with fewer than {shortest} interactions"] = len(np.unique(users)) - len(np.unique(users[long_enough]))
-    keep(long_enough, "interactions of those users")
-    if settings.k_core > 1:
-        users, item_codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
-        keep(split.k_core(users, item_codes, max(settings.k_core, shortest), settings.k_core), "interactions outside the data.k_core")
-        used = items["item_id"].isin(interactions["item_id"]).to_numpy()
-        dropped["items without interactions after that"] = int((~used).sum())
-        items = items[used]
-    if interactions.empty:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-        raise UserError(f"data: the filters left no interactions (dropped: {reasons}); lower data.k_core or widen data.start .. data.end")
+    if not source.filtered:
+        good = np.array([split.title_is_kept(title, settings.max_title_words) for title in items["title"]])
+        items = items[good]
+        known = interactions["item_id"].isin(items["item_id"]).to_numpy()
+        interactions = interactions[known]
+        dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
+        dropped["interactions with those items"] = int((~known).sum())
+        users, codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
+        kept, reasons = split.select(users, codes, interactions["timestamp"].to_numpy(), interactions["rating"].to_numpy(), settings)
+        interactions = interactions[kept]
+        dropped.update(reasons)
+        if settings.k_core > 1:
+            used = items["item_id"].isin(interactions["item_id"]).to_numpy()
+            items = items[used]
+            dropped["items without interactions after that"] = int((~used).sum())
     return items, interactions.sort_values("timestamp", kind="stable"), dropped
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from data.tables import SPLITS
 from minionerec.config import UserError
+from minionerec.settings import DataSettings
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -68,6 +69,41 @@ def in_window(timestamps: np.ndarray, start: str, end: str) -> np.ndarray:
 def title_is_kept(title: str, max_words: int) -> bool:
     """Whether an item's cleaned title is there and has at most ``max_words`` words (0: no limit)."""
     return bool(title) and (max_words == 0 or len(title.split()) <= max_words)
+
+
+def select(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, ratings: np.ndarray,
+           settings: DataSettings) -> tuple[np.ndarray, dict[str, int]]:
+    """Time window, rating, users too short for a sample (with leave_one_out: for all three splits), k-core, in this order.
+
+    Args:
+        users, items, timestamps, ratings: ``(n,)`` in any order; the first two are codes from 0.
+
+    Returns:
+        ``(n,)`` bool mask of what stays, and what was dropped by reason.
+
+    Raises:
+        UserError: nothing stays.
+    """
+    keep = in_window(timestamps, settings.start, settings.end)
+    dropped = {"interactions outside data.start .. data.end": int((~keep).sum())}
+    if settings.min_rating > 0:
+        good = ratings >= settings.min_rating
+        dropped["interactions rated below data.min_rating or not rated"] = int((keep & ~good).sum())
+        keep &= good
+    shortest = 3 if settings.split == "leave_one_out" else 2
+    for reason, least_user, least_item in (
+        (f"interactions of users with fewer than {shortest}", shortest, 1),
+        (f"interactions outside the {settings.k_core}-core", max(settings.k_core, shortest), settings.k_core),
+    ):
+        stays = np.zeros(len(users), dtype=bool)
+        stays[keep] = k_core(users[keep], items[keep], least_user, least_item)
+        dropped[reason] = int((keep & ~stays).sum())
+        keep = stays
+    if not keep.any():
+        reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise UserError(f"data: the filters left no interactions (dropped: {reasons or 'none, there were none'}); lower data.k_core "
+                        "or widen data.start .. data.end")
+    return keep, dropped
 
 
 def positions(users: np.ndarray) -> np.ndarray:

@@ -55,6 +55,7 @@ class Source(NamedTuple):
     dropped: dict[str, int] = {}                      # what a documented filter of the source left out, by reason
     timestamps: str = "unix seconds UTC"              # or "order only"
     notes: tuple[str, ...] = ()                       # what is legal but worth knowing, one line each
+    filtered: bool = False                            # the filters of the settings have run already
 
 
 class Table(NamedTuple):

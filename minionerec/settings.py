@@ -40,8 +40,9 @@ class DataSettings:
     items: str = setting("", "items (tables, minionerec) or metadata (amazon) file inside path; empty: found by name")
     columns: dict[str, str] = setting(
         {},
-        "tables only: our name -> column name in your files, e.g. {user_id: customer, timestamp: bought_at}",
-        choices=("user_id", "item_id", "timestamp", "rating", "split", "title", "description", "brand", "categories"),
+        "tables only: our name -> column name in your files, e.g. {user_id: customer, timestamp: bought_at}; item_id is looked for in "
+        "both files, items_item_id says how the items file calls it if that differs",
+        choices=("user_id", "item_id", "timestamp", "rating", "split", "items_item_id", "title", "description", "brand", "categories"),
     )
     split: str = setting(
         "global_time",
