@@ -1,0 +1,137 @@
+"""Packed prefix trees: same log-probabilities, losses and gradients as one padded row per sequence."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from minionerec.policy import GroupBatch, OutputHead, enable_trees, label_pairs, pack_trees, takes_trees, vocab_logps
+from minionerec.sids import SidTrie
+from tests.worlds import ARCHITECTURES, random_catalogue, tiny_model
+
+
+def family(seed, count=12, vocabulary=40):
+    """Sequences of a few families that share beginnings, with where their completions start."""
+    rng = random.Random(seed)
+    stems = [[rng.randrange(vocabulary) for _ in range(rng.randrange(2, 12))] for _ in range(3)]
+    sequences = [rng.choice(stems) + [rng.randrange(vocabulary) for _ in range(rng.randrange(2, 7))] for _ in range(count)]
+    return sequences, [len(s) - rng.randrange(1, 3) for s in sequences]
+
+
+def plain_logps(model, sequence, start):
+    """Independent reference: one forward for one sequence."""
+    logps = model(input_ids=torch.tensor([sequence])).logits[0].float().log_softmax(-1)
+    return [logps[i - 1, sequence[i]] for i in range(start, len(sequence))]
+
+
+def test_a_tree_of_two_sequences_worked_by_hand():
+    tree = pack_trees([[7, 8, 9], [7, 8, 5, 6]], row_length=16)
+    assert tree.input_ids.tolist() == [[7, 8, 5, 6, 9]]                 # 7 8 once; the lexicographically first one leads
+    assert tree.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert tree.visible[0].int().tolist() == [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert [nodes.tolist() for nodes in tree.nodes] == [[0, 1, 4], [0, 1, 2, 3]]
+
+
+def test_packing_reads_every_shared_prefix_once_and_opens_a_row_when_one_is_full():
+    sequences = [[1, 2, 3, i] for i in range(10, 20)]
+    assert pack_trees(sequences, row_length=64).input_ids.shape == (1, 13)
+    narrow = pack_trees(sequences, row_length=6)
+    assert narrow.input_ids.shape == (4, 6)                             # 3 shared + 3 own tokens per row, then again
+    for sequence, nodes in zip(sequences, narrow.nodes, strict=True):
+        assert narrow.input_ids.flatten()[nodes].tolist() == sequence
+
+
+@pytest.mark.parametrize("row_length", [8, 48, 512])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_tree_loss_and_gradients_equal_those_of_separate_sequences(model_type, row_length):
+    model = tiny_model(model_type, 40, tie_word_embeddings=True)
+    sequences, starts = family(1)
+    expected = torch.stack([value for s, start in zip(sequences, starts, strict=True) for value in plain_logps(model, s, start)])
+    (-expected.mean()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    tree = pack_trees([s[:-1] for s in sequences], row_length)
+    slots, rows, tokens, inverse = label_pairs(tree, sequences, starts)
+    found = model(tree=tree, slots=slots, readout=lambda h, head: vocab_logps(h, head, rows, tokens))[inverse]
+    (-found.mean()).backward()
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        scale = gradients[name].abs().max().clamp(min=1e-6)
+        assert ((parameter.grad - gradients[name]).abs().max() / scale).item() < 2e-5, name
+
+
+def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch):
+    import minionerec.policy as policy
+
+    model, generator = tiny_model("qwen2", 40), torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, 32, generator=generator, requires_grad=True)
+    rows, tokens = torch.sort(torch.randint(50, (80,), generator=generator)).values, torch.randint(40, (80,), generator=generator)
+    plain = vocab_logps(hidden, OutputHead(model), rows, tokens)
+    plain.sum().backward()
+    expected, hidden.grad = hidden.grad, None
+    monkeypatch.setattr(policy, "CHUNK_ELEMENTS", 7 * 40)
+    chunked = vocab_logps(hidden, OutputHead(model), rows, tokens)
+    chunked.sum().backward()
+    torch.testing.assert_close(chunked, plain)
+    torch.testing.assert_close(hidden.grad, expected)
+
+
+def test_capped_logits_reach_the_tree_forward():
+    model = tiny_model("gemma2", 40, attn_implementation="eager", final_logit_softcapping=0.7, sliding_window=64)
+    assert takes_trees(model)
+    assert OutputHead(model)(torch.randn(3, 32) * 50).abs().max().item() <= 0.7
+
+
+def test_a_model_that_ignores_masks_is_found_out_and_still_trained_exactly():
+    """A state-space model has no attention mask to obey; its rows must then stay separate."""
+    model = tiny_model("mamba", 40)
+    assert not model.takes_trees
+    sequences, starts = family(2, 5)
+    tree = pack_trees([s[:-1] for s in sequences], share=False)
+    assert len(tree.input_ids) == 5
+    slots, rows, tokens, inverse = label_pairs(tree, sequences, starts)
+    with torch.no_grad():
+        found = model(tree=tree, slots=slots, readout=lambda h, head: vocab_logps(h, head, rows, tokens))[inverse]
+        expected = torch.stack([value for s, start in zip(sequences, starts, strict=True) for value in plain_logps(model, s, start)])
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "trie"])
+def test_group_log_probabilities_equal_one_forward_per_completion(normalize):
+    sids = [*random_catalogue(1, 30, 3, 4), (4, 0), (4, 1)]              # two SIDs are shorter
+    tokens = [list(range(10, 15)), list(range(15, 19)), list(range(19, 23))]
+    trie, model = SidTrie(sids, tokens), tiny_model("qwen2", 40)
+    prompts, rng = [[1, 2, 3], [1, 2, 4, 5, 6]], np.random.default_rng(0)
+    items = [[*rng.permutation(30)[:5], 30], [*rng.permutation(30)[:5], 31]]
+    nodes = trie.leaf_node[torch.from_numpy(trie.leaf_of_item[np.array(items)])].long()
+    alive = torch.ones_like(nodes, dtype=torch.bool)
+    alive[0, 4] = False
+    batch = GroupBatch.make(prompts, nodes, alive, trie)
+    output = batch.forward(model, normalize, with_children=True)
+    for b, prompt in enumerate(prompts):
+        for g, item in enumerate(items[b]):
+            path = [tokens[level][code] for level, code in enumerate(sids[item])]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + path])).logits[0].float()
+            expected = []
+            for level, token in enumerate(path):
+                row = logits[len(prompt) - 1 + level]
+                if normalize == "trie":
+                    legal = {tokens[level][s[level]] for s in sids if len(s) > level and s[:level] == sids[item][:level]}
+                    expected.append((row[token] - row[sorted(legal)].logsumexp(0)).item())
+                else:
+                    expected.append(row.log_softmax(-1)[token].item())
+            expected += [0.0] * (3 - len(path))
+            assert output.logps[b, g].tolist() == pytest.approx(expected if alive[b, g] else [0.0] * 3, abs=2e-5)
+    assert batch.mask.sum().item() == 9 * 3 + 2 * 2
+    torch.testing.assert_close(output.children.exp().sum(-1), torch.ones(len(output.children)))
+
+
+def test_tree_forward_leaves_every_other_call_as_it_was():
+    model = tiny_model("llama", 40)
+    ids = torch.tensor([[3, 4, 5]])
+    before = type(model).forward(model, input_ids=ids).logits
+    torch.testing.assert_close(enable_trees(model)(input_ids=ids).logits, before)
