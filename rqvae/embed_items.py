@@ -8,7 +8,8 @@ length 1, ``item_ids.json`` (the order of the rows) and ``embeddings.json`` (mod
 
 Equal texts are embedded once, so that they get equal vectors. The texts are sorted by length and cut into parts; every
 process takes every so-many-th part and writes it beside the final directory as soon as it is done, so that an
-interrupted run continues with the parts that are missing, also with another number of processes. The encoder's own pooling is used (mean for MiniLM, last token for Qwen3-Embedding).
+interrupted run continues with the parts that are missing, also with another number of processes. The encoder's own
+pooling is used (mean for MiniLM, last token for Qwen3-Embedding).
 """
 
 from __future__ import annotations

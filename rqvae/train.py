@@ -33,6 +33,7 @@ from minionerec.artifacts import (  # noqa: E402
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
 from rqvae.assign import Sid, resolve_collisions  # noqa: E402
+from rqvae.balanced import fit_balanced_rqkmeans  # noqa: E402
 from rqvae.quantizers import Quantised, check_inputs, fit_random, fit_rqkmeans, from_codes  # noqa: E402
 from rqvae.report import build_report, summary  # noqa: E402
 
@@ -50,17 +51,19 @@ def main(experiment: Experiment) -> None:
         data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
         items = pd.read_parquet(data / "items.parquet")
         interactions = pd.read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"])
-        embeddings = read_embeddings(embedded, items["item_id"].tolist())
+        item_ids = items["item_id"].tolist()
+        embeddings = read_embeddings(embedded, item_ids)
+        progress = final.with_name(".sids.rqvae-progress.safetensors")
 
         started = time.perf_counter()
-        quantised, sizes = quantise(experiment, embeddings, items["item_id"].tolist(), data, embedded)
+        quantised, sizes = quantise(experiment, embeddings, item_ids, data, str(embedded / "embeddings.npy"), progress)
         fitted = time.perf_counter()
         sids, final_sizes = resolve_collisions(quantised, sizes, experiment.sids.collision)
         seconds = {"fit": round(fitted - started, 2), "collisions": round(time.perf_counter() - fitted, 2)}
 
         report = {"method": experiment.sids.method, "collision": experiment.sids.collision, "seconds": seconds,
                   **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed)}
-        text = sids_json(dict(zip(items["item_id"], sids, strict=True)), final_sizes, experiment.sids.method,
+        text = sids_json(dict(zip(item_ids, sids, strict=True)), final_sizes, experiment.sids.method,
                          sha256_file(embedded / "embeddings.npy"))
         with committed(final, "sids", relevant_settings(experiment, "sids"), [data, embedded],
                        sids_sha256=hashlib.sha256(text.encode()).hexdigest()) as staging:
@@ -68,11 +71,11 @@ def main(experiment: Experiment) -> None:
             link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
             link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
             (staging / "quantizer.safetensors").write_bytes(save(quantised.tensors))
-            write_json(staging / "quantizer.json", {"method": experiment.sids.method, "codebook_sizes": sizes,
-                                                    "width": quantised.codebooks[0].shape[1]})
+            write_json(staging / "quantizer.json", quantizer_facts(experiment, embeddings, quantised, sizes))
             write_json(staging / "report.json", report)
             for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
+        progress.unlink(missing_ok=True)
     print(summary(report))
     print(f"{len(sids)} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {experiment.sids.method} "
           f"in {sum(seconds.values()):.1f} s -> {final}\n{NEXT}")
@@ -136,13 +139,17 @@ def read_given(path: Path, item_ids: list[str], settings_sizes: list[int]) -> tu
 
 
 def quantise(experiment: Experiment, embeddings: np.ndarray, item_ids: list[str], data: Path,
-             embedded: Path) -> tuple[Quantised, list[int]]:
+             where: str, progress: Path) -> tuple[Quantised, list[int]]:
     """Codes before collisions are resolved, by ``sids.method``, and K per level.
+
+    Args:
+        where: the embeddings' file, for messages.
+        progress: file that an interrupted RQ-VAE training continues from.
 
     Raises:
         UserError: the embeddings or the codebook sizes cannot work (``check_inputs``).
     """
-    sids, seed, where = experiment.sids, experiment.seed, str(embedded / "embeddings.npy")
+    sids, seed = experiment.sids, experiment.seed
     if sids.method == "given":
         codes, sizes = read_given(data / "given_sids.json", item_ids, sids.codebook_sizes)
         check_inputs(embeddings, item_ids, sizes, where, fitted=False)
@@ -154,7 +161,24 @@ def quantise(experiment: Experiment, embeddings: np.ndarray, item_ids: list[str]
             return fit_random(embeddings, sizes, seed), sizes
         case "rqkmeans":
             return fit_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
-    raise UserError(f"sids.method: {sids.method} is not built yet")
+        case "balanced_rqkmeans":
+            return fit_balanced_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
+        case "rqvae":
+            import torch                        # here, because the other methods start two seconds sooner without it
+
+            from rqvae.rqvae import fit_rqvae
+
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return fit_rqvae(embeddings, sids, seed, device, progress), sizes
+
+
+def quantizer_facts(experiment: Experiment, embeddings: np.ndarray, quantised: Quantised, sizes: list[int]) -> dict:
+    """``quantizer.json``: what it takes to build the module that ``quantizer.safetensors`` has the weights of."""
+    facts = {"method": experiment.sids.method, "codebook_sizes": sizes, "embedding_width": int(embeddings.shape[1]),
+             "codebook_width": int(quantised.codebooks[0].shape[1])}
+    if experiment.sids.method == "rqvae":
+        facts |= {"hidden_sizes": list(experiment.sids.hidden_sizes), "latent_size": experiment.sids.latent_size}
+    return facts
 
 
 def sids_json(sids: dict[str, Sid], sizes: list[int], method: str, embeddings_sha256: str) -> str:
