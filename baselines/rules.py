@@ -26,16 +26,17 @@ from minionerec.dataset import Sample
 
 ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
 
-MARKOV_GRID = tuple({"reach": reach, "backward": backward} for reach, backward in product((1, 3, 10), (0.0, 0.5)))
-KNN_GRID = tuple({"window": window, "shrinkage": shrinkage} for window, shrinkage in product((3, 10), (0.0, 20.0, 100.0)))
-MARKOV_WINDOW = 3
+WINDOWS = (3, 10)       # latest items that look things up
+REACHES, BACKWARDS = (1, 3, 10), (0.0, 0.5)
+SHRINKAGES = (0.0, 20.0, 100.0)
 
 
 class ItemRule(NamedTuple):
-    """An item-to-item matrix ``(N, N)`` and how many of the latest items look things up in it."""
+    """An item-to-item matrix ``(N, N)``, how many of the latest items look things up in it, and how it was made."""
 
     matrix: sparse.csr_matrix
     window: int
+    made_with: dict[str, float]
 
 
 def popularity_order(counts: np.ndarray) -> np.ndarray:
@@ -126,13 +127,18 @@ def ndcg_at_10(items: np.ndarray, samples: Sequence[Sample]) -> float:
 
 
 def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[ItemRule]:
-    """One rule per entry of ``MARKOV_GRID``."""
-    return [ItemRule(transition_counts(sequences, num_items, **choice), MARKOV_WINDOW) for choice in MARKOV_GRID]
+    """Every combination of reach, backward weight and window."""
+    grid = [{"reach": reach, "backward": backward} for reach, backward in product(REACHES, BACKWARDS)]
+    matrices = [transition_counts(sequences, num_items, **choice) for choice in grid]
+    return [ItemRule(matrix, window, {**choice, "window": window})
+            for (matrix, choice), window in product(zip(matrices, grid, strict=True), WINDOWS)]
 
 
 def knn_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[ItemRule]:
-    """One rule per entry of ``KNN_GRID``."""
-    return [ItemRule(item_cosine(sequences, num_items, choice["shrinkage"]), choice["window"]) for choice in KNN_GRID]
+    """Every combination of shrinkage and window."""
+    matrices = [item_cosine(sequences, num_items, shrinkage) for shrinkage in SHRINKAGES]
+    return [ItemRule(matrix, window, {"shrinkage": shrinkage, "window": window})
+            for (matrix, shrinkage), window in product(zip(matrices, SHRINKAGES, strict=True), WINDOWS)]
 
 
 def choose(candidates: Sequence[ItemRule], valid: Sequence[Sample], order: np.ndarray) -> tuple[int, list[float]]:

@@ -1,0 +1,235 @@
+"""Counting rules and their stage script. Run: python -m pytest tests/test_baselines.py"""
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sparse
+from sklearn.metrics.pairwise import cosine_similarity
+
+from baselines import rules, run
+from minionerec import artifacts
+from minionerec.config import UserError, read_experiment
+from minionerec.dataset import Sample, Samples, build_samples, load_samples
+from minionerec.metrics import KEYS, row_metrics, score_predictions
+from minionerec.settings import BaselineSettings, Experiment
+
+ALL = ["popularity", "markov", "item_knn", "sasrec"]
+REAL_DATA = os.environ.get("MINIONEREC_REAL_DATA")
+
+
+def cyclic_interactions(num_users=40, num_items=12, length=9, seed=0):
+    """Users walk round a ring of items, mostly one step at a time; the last two steps of each are valid and test."""
+    rng = random.Random(seed)
+    rows = []
+    for user in range(num_users):
+        at = rng.randrange(num_items)
+        for step in range(length):
+            split = "test" if step == length - 1 else "valid" if step == length - 2 else "train"
+            rows.append((f"u{user}", f"i{at:02d}", step * 1000 + user, split))
+            at = (at + (1 if rng.random() < 0.9 else rng.randrange(num_items))) % num_items
+    rows.sort(key=lambda row: row[2])
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "split"])
+    return table.assign(rating=np.nan)[["user_id", "item_id", "timestamp", "rating", "split"]]
+
+
+def catalogue(num_items=12):
+    ids = [f"i{n:02d}" for n in range(num_items)]
+    return pd.DataFrame({"item_id": ids, "title": ids, "description": "", "brand": "", "categories": [[] for _ in ids]})
+
+
+def cyclic_samples(**changes) -> Samples:
+    items = catalogue(changes.get("num_items", 12))
+    splits, sequences = build_samples(cyclic_interactions(**changes), {i: n for n, i in enumerate(items["item_id"])}, 10)
+    return Samples(items, splits, sequences)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A YAML file whose data stage is finished: the cyclic world."""
+    file = tmp_path / "ring.yaml"
+    file.write_text(f"output_dir: {tmp_path / 'runs'}\n"
+                    "baselines: {sasrec_hidden_size: 16, sasrec_epochs: 2, sasrec_dropout: 0.1}\n"
+                    "evaluate: {bootstrap_samples: 20}\n")
+    experiment = read_experiment(file)
+    with artifacts.committed(artifacts.stage_path(experiment, "data"), "data", artifacts.relevant_settings(experiment, "data"),
+                             parents=[]) as staging:
+        catalogue().to_parquet(staging / "items.parquet")
+        cyclic_interactions().to_parquet(staging / "interactions.parquet")
+    return file
+
+
+def run_stage(monkeypatch, config, *words):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config", str(config), *words])
+    run.main()
+
+
+def test_transitions_are_weighted_by_distance_and_never_cross_users():
+    """User one: 0 1 2 1, user two: 2 0. Within two steps 0->1 (1), 1->2 (1), 2->1 (1), 0->2 (1/2), 1->1 (1/2), 2->0 (1)."""
+    counts = rules.transition_counts([[0, 1, 2, 1], [2, 0]], 3, reach=2, backward=0.0).toarray()
+    assert counts.tolist() == [[0, 1, 0.5], [0, 0.5, 1], [1, 1, 0]]
+
+
+def test_backward_transitions_count_with_their_weight():
+    counts = rules.transition_counts([[0, 1]], 2, reach=1, backward=0.25).toarray()
+    assert counts.tolist() == [[0, 1], [0.25, 0]]
+
+
+def test_item_cosine_is_that_of_scikit_learn_off_the_diagonal():
+    rng = random.Random(0)
+    sequences = [[rng.randrange(8) for _ in range(rng.randint(1, 6))] for _ in range(30)]
+    owns = np.array([[float(item in sequence) for item in range(8)] for sequence in sequences])
+    found = rules.item_cosine(sequences, 8, shrinkage=0.0).toarray()
+    np.fill_diagonal(found, 1.0)
+    assert found == pytest.approx(cosine_similarity(owns.T))
+
+
+def test_an_item_is_like_itself_as_far_as_users_take_it_again():
+    """Two users have item 0, one of them twice: 1 / (2 + shrinkage 2). Item 1 was never taken again."""
+    found = rules.item_cosine([[0, 0, 1], [0]], 2, shrinkage=2.0).toarray()
+    assert found[0, 0] == 0.25
+    assert found[1, 1] == 0.0
+    assert found[0, 1] == pytest.approx(1 / (np.sqrt(2) + 2))
+
+
+def test_later_items_of_a_history_weigh_more_and_only_the_window_counts():
+    rule = rules.ItemRule(sparse.csr_matrix(np.eye(4)), window=2, made_with={})
+    assert rules.rule_scores(rule, [(3, 0, 1), (2,), (1, 1)]).tolist() == [[0.5, 1, 0, 0], [0, 0, 1, 0], [0, 1.5, 0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_top_k_breaks_ties_by_popularity_then_by_item_order(seed):
+    rng = np.random.default_rng(seed)
+    scores, counts = rng.integers(0, 3, size=(5, 30)).astype(float), rng.integers(0, 4, size=30)
+    found = rules.top_k(scores, rules.popularity_order(counts), 7)
+    for row, items in zip(scores, found, strict=True):
+        assert items.tolist() == sorted(range(30), key=lambda item: (-row[item], -counts[item], item))[:7]
+
+
+def test_top_k_of_a_catalogue_smaller_than_k_is_all_of_it():
+    assert rules.top_k(np.array([[1.0, 3.0, 2.0]]), np.arange(3), 50).tolist() == [[1, 2, 0]]
+
+
+def test_blocks_of_rows_do_not_change_a_ranking(monkeypatch):
+    samples = cyclic_samples()
+    rule = rules.markov_candidates(samples.train_sequences, 12)[0]
+    histories = [sample.history for sample in samples.splits["valid"]]
+    whole = rules.rank(rule, histories, np.arange(12), 5)
+    monkeypatch.setattr(rules, "ROWS_AT_ONCE", 7)
+    for found, expected in zip(rules.rank(rule, histories, np.arange(12), 5), whole, strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_ndcg_on_validation_rows_is_that_of_the_metrics():
+    rng = np.random.default_rng(0)
+    items = np.array([rng.permutation(15)[:12] for _ in range(40)])
+    samples = [Sample("u", (0,), int(rng.integers(15)), 0) for _ in items]
+    records = [{"user_id": "u", "target_item_id": str(sample.target), "item_ids": [str(i) for i in row]}
+               for sample, row in zip(samples, items, strict=True)]
+    assert rules.ndcg_at_10(items, samples) == pytest.approx(row_metrics(records)[0]["NDCG@10"].mean())
+
+
+def test_the_candidate_that_ranks_validation_targets_best_is_chosen():
+    """Targets follow their history by one: the shifted identity is right, the identity is wrong, and first of equals wins."""
+    wrong, right = np.eye(11), np.roll(np.eye(11), 1, axis=1)
+    candidates = [rules.ItemRule(sparse.csr_matrix(matrix), 1, {}) for matrix in (wrong, right, right)]
+    valid = [Sample("u", (item,), (item + 1) % 11, 0) for item in range(11)]
+    best, values = rules.choose(candidates, valid, np.arange(11))
+    assert best == 1
+    assert values[1] == values[2] == 1.0 > values[0]
+    assert rules.choose(candidates, [], np.arange(11)) == (0, [])
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_test_targets_never_change_a_ranking(method, tmp_path):
+    samples = cyclic_samples()
+    shuffled = [sample._replace(target=(sample.target + 5) % 12) for sample in samples.splits["test"]]
+    settings = Experiment(name="ring", baselines=BaselineSettings(sasrec_hidden_size=16, sasrec_epochs=2))
+    other = Samples(samples.items, {**samples.splits, "test": shuffled}, samples.train_sequences)
+    first = run.rank_test(method, samples, settings, tmp_path)
+    second = run.rank_test(method, other, settings, tmp_path)
+    assert np.array_equal(first.items, second.items)
+    assert np.array_equal(first.scores, second.scores)
+    assert first.facts == second.facts
+
+
+@pytest.mark.parametrize("method", ["markov", "item_knn"])
+def test_rules_find_the_next_step_of_a_ring(method, tmp_path):
+    """Nine of ten steps go to the next item, so a rule that reads the last item has its target near the top."""
+    samples = cyclic_samples(num_users=200)
+    ranking = run.rank_test(method, samples, Experiment(name="ring"), tmp_path)
+    expected = [(sample.history[-1] + 1) % 12 for sample in samples.splits["test"]]
+    assert np.mean(ranking.items[:, :2] == np.array(expected)[:, None]) > (0.45 if method == "markov" else 0.3)
+
+
+def test_the_stage_writes_predictions_from_which_its_metrics_can_be_recomputed(config, monkeypatch, capsys):
+    run_stage(monkeypatch, config, "--baselines.methods", ",".join(ALL))
+    printed = capsys.readouterr().out
+    path = config.parent / "runs" / "ring" / "baselines"
+    samples = load_samples(path.parent / "data", 10)
+    for method in ALL:
+        rows = [json.loads(line) for line in (path / method / "predictions.jsonl").read_text().splitlines()]
+        metrics = json.loads((path / method / "metrics.json").read_text())
+        again = score_predictions(rows, None, samples.item_ids, {}, bootstrap_samples=0)
+        assert [metrics[key] for key in KEYS] == [again[key] for key in KEYS]
+        assert (metrics["method"], metrics["split"], metrics["invalid"], metrics["duplicates"]) == (method, "test", 0, 0)
+        assert metrics["num_users"] == metrics["num_rows"] == len(rows) == 40
+        assert all(len(row["item_ids"]) == 12 for row in rows)
+        assert f"{method:10}  {metrics['HR@1']:.4f}" in printed
+    assert f"written to {path}; next: bash sft.sh" in printed
+    artifacts.verify(path)
+    assert (path / "sasrec" / "sasrec.safetensors").is_file()
+
+
+def test_a_finished_stage_says_so_and_does_nothing(config, monkeypatch, capsys):
+    run_stage(monkeypatch, config, "--baselines.methods", "popularity")
+    before = (config.parent / "runs/ring/baselines/MANIFEST.json").stat().st_mtime_ns
+    capsys.readouterr()
+    run_stage(monkeypatch, config, "--baselines.methods", "popularity")
+    assert "runs/ring/baselines is finished; next: bash sft.sh with the same --config" in capsys.readouterr().out
+    assert (config.parent / "runs/ring/baselines/MANIFEST.json").stat().st_mtime_ns == before
+
+
+def test_running_twice_from_scratch_writes_the_same_bytes(config, monkeypatch, tmp_path):
+    files = []
+    for _ in range(2):
+        run_stage(monkeypatch, config, "--baselines.methods", ",".join(ALL))
+        path = config.parent / "runs/ring/baselines"
+        files.append({str(file.relative_to(path)): file.read_bytes() for file in sorted(path.glob("*/*"))})
+        path.rename(tmp_path / f"kept-{len(files)}")
+    assert files[0] == files[1]
+
+
+def test_an_unknown_flag_stops_before_anything_runs(config, monkeypatch):
+    with pytest.raises(UserError, match="^command line: .*--methods"):
+        run_stage(monkeypatch, config, "--methods", "popularity")
+    assert not (config.parent / "runs/ring/baselines").exists()
+
+
+def test_without_data_the_command_that_makes_it_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "empty.yaml"
+    file.write_text(f"output_dir: {tmp_path / 'runs'}\n")
+    with pytest.raises(UserError, match="runs/empty/data not found; run `bash data/prepare.sh` with the same --config first$"):
+        run_stage(monkeypatch, file)
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="set MINIONEREC_REAL_DATA to the folder that holds amazon_industrial")
+@pytest.mark.parametrize("method, hr, ndcg", [("popularity", .057, .038), ("markov", .1202, .0879), ("item_knn", .1202, .0879)])
+def test_rules_are_strong_on_amazon_industrial(method, hr, ndcg, tmp_path):
+    """An item co-occurrence rule is known to reach HR@10 .1202 and NDCG@10 .0879 on this test split."""
+    folder = Path(REAL_DATA) / "amazon_industrial"
+    ids = pd.read_csv(folder / "items.csv", dtype=str, keep_default_na=False)["item_id"]
+    rows = pd.read_csv(folder / "interactions.csv", dtype={"user_id": str, "item_id": str}).sort_values("order")
+    splits, sequences = build_samples(rows, {item: n for n, item in enumerate(ids)}, 10)
+    samples = Samples(pd.DataFrame({"item_id": ids}), splits, sequences)
+    ranking = run.rank_test(method, samples, Experiment(name="real"), tmp_path)
+    records = [{"user_id": s.user_id, "target_item_id": str(s.target), "item_ids": [str(i) for i in row]}
+               for s, row in zip(splits["test"], ranking.items, strict=True)]
+    item_level, _ = row_metrics(records)
+    assert item_level["HR@10"].mean() > hr
+    assert item_level["NDCG@10"].mean() > ndcg
