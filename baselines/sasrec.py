@@ -90,9 +90,12 @@ def train_sasrec(
         log: called once per epoch with ``{"step", "epoch", "loss", "valid_NDCG@10"}``.
 
     Raises:
-        UserError: no sequence has two items, or the loss is no longer a number.
+        UserError: no sequence has two items, the heads do not divide the width, or the loss is no longer a number.
     """
     settings = settings or BaselineSettings()
+    if settings.sasrec_hidden_size % settings.sasrec_heads:
+        raise UserError(f"baselines.sasrec_heads: got {settings.sasrec_heads}, expected a divisor of "
+                        f"baselines.sasrec_hidden_size {settings.sasrec_hidden_size}")
     if not any(len(sequence) > 1 for sequence in samples.train_sequences):
         raise UserError("sasrec: no user has two train interactions, so there is nothing to learn from; check data.split")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
