@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -271,17 +272,21 @@ def _digest_of_json(value: Any) -> str:
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """The disk's complaint behind an error, if any. Rust libraries (safetensors) pass it on as text only."""
+    """The disk's complaint behind an error, if any: safetensors passes it on as text, numpy drops its number."""
     for code in DISK_ERRORS:
         if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
             return os.strerror(code)
+    if isinstance(error, OSError) and error.errno is None and str(error).endswith(" written"):
+        return f"no room for a whole file ({error})"
     return None
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+@functools.cache
 def _git_commit() -> str:
     """The commit of this code, with ``-dirty`` when files were changed since; ``unknown`` outside a git checkout."""
     if shutil.which("git") is None:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minionerec.artifacts import COMMANDS, MANIFEST, evaluation_path, is_done, require_stage, stage_path
+from minionerec.artifacts import COMMANDS, evaluation_path, is_done, require_stage, stage_path
 from minionerec.config import UserError, describe_settings, one_line_errors, read_command_line
 from minionerec.settings import Experiment
 
@@ -37,7 +37,7 @@ STAGES = {
     "sft": Stage("sft.py", ("data", "sids"), COMMANDS["rl"]),
     "rl": Stage("rl.py", ("data", "sids", "sft"), COMMANDS["evaluate"]),
     "evaluate": Stage("evaluate.py", ("data", "sids"), "python -m minionerec.summary"),
-    "baselines": Stage("baselines/run.py", ("data",), "python -m minionerec.summary"),
+    "baselines": Stage("baselines/run.py", ("data",), COMMANDS["sft"]),
 }
 
 
@@ -71,8 +71,6 @@ def usage_of(script: Path) -> str:
 def finished_path(experiment: Experiment, stage: str) -> Path | None:
     """The stage's directory when it is finished: whole, made with these settings and from the parents now on disk."""
     path = evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
-    if stage == "baselines" and not (path / MANIFEST).exists():
-        return None     # every method is a directory of its own; baselines/run.py knows which are there
     return path if is_done(experiment, stage, path) else None
 
 

@@ -72,42 +72,52 @@ def test_there_are_malformed_files_of_many_kinds():
     ("--config quikstart.yaml", "quikstart.yaml: no such file; did you mean 'quickstart.yaml'?"),
     ("--config elsewhere/demo.yaml", "elsewhere/demo.yaml: no such file"),
     ("--config .", ".: no such file"),
-    ("--config quickstart.yaml --sft.epochs", "command line: --sft.epochs has no value; write --sft.epochs VALUE"),
-    ("--config quickstart.yaml --rl.scale_rewards --seed 3",
+])
+def test_a_missing_settings_file_is_refused_with_exactly_its_line(words, message, tmp_path, monkeypatch):
+    write(tmp_path, "seed: 1\n", "quickstart.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_command_line("usage", words.split())
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("words, message", [
+    ("--sft.epochs", "command line: --sft.epochs has no value; write --sft.epochs VALUE"),
+    ("--rl.scale_rewards --seed 3",
      "command line: --rl.scale_rewards has no value; write --rl.scale_rewards VALUE"),
-    ("--config quickstart.yaml --seed 3 --seed=4", "command line: --seed is given twice; keep one"),
-    ("--config quickstart.yaml epochs=3", "command line: got 'epochs=3', expected flags of the form --section.key value"),
-    ("--config quickstart.yaml -k 3", "command line: got '-k', expected flags of the form --section.key value"),
-    ("--config quickstart.yaml -- --trace", "command line: got '--', expected flags of the form --section.key value"),
-    ("--config quickstart.yaml --noseed 1", "command line: --noseed: unknown key; did you mean 'seed'?"),
-    ("--config quickstart.yaml --sead 1", "command line: --sead: unknown key; did you mean 'seed'?"),
-    ("--config quickstart.yaml --sft 3", "command line: --sft: unknown key; it is a section, write sft.KEY"),
-    ("--config quickstart.yaml --stf.epochs 3", "command line: --stf.epochs: unknown section 'stf'; did you mean 'sft'?"),
-    ("--config quickstart.yaml --sft.batch-size 3", "command line: --sft.batch-size: unknown key; did you mean 'batch_size'?"),
-    ("--config quickstart.yaml --sft.epochs 3.5", "command line: --sft.epochs: got '3.5', expected a whole number"),
-    ("--config quickstart.yaml --sft.epochs=", "command line: --sft.epochs: got '', expected a whole number"),
-    ("--config quickstart.yaml --sft.learning_rate -1e-5", "command line: --sft.learning_rate: got -1e-05, expected a number > 0"),
-    ("--config quickstart.yaml --rl.scale_rewards no", "command line: --rl.scale_rewards: got 'no', expected true or false"),
-    ("--config quickstart.yaml --sids.codebook_sizes 8,,8", "command line: --sids.codebook_sizes: got '', expected a whole number"),
-    ("--config quickstart.yaml --rl.tasks.sid_to_sid often", "command line: --rl.tasks.sid_to_sid: got 'often', expected a number"),
-    ("--config quickstart.yaml --rl.rewards.rules 1",
+    ("--seed 3 --seed=4", "command line: --seed is given twice; keep one"),
+    ("epochs=3", "command line: got 'epochs=3', expected flags of the form --section.key value"),
+    ("-k 3", "command line: got '-k', expected flags of the form --section.key value"),
+    ("-- --trace", "command line: got '--', expected flags of the form --section.key value"),
+    ("--noseed 1", "command line: --noseed: unknown key; did you mean 'seed'?"),
+    ("--sead 1", "command line: --sead: unknown key; did you mean 'seed'?"),
+    ("--sft 3", "command line: --sft: unknown key; it is a section, write sft.KEY"),
+    ("--stf.epochs 3", "command line: --stf.epochs: unknown section 'stf'; did you mean 'sft'?"),
+    ("--sft.batch-size 3", "command line: --sft.batch-size: unknown key; did you mean 'batch_size'?"),
+    ("--sft.epochs 3.5", "command line: --sft.epochs: got '3.5', expected a whole number"),
+    ("--sft.epochs=", "command line: --sft.epochs: got '', expected a whole number"),
+    ("--sft.learning_rate -1e-5", "command line: --sft.learning_rate: got -1e-05, expected a number > 0"),
+    ("--rl.scale_rewards no", "command line: --rl.scale_rewards: got 'no', expected true or false"),
+    ("--sids.codebook_sizes 8,,8", "command line: --sids.codebook_sizes: got '', expected a whole number"),
+    ("--rl.tasks.sid_to_sid often", "command line: --rl.tasks.sid_to_sid: got 'often', expected a number"),
+    ("--rl.rewards.rules 1",
      "command line: --rl.rewards.rules: got 'rules', expected one of rule, ranking, semantic, collaborative, prefix; "
      "did you mean 'rule'?"),
-    ("--config quickstart.yaml --rl.rewards {rule:1}", "command line: --rl.rewards: got '', expected a number"),
-    ("--config quickstart.yaml --sft.epochs.more 3",
+    ("--rl.rewards {rule:1}", "command line: --rl.rewards: got '', expected a number"),
+    ("--sft.epochs.more 3",
      "command line: --sft.epochs.more: got 'name: value' pairs, expected a whole number"),
-    ("--config quickstart.yaml --model.config.rope.theta 3",
+    ("--model.config.rope.theta 3",
      "command line: --model.config.rope.theta: has too many parts; write --model.config.rope '{theta: ...}'"),
-    ("--config quickstart.yaml --evaluate.checkpoint=", "quickstart.yaml: evaluate.checkpoint: is empty, expected sft, rl or the "
+    ("--evaluate.checkpoint=", "quickstart.yaml: evaluate.checkpoint: is empty, expected sft, rl or the "
      "folder of a checkpoint"),
-    ("--config quickstart.yaml --foo 1 --sft.epochs x", "command line: --foo: unknown key\n"
+    ("--foo 1 --sft.epochs x", "command line: --foo: unknown key\n"
      "command line: --sft.epochs: got 'x', expected a whole number"),
 ])
 def test_every_mistaken_flag_is_refused_with_exactly_its_lines(words, message, tmp_path, monkeypatch):
     write(tmp_path, "seed: 1\n", "quickstart.yaml")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        read_command_line("usage", words.split(), own=())
+        read_command_line("usage", ["--config", "quickstart.yaml", *words.split()], own=())
     assert str(caught.value) == message
 
 
@@ -159,7 +169,8 @@ def test_an_empty_file_gives_the_defaults_and_the_name_of_the_file(tmp_path):
 
 def test_1e_5_is_a_number(tmp_path):
     """PyYAML alone reads it as text, because YAML 1.1 wants 1.0e-5."""
-    experiment = read_experiment(write(tmp_path, "sft: {learning_rate: 1e-5}\nmodel:\n  config: {model_type: qwen2, eps: 1e-6}\n"))
+    text = "sft: {learning_rate: 1e-5}\nmodel:\n  config: {model_type: qwen2, eps: 1e-6}\n"
+    experiment = read_experiment(write(tmp_path, text))
     assert experiment.sft.learning_rate == 0.00001
     assert experiment.model.config["eps"] == 0.000001
 
@@ -187,8 +198,9 @@ def test_files_saved_on_windows_are_read(tmp_path, encoding, newline):
 def test_flags_win_over_the_file(tmp_path):
     path = write(tmp_path, "seed: 1\nsft:\n  epochs: 3\n  tasks: {sid_to_sid: 1, sid_to_title: 1}\n")
     experiment, own = read_command_line("usage", [
-        "--config", str(path), "--seed=5", "--name", "other", "--sft.epochs", "9", "--sids.codebook_sizes", "8,8", "--data.path", "C: x",
-        "--sft.tasks.sid_to_title", "0", "--rl.rewards", "{rule: 2}", "--baselines.methods", "[markov]", "--history", "-3,B0"])
+        "--config", str(path), "--seed=5", "--name", "other", "--sft.epochs", "9", "--sids.codebook_sizes", "8,8",
+        "--data.path", "C: x", "--sft.tasks.sid_to_title", "0",
+        "--rl.rewards", "{rule: 2}", "--baselines.methods", "[markov]", "--history", "-3,B0"])
     assert (experiment.seed, experiment.name, experiment.sft.epochs, experiment.data.path) == (5, "other", 9, "C: x")
     assert experiment.sids.codebook_sizes == [8, 8]
     assert experiment.sft.tasks == {"sid_to_sid": 1.0, "sid_to_title": 0.0}
@@ -265,13 +277,16 @@ def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_f
     folder = tmp_path_factory.getbasetemp()
     written = {section: {key.name: value}} if section else {key.name: value}
     dotted = f"{section}.{key.name}" if section else key.name
-    for experiment in (read_experiment(write(folder, yaml.safe_dump(written))), read_experiment(write(folder, ""), {dotted: repr(value)})):
+    from_file = read_experiment(write(folder, yaml.safe_dump(written)))
+    from_flag = read_experiment(write(folder, ""), {dotted: repr(value)})
+    for experiment in (from_file, from_flag):
         found = getattr(getattr(experiment, section) if section else experiment, key.name)
         assert found == value and type(found) is kind
 
 
-WORDS = st.sampled_from(["seed", "sft", "rl", "epochs", "tasks", ":", ": ", "- ", "\n", "\n  ", "\t", "[", "]", "{", "}", ", ", "'", '"', "|", ">",
-                         "&a", "*a", "!!int", "!x", "? ", "---", "...", "%YAML", "#", "<<", "null", "1e-5", "0x1", "sid_to_sid", "@", "`", "\x85"])
+WORDS = st.sampled_from([
+    "seed", "sft", "rl", "epochs", "tasks", "sid_to_sid", "null", "1e-5", "0x1", ":", ": ", "- ", "\n", "\n  ", "\t", "[", "]", "{",
+    "}", ", ", "'", '"', "|", ">", "&a", "*a", "!!int", "!x", "? ", "---", "...", "%YAML", "#", "<<", "@", "`", "\x85"])
 
 
 @settings(deadline=None, max_examples=300)
@@ -287,7 +302,8 @@ def test_any_text_is_read_or_refused_in_words(tmp_path_factory, text):
 
 
 @settings(deadline=None, max_examples=200)
-@given(key=st.sampled_from([f"{section}.{key.name}" for section, key, _ in KEYS if section]), text=st.text() | st.lists(WORDS).map("".join))
+@given(key=st.sampled_from([f"{section}.{key.name}" for section, key, _ in KEYS if section]),
+       text=st.text() | st.lists(WORDS).map("".join))
 def test_any_flag_value_is_read_or_refused_in_words(tmp_path_factory, key, text):
     path = tmp_path_factory.getbasetemp() / "demo.yaml"
     path.write_text("")
