@@ -285,8 +285,8 @@ def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_f
 
 
 WORDS = st.sampled_from([
-    "seed", "sft", "rl", "epochs", "tasks", "sid_to_sid", "null", "1e-5", "0x1", ":", ": ", "- ", "\n", "\n  ", "\t", "[", "]", "{",
-    "}", ", ", "'", '"', "|", ">", "&a", "*a", "!!int", "!x", "? ", "---", "...", "%YAML", "#", "<<", "@", "`", "\x85"])
+    "seed", "sft", "rl", "epochs", "tasks", "sid_to_sid", "null", "1e-5", "0x1", ":", ": ", "- ", "\n", "\n  ", "\t", "[", "]",
+    "{", "}", ", ", "'", '"', "|", ">", "&a", "*a", "!!int", "!x", "? ", "---", "...", "%YAML", "#", "<<", "@", "`", "\x85"])
 
 
 @settings(deadline=None, max_examples=300)
