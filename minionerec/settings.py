@@ -217,7 +217,7 @@ class BaselineSettings:
     sasrec_weight_decay: float = setting(0.0, "sasrec: AdamW decoupled weight decay", low=0)
     sasrec_batch_size: int = setting(128, "sasrec: windows of max_history + 1 items per step (its paper)", low=1)
     sasrec_epochs: int = setting(200, "sasrec: most passes over the train sequences", low=1)
-    sasrec_patience: int = setting(10, "sasrec: epochs without a better validation NDCG@10 before stopping", low=1)
+    sasrec_patience: int = setting(5, "sasrec: epochs without a better validation NDCG@10 before stopping", low=1)
 
 
 @dataclass(frozen=True)
