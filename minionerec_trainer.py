@@ -37,7 +37,7 @@ from minionerec.settings import RLSettings
 from minionerec.sids import SIDS_FILE, SidTrie
 
 BEST_METRIC = "eval_NDCG@10"
-TIMING_KEYS = ("runtime", "per_second", "total_flos")
+TIMING_KEYS = ("runtime", "per_second", "total_flos", "train_loss")    # the last one is the mean since the last resume
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -216,6 +216,11 @@ class GRPOTrainer(RankingTrainer):
         loss, metrics = self._loss(model, rollouts, kept)
         self._logged.append(rollouts.metrics | metrics)
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        once = super()._get_train_sampler(train_dataset)
+        block = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return once if self.settings.num_iterations == 1 else RepeatedSampler(once, block, self.settings.num_iterations)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the rollout metrics since the last log."""
@@ -443,5 +448,5 @@ def first_not_finite(model: nn.Module) -> str:
 
 
 def clean_history(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The log without wall-clock entries, so that an interrupted and an uninterrupted run write the same bytes."""
-    return [{key: value for key, value in row.items() if not any(word in key for word in TIMING_KEYS)} for row in history]
+    """The log without what depends on when a run was interrupted, and with sorted keys, so that an interrupted and an uninterrupted run write the same bytes."""
+    return [{key: row[key] for key in sorted(row) if not any(word in key for word in TIMING_KEYS)} for row in history]

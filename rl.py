@@ -76,7 +76,7 @@ def train(experiment: Experiment, path: Path) -> None:
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
     validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, batch_size=64)
     before = validate(model.to(arguments.device))
-    runs.say("SFT model: validation " + "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "HR@50", "NDCG@10")))
+    runs.say("SFT model: validation " + "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "NDCG@10")))
     contents = trainers.CheckpointContents("rl", artifacts.relevant_settings(experiment, "rl"), [data_dir, sids_dir, sft_dir],
                                            sids_dir / "sids.json", template)
     reward = make_reward(experiment, samples, sids, sids_dir)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from minionerec.policy import enable_trees
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from minionerec import artifacts
+from minionerec.policy import enable_trees
+from minionerec.settings import Experiment
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
 
@@ -41,3 +48,52 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
+
+
+def tiny_run(folder: Path, **sections) -> Experiment:
+    """An experiment whose ``data`` and ``sids`` stages are on disk: 24 items, 40 users, 2 x 8 codes, learnable next items.
+
+    ``sections`` replace settings, e.g. ``sft={"epochs": 3}``.
+    """
+    defaults = {
+        "data": {"max_history": 5}, "sids": {"codebook_sizes": [8, 8]},
+        "model": {"template": "compact", "text_vocab_size": 300,
+                  "config": {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                             "num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 128}},
+        "sft": {"tasks": {"sid_to_sid": 1.0}, "epochs": 2, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-2,
+                "warmup_steps": 2, "dropout": 0.1, "eval_rows": 20},
+        "rl": {"num_generations": 4, "batch_size": 16, "micro_batch_size": 8, "epochs": 1.0, "evals": 3, "eval_rows": 20,
+               "learning_rate": 1e-3, "eval_beams": 10},
+        "evaluate": {"num_beams": 10, "bootstrap_samples": 20}}
+    kinds = {f.name: f.default_factory for f in dataclasses.fields(Experiment) if f.default_factory is not dataclasses.MISSING}
+    experiment = Experiment(name="tiny", output_dir=str(folder), **{
+        name: kinds[name](**(values | sections.get(name, {}))) for name, values in defaults.items()})
+    if artifacts.stage_path(experiment, "sids").exists():
+        return experiment
+    rng = random.Random(0)
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(24)], "title": [f"thing {n % 6} of kind {n // 6}" for n in range(24)],
+                          "description": ["" if n % 5 == 0 else f"made for place {n % 6}" for n in range(24)], "brand": "",
+                          "categories": [[] for _ in range(24)]})
+    rows = []
+    for user in range(40):
+        item = rng.randrange(24)
+        for step in range(rng.randint(4, 8)):
+            rows.append((f"u{user}", f"i{item}", user * 100 + step, "train"))
+            item = (item + 1) % 24 if rng.random() < 0.8 else rng.randrange(24)
+        rows[-2], rows[-1] = (*rows[-2][:3], "valid"), (*rows[-1][:3], "test")
+    interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "split"]).assign(rating=float("nan"))
+    data = artifacts.stage_path(experiment, "data")
+    with artifacts.committed(data, "data", artifacts.relevant_settings(experiment, "data"), []) as staging:
+        items.to_parquet(staging / "items.parquet")
+        interactions.to_parquet(staging / "interactions.parquet")
+    sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
+    sids_dir = artifacts.stage_path(experiment, "sids")
+    with artifacts.committed(sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [data]) as staging:
+        artifacts.write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": [8, 8], "method": "test"})
+        np.save(staging / "embeddings.npy", np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32))
+    return experiment
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of a checkpoint's weights."""
+    return artifacts.sha256_file(folder / "model.safetensors")
