@@ -1,14 +1,14 @@
 """Collisions: items that the quantiser gave the same SID get SIDs of their own (or a further code, or stay).
 
 ``nearest_free`` (default). Under each prefix of L-1 codes, all items that collide share out the codes of the last level
-that are theirs or nobody's, at the least total squared distance between their residual and the codebook: one
-minimum-cost assignment per prefix (scipy's ``linear_sum_assignment``), so a group's code stays with the member it suits.
-Items that do not collide keep their SID. Where a prefix holds more items than codes, those for which it costs least move
-under a neighbouring prefix, each to the free pair of last two codes that quantises it best. (Reference
-implementations hand out codes by Sinkhorn within the group alone, which never looks at what is free.)
+that are theirs or nobody's, at the least total squared distance between their residual and the codebook, subject to every
+group keeping its code for one of its members: one minimum-cost assignment per prefix (scipy's
+``linear_sum_assignment``). Items that do not collide keep their SID. Where a prefix holds more items than codes, those
+for which it costs least move under a neighbouring prefix, each to the free pair of last two codes that quantises it best.
+(Reference implementations hand out codes by Sinkhorn within the group alone, which never looks at what is free.)
 
-Items with equal vectors (the same text listed twice) cannot be told apart by any code: they are spread over the nearest
-free codes, the earlier item to the nearer code.
+Items with equal vectors (the same text listed twice) cannot be told apart by any code: the earlier item keeps the code,
+the others are spread over the nearest free ones in the order of the items.
 
 ``extra_level``: every item of a colliding group gets a further code 0, 1, ... by distance, then item order; the others
 keep L codes, so no SID is a prefix of another. ``keep``: nothing changes.
@@ -111,9 +111,8 @@ def prefixes_with_collisions(codes: np.ndarray) -> Iterator[np.ndarray]:
 
 def share_out_last_codes(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int) -> None:
     """Give the colliding items among ``members`` (all items of one prefix, at most ``size``) last codes of their own."""
-    movers, open_codes, cost, twin = _movers(quantised, codes, members, size)
-    rows, columns = linear_sum_assignment(cost)
-    rows, columns = _earlier_twin_nearer(rows, columns, cost, twin)
+    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, size)
+    rows, columns = _earlier_twin_first(*_cheapest_assignment(cost, own), cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
 
 
@@ -123,10 +122,9 @@ def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, 
     Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that leave, which is an
     assignment on the difference of the two because every open code is taken.
     """
-    movers, open_codes, cost, twin = _movers(quantised, codes, members, size)
+    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, size)
     elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
-    rows, columns = linear_sum_assignment(cost - elsewhere[:, None])
-    rows, columns = _earlier_twin_nearer(rows, columns, cost, twin)
+    rows, columns = _earlier_twin_first(*_cheapest_assignment(cost - elsewhere[:, None], own), cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
     leavers = np.setdiff1d(np.arange(len(movers)), rows)
     for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))]:
@@ -142,21 +140,30 @@ def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: 
         movers: ``(m,)`` the items among ``members`` that collide.
         open_codes: ``(A,)`` last codes that nobody has or that a colliding group has.
         cost: ``(m, A)`` squared distances, float64; bit-equal rows for items with equal vectors.
-        twin: ``(m,)`` number of the item's vector among the distinct ones.
+        own: ``(m, A)`` bool, the code is the one that the item has.
+        twin: ``(m,)`` equal for items with equal vectors and codes.
     """
     last = codes.shape[1] - 1
     uses = np.bincount(codes[members, last], minlength=size)
     movers = members[uses[codes[members, last]] > 1]
     open_codes = np.flatnonzero(uses != 1)
-    vectors, twin = np.unique(residual_before(quantised, last, movers), axis=0, return_inverse=True)
-    cost = squared_distances(vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64))
-    return movers, open_codes, cost[twin], twin
+    vectors, kind = np.unique(residual_before(quantised, last, movers), axis=0, return_inverse=True)
+    cost = squared_distances(vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64))[kind]
+    own = codes[movers, last][:, None] == open_codes
+    _, twin = np.unique(kind * size + codes[movers, last], return_inverse=True)
+    return movers, open_codes, cost, own, twin
 
 
-def _earlier_twin_nearer(rows: np.ndarray, columns: np.ndarray, cost: np.ndarray,
-                         twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same assignment at the same cost, with equal items served in item order, the nearer code first."""
-    order = np.lexsort((columns, cost[rows, columns], twin[rows]))
+def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the assignments in which most items (one per group) keep their own code, the cheapest: rows and their columns."""
+    bonus = 2 * len(cost) * np.abs(cost).max() + 1                # outweighs all costs together
+    return linear_sum_assignment(cost - own * bonus)
+
+
+def _earlier_twin_first(rows: np.ndarray, columns: np.ndarray, cost: np.ndarray, own: np.ndarray,
+                        twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same assignment at the same cost, with equal items served in item order: first their own code, then by cost."""
+    order = np.lexsort((columns, cost[rows, columns], ~own[rows, columns], twin[rows]))
     served = np.bincount(twin[rows], minlength=twin.max() + 1)             # how many of each kind have a column
     by_twin = np.lexsort((np.arange(len(twin)), twin))
     place = np.arange(len(twin)) - np.searchsorted(twin[by_twin], twin[by_twin])

@@ -136,12 +136,14 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
     return float(np.square(difference).sum(dtype=np.float64) / max(spread, np.finfo(np.float64).tiny))
 
 
-def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], where: str, fitted: bool = True) -> None:
+def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], where: str, fitted: bool = True,
+                 distinct: bool = True) -> None:
     """Refuse what no quantiser can work with.
 
     Args:
         where: the embeddings' file, for the message.
         fitted: codebooks are to be fitted, so that every code needs an item.
+        distinct: every item is to have a SID of its own, of these sizes.
 
     Raises:
         UserError: ids and rows differ in number, NaN, infinite or all-zero rows (the first is named), fewer items than
@@ -161,17 +163,11 @@ def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], 
         if fitted and size > len(embeddings):
             problems.append(f"sids.codebook_sizes: level {level + 1} has {size} codes for only {len(embeddings)} items; "
                             f"use at most {len(embeddings)}, better a tenth of that")
-    problems += capacity_problems(len(embeddings), sizes)
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def capacity_problems(num_items: int, sizes: list[int]) -> list[str]:
-    """More items than SIDs, or a number of levels that is not offered."""
     space = int(np.prod(np.array(sizes, dtype=object)))
-    problems = []
     if not 1 <= len(sizes) <= 6:
         problems.append(f"sids.codebook_sizes: got {len(sizes)} levels, expected 1 to 6")
-    if num_items > space:
-        problems.append(f"sids.codebook_sizes: {sizes} makes {space} SIDs for {num_items} items; add a level or codes")
-    return problems
+    if distinct and space < len(embeddings):
+        problems.append(f"sids.codebook_sizes: {sizes} makes {space} SIDs for {len(embeddings)} items; add a level or codes, or "
+                        "choose sids.collision extra_level")
+    if problems:
+        raise UserError("\n".join(problems))

@@ -149,13 +149,13 @@ def quantise(experiment: Experiment, embeddings: np.ndarray, item_ids: list[str]
     Raises:
         UserError: the embeddings or the codebook sizes cannot work (``check_inputs``).
     """
-    sids, seed = experiment.sids, experiment.seed
+    sids, seed, distinct = experiment.sids, experiment.seed, experiment.sids.collision == "nearest_free"
     if sids.method == "given":
         codes, sizes = read_given(data / "given_sids.json", item_ids, sids.codebook_sizes)
-        check_inputs(embeddings, item_ids, sizes, where, fitted=False)
+        check_inputs(embeddings, item_ids, sizes, where, fitted=False, distinct=distinct)
         return from_codes(embeddings, codes, sizes), sizes
     sizes = list(sids.codebook_sizes)
-    check_inputs(embeddings, item_ids, sizes, where)
+    check_inputs(embeddings, item_ids, sizes, where, distinct=distinct)
     match sids.method:
         case "random":
             return fit_random(embeddings, sizes, seed), sizes

@@ -389,7 +389,8 @@ AGAIN = " (so have 1 rows in all); delete the folder and embed again, with anoth
      "e.npy: shape (5, 6), expected one row for each of the 4 ids in item_ids.json; delete the folder and run "
      "`bash rqvae/rqvae.sh` again"),
     (cloud(4), [5, 2], "sids.codebook_sizes: level 1 has 5 codes for only 4 items; use at most 4, better a tenth of that"),
-    (cloud(4), [3], "sids.codebook_sizes: [3] makes 3 SIDs for 4 items; add a level or codes"),
+    (cloud(4), [3], "sids.codebook_sizes: [3] makes 3 SIDs for 4 items; add a level or codes, or choose "
+     "sids.collision extra_level"),
     (cloud(4), [2] * 7, "sids.codebook_sizes: got 7 levels, expected 1 to 6"),
 ])
 def test_what_no_quantiser_can_work_with_is_one_line(embeddings, sizes, message):
