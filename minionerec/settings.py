@@ -82,11 +82,13 @@ class SidSettings:
         choices=("nearest_free", "extra_level", "keep"),
     )
     kmeans_iterations: int = setting(50, "Lloyd iterations per level, also of the RQ-VAE's initialisation", low=1)
-    hidden_sizes: list[int] = setting([2048, 1024, 512, 256, 128, 64], "rqvae: encoder widths; the decoder mirrors them (paper)", low=1)
+    hidden_sizes: list[int] = setting(
+        [512, 256, 128], "rqvae: encoder widths, mirrored by the decoder; measured on 384-wide embeddings (paper, 2560 wide: "
+        "2048, 1024, 512, 256, 128, 64)", low=1)
     latent_size: int = setting(32, "rqvae: width of the latent and of the codebooks (paper)", low=1)
-    epochs: int = setting(400, "rqvae: passes over the items (reference recipe: 10000)", low=1)
-    batch_size: int = setting(2048, "rqvae: items per step (reference: 20480)", low=1)
-    learning_rate: float = setting(1e-3, "rqvae: AdamW step size (paper)", above=0)
+    epochs: int = setting(100, "rqvae: passes over the items (reference recipe: 10000 steps of all items)", low=1)
+    batch_size: int = setting(256, "rqvae: items per step; small batches converge in fewer passes (reference: 20480)", low=1)
+    learning_rate: float = setting(3e-3, "rqvae: AdamW peak step size, warmed up and annealed (paper: constant 1e-3)", above=0)
     beta: float = setting(0.25, "rqvae: weight of the commitment term (paper)", low=0)
     dead_code_steps: int = setting(50, "rqvae: a code unused for this many steps restarts at a random residual; 0: never", low=0)
 
