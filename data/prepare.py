@@ -28,9 +28,7 @@ NEXT = artifacts.COMMANDS["embeddings"]
 
 
 def main() -> None:
-    experiment, flags = read_command_line(__doc__)
-    if flags:
-        raise UserError(f"command line: unknown flag --{next(iter(flags))}; settings are written --section.key value")
+    experiment, _ = read_command_line(__doc__, own=())
     path = artifacts.stage_path(experiment, "data")
     if artifacts.is_done(experiment, "data"):
         print(f"{path} is finished; next: {NEXT} with the same --config")
@@ -93,7 +91,7 @@ def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.Dat
 
 
 def keep_as_is(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Everything but users with a single interaction; equal times are ordered train, valid, test, then by source order.
+    """All but the users with a single interaction; equal times are ordered train, valid, test, then by source order.
 
     Returns:
         Items, interactions in global order, and what was dropped by reason.
@@ -103,7 +101,7 @@ def keep_as_is(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFr
     single = np.bincount(users)[users] < 2
     rank = interactions["split"].map({name: at for at, name in enumerate(tables.SPLITS)})
     ordered = interactions.assign(rank=rank)[~single].sort_values(["timestamp", "rank"], kind="stable").drop(columns="rank")
-    return source.items, ordered, {**source.dropped, "users with fewer than 2 interactions": int(single.sum())}
+    return source.items, ordered, {**source.dropped, "interactions of users with fewer than 2": int(single.sum())}
 
 
 def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool) -> pd.DataFrame:

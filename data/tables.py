@@ -95,7 +95,8 @@ def load(settings: DataSettings) -> Source:
         complain(interactions, "item_id", ~known, f"an item_id of {items_path}", problems)
     if problems:
         raise UserError("\n".join(problems))
-    return Source(item_frame, interaction_frame, notes=note_cut_lists(items, "description"))
+    notes = note_cut_lists(items, "description") + note_calendar_numbers(interactions, interaction_frame["timestamp"].to_numpy())
+    return Source(item_frame, interaction_frame, notes=notes)
 
 
 def find_file(folder: Path, name: str, word: str) -> Path:
@@ -355,6 +356,14 @@ def read_timestamps(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.where((numbers > MILLISECONDS_ABOVE) & ~dates, numbers / 1000, numbers)
     bad = ~np.isfinite(numbers) | (numbers < 0) | (numbers > NO_TIME_ABOVE / 1000)
     return np.where(bad, 0, np.floor(np.where(bad, 0, numbers))).astype(np.int64), bad
+
+
+def note_calendar_numbers(table: Table, seconds: np.ndarray) -> tuple[str, ...]:
+    """A line if every timestamp reads like a date 20240531 written as a number, which is taken as seconds of August 1970."""
+    if len(seconds) and seconds.min() >= 19_000_101 and seconds.max() <= 29_991_231:
+        return (f"{table.at(0)}: timestamp: {table.columns['timestamp'][0]} is read as unix seconds (August 1970), as are all others; "
+                "if these are dates, write them as 2024-05-31",)
+    return ()
 
 
 def clean_text(text: str) -> str:
