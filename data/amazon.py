@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data import split, tables
+from data import cells, split, tables
 from minionerec.config import UserError
 from minionerec.settings import DataSettings
 
@@ -75,7 +75,8 @@ def load(settings: DataSettings) -> tables.Source:
     reviews_path, metadata_path = find_files(settings)
     layout = detect(reviews_path, "user")
     if detect(metadata_path, "item") != layout:
-        raise UserError(f"{metadata_path} and {reviews_path} are of different releases (2023 and an earlier one); take both from one")
+        raise UserError(f"{metadata_path} and {reviews_path} are of different releases (2023 and an earlier one); "
+                        "take both from one")
     numbers, dropped = number_items(metadata_path, layout, settings.max_title_words)
     reviews, unmatched = read_reviews(reviews_path, layout, numbers)
     dropped.update(unmatched)
@@ -107,7 +108,8 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
             raise UserError(f"data.{key}: is empty and {folder} should then hold exactly one {word} ({', '.join(SUFFIXES)}), "
                             f"found {', '.join(found) or 'none'}; name it with data.{key}")
         if not (folder / found[0]).is_file():
-            raise UserError(f"data.{key}: {folder / found[0]}: no such file; the folder holds {', '.join(present) or 'no such files'}")
+            raise UserError(f"data.{key}: {folder / found[0]}: no such file; the folder holds "
+                            f"{', '.join(present) or 'no such files'}")
         paths.append(folder / found[0])
     return paths[0], paths[1]
 
@@ -144,7 +146,7 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
         except ValueError:
             record = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        shown = tables.shorten(line.decode("utf-8", "replace").strip())
+        shown = cells.shorten(line.decode("utf-8", "replace").strip())
         raise UserError(f"{where}: got {shown}, expected one JSON object (2014 metadata: a Python literal) per line; "
                         "the file is damaged or cut off") from None
     if not isinstance(record, dict):
@@ -186,7 +188,7 @@ def number_items(path: Path, layout: Layout, max_title_words: int) -> tuple[dict
         if item in numbers:
             repeated += 1
             continue
-        title = tables.read_text(record.get("title"))
+        title = cells.read_text(record.get("title"))
         kept = split.title_is_kept(title, max_title_words)
         untitled += not title
         long += bool(title) and not kept
@@ -227,7 +229,7 @@ def whole(value: Any, name: str, where: str) -> int:
         if isinstance(value, bool) or number < 0:
             raise ValueError
     except (ValueError, TypeError, OverflowError):
-        raise UserError(f"{where}: {name}: got {tables.shorten(value)}, expected a unix time") from None
+        raise UserError(f"{where}: {name}: got {cells.shorten(value)}, expected a unix time") from None
     return number
 
 
@@ -238,7 +240,7 @@ def rating_of(value: Any, name: str, where: str) -> float:
     try:
         return float(value)
     except (ValueError, TypeError):
-        raise UserError(f"{where}: {name}: got {tables.shorten(value)}, expected a number") from None
+        raise UserError(f"{where}: {name}: got {cells.shorten(value)}, expected a number") from None
 
 
 def read_items(path: Path, layout: Layout, surviving: set[str]) -> pd.DataFrame:
@@ -248,6 +250,6 @@ def read_items(path: Path, layout: Layout, surviving: set[str]) -> pd.DataFrame:
         item = str(field(record, layout.item, f"{path}:{line}"))
         if item not in surviving or item in rows:
             continue
-        texts = [tables.read_text(record.get(name)) for name in ("title", "description", layout.brand)]
-        rows[item] = (item, *texts, tables.read_categories(record.get("category") or record.get("categories")))
+        texts = [cells.read_text(record.get(name)) for name in ("title", "description", layout.brand)]
+        rows[item] = (item, *texts, cells.read_categories(record.get("category") or record.get("categories")))
     return pd.DataFrame(list(rows.values()), columns=list(tables.ITEM_COLUMNS))

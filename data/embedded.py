@@ -1,6 +1,18 @@
 """Source ``embedded``: a catalogue and its buyers, made in memory, so that the whole pipeline runs without any file.
 
-600 items: 10 departments x 5 categories x 3 systems x 4 product lines, each x 1 generation... (see ``make_catalogue``).
+600 items: 5 departments x 10 categories x 3 systems x 4 product lines or sizes (``data/embedded_words.py``); about 2,000
+buyers with 5 to 20 purchases each over two years. It is made so that understanding items pays and counting them does
+not get far: an item is bought about 30 times, too rarely to learn its followers one by one, but what follows what is
+compositional. The next purchase is drawn from a mixture (``SHARES``):
+
+* wanted: an accessory of a kit that the buyer has begun: next steps of the kit first, same system always, same brand
+  rather than another, in the line or size that the buyer tends to, and not what the buyer owns already;
+* start: the main product of a department the buyer likes;
+* again: a consumable of an earlier purchase;
+* noise: anything on sale, by popularity.
+
+Every item shows either its line or its size, so a buyer's two tastes and the systems of the kits have to be gathered from
+different purchases. Nothing is hidden in a history: only what was bought and when.
 """
 
 from __future__ import annotations
@@ -10,110 +22,168 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.embedded_words import DEPARTMENTS, LINES
+from data.embedded_words import DEPARTMENTS, LINES, SCALES, Department, Leaf
 from data.tables import Source
 
-NUM_USERS = 2000
+NUM_USERS = 2050
+LENGTHS = (5, 20)             # purchases per buyer, both ends included
 DAY = 86_400
-START = 1_640_995_200    # 2022-01-01 UTC
+FIRST_DAY = 1_640_995_200     # 2022-01-01 UTC
 PERIOD = 730 * DAY
+SHARES = {"wanted": 0.62, "start": 0.12, "again": 0.10, "noise": 0.16}
+STEPS = (0, 1, 0.6, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1)    # pull towards the category so many places further in the kit
+FADING = 0.85                 # of a purchase's pull, per later purchase
+SAME_BRAND = 1.5              # factor on accessories of the brand
+TASTE = 20.0                  # factor on the buyer's own line or size
+LIKED = 2                     # departments per buyer
+LATE_SHARE, LATE_UNTIL = 0.3, 0.7    # items launched after the first day, and the share of the period by which all are
+ZIPF = 0.6                    # exponent of popularity inside a category
 
 
 class Catalogue(NamedTuple):
-    """Items and the attributes that decide who buys them, all of shape (N,) in item order."""
+    """Items and what decides who buys them. N items; all arrays are ``(N,)`` in item order unless noted."""
 
     items: pd.DataFrame
     department: np.ndarray
-    leaf: np.ndarray          # place of the category in its department, 0 is the main product
-    system: np.ndarray        # place of the system in its department
-    line: np.ndarray
-    brand: np.ndarray         # number of the brand
-    consumable: np.ndarray    # bool
-    popularity: np.ndarray    # positive, mean 1 inside a category
+    leaf: np.ndarray           # place of the category in its kit, 0 is the main product
+    kind: np.ndarray           # number of the category x system: of these a buyer wants one, in some variant
+    sized: np.ndarray          # bool: the variant is a size, else a line
+    variant: np.ndarray        # place in LINES or SCALES
+    consumable: np.ndarray     # bool
+    popularity: np.ndarray     # positive
+    launch: np.ndarray         # unix seconds
+    follow: np.ndarray         # (N, N): how much owning the row's item calls for the column's
+
+
+class Buyers(NamedTuple):
+    """Tastes, and what purchases so far have led to. U buyers."""
+
+    line: np.ndarray           # (U,) favourite line
+    scale: np.ndarray          # (U,) favourite size
+    likes: np.ndarray          # (U, departments) bool
+    pull: np.ndarray           # (U, N) how much the purchases so far call for each item
+    again: np.ndarray          # (U, N) the same for consumables bought before
+    owned: np.ndarray          # (U, N) bool: not needed, as one of its kind is there
+
+    def of(self, rows: np.ndarray) -> Buyers:
+        """These buyers only."""
+        return Buyers(*(values[rows] for values in self))
 
 
 def load(seed: int) -> Source:
-    """The catalogue and its buyers' interactions; the same for the same seed."""
+    """The catalogue and its buyers' purchases; the same for the same seed."""
     rng = np.random.default_rng(seed)
     catalogue = make_catalogue(rng)
-    return Source(catalogue.items, make_interactions(catalogue, rng))
+    return Source(catalogue.items, make_interactions(catalogue, make_buyers(len(catalogue.items), rng), rng))
 
 
 def make_catalogue(rng: np.random.Generator) -> Catalogue:
-    """Every department x category x system x line once, with a maker, a size and a text that says all of it."""
-    rows, attributes, brands = [], [], {}
+    """Every department x category x system in four variants, each with a brand and texts that say all of it."""
+    rows, keys = [], []
     for d, department in enumerate(DEPARTMENTS):
         for c, leaf in enumerate(department.leaves):
-            for s, system in enumerate(department.systems):
-                makers = [department.brands[s] if c == 0 or rng.random() < 0.6 else department.rivals[rng.integers(2)] for _ in LINES]
-                for n, line in enumerate(LINES):
-                    size = leaf.sizes[rng.integers(2)]
-                    fits = department.fits.format(system)
-                    title = f"{makers[n]} {line.name} {leaf.noun} {size}, {fits}, {line.colour}"
-                    partners = " and ".join(other.name.lower() for other in department.leaves if other is not leaf)
-                    description = (f"{line.tier.capitalize()} {leaf.noun.lower()} from the {line.name} line, made of {line.material} in "
-                                   f"{line.colour}. Fits the {fits}. Made for {leaf.purpose}. Goes with {fits} {partners}.")
-                    rows.append({"item_id": f"E{len(rows):04d}", "title": title, "description": description, "brand": makers[n],
-                                 "categories": [department.name, leaf.group, leaf.name]})
-                    attributes.append((d, c, s, n, brands.setdefault(makers[n], len(brands)), leaf.consumable))
-    department, leaf, system, line, brand, consumable = np.array(attributes).T
-    ranks = np.concatenate([rng.permutation(12) for _ in range(len(rows) // 12)])
-    weight = (ranks + 1.0) ** -0.6
-    popularity = weight / weight[:12].sum() * 0 + weight / np.mean((np.arange(12) + 1.0) ** -0.6)
-    return Catalogue(pd.DataFrame(rows), department, leaf, system, line, brand, consumable.astype(bool), popularity)
+            for s in range(len(department.systems)):
+                for v in range(len(SCALES)):
+                    own_make = c == 0 or rng.random() < 0.5
+                    brand = department.makers[s] if own_make else department.rivals[rng.integers(len(department.rivals))]
+                    rows.append({"item_id": f"E{len(rows):04d}", **describe(department, leaf, department.systems[s], v, brand)})
+                    keys.append((d, c, s, v, bool(leaf.sizes), leaf.consumable))
+    items = pd.DataFrame(rows)
+    department, leaf, system, variant, sized, consumable = np.array(keys).T
+    per_leaf = len(DEPARTMENTS[0].systems) * len(SCALES)
+    ranks = np.concatenate([rng.permutation(per_leaf) for _ in range(len(rows) // per_leaf)])
+    late = rng.random(len(rows)) < LATE_SHARE
+    launch = FIRST_DAY + np.where(late, rng.random(len(rows)) * LATE_UNTIL * PERIOD, 0)
+    fits = (department[:, None] == department) & (system[:, None] == system) & (leaf > 0)              # (N, N)
+    steps = np.array(STEPS)[(leaf[None, :] - leaf[:, None]) % len(STEPS)]                              # (N, N)
+    brand = items["brand"].to_numpy()
+    follow = fits * steps * np.where(brand[:, None] == brand, SAME_BRAND, 1.0)                         # (N, N)
+    return Catalogue(items, department, leaf, (department * len(STEPS) + leaf) * 3 + system, sized.astype(bool), variant,
+                     consumable.astype(bool), (ranks + 1.0) ** -ZIPF, launch, follow)
 
 
-def make_interactions(catalogue: Catalogue, rng: np.random.Generator) -> pd.DataFrame:
-    """2,000 buyers with 5 to 20 purchases each."""
-    rows = []
-    follow = follow_matrix(catalogue)
-    for user in range(NUM_USERS):
-        taste = make_taste(catalogue, rng)
-        time = START + rng.random() * 0.8 * PERIOD
-        history: list[int] = []
-        for _ in range(5 + min(15, rng.geometric(0.22) - 1)):
-            p = next_item_probabilities(catalogue, follow, history, taste)
-            history.append(int(rng.choice(len(p), p=p)))
-            rows.append((f"U{user:04d}", catalogue.items["item_id"][history[-1]], int(time)))
-            time += 3600 + rng.exponential(14 * DAY)
-    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
-    return frame.assign(rating=np.nan, split="")
+def describe(department: Department, leaf: Leaf, system: str, variant: int, brand: str) -> dict[str, object]:
+    """Title, description, brand and category path of one item."""
+    fits = department.fits.format(system)
+    if leaf.sizes:
+        scale, size = SCALES[variant], leaf.sizes[variant]
+        title = f"{brand} {scale.name} {leaf.noun}, {size}, {fits}"
+        about = f"{scale.name} size: {size}, made for {scale.use}."
+    else:
+        line = LINES[variant]
+        title = f"{brand} {line.name} {leaf.noun}, {line.colour}, {fits}"
+        about = f"From the {line.tier} {line.name} line, made of {line.material} in {line.colour}."
+    at = department.leaves.index(leaf)
+    partners = " and ".join(other.name.lower() for other in department.leaves[max(at - 1, 0):at + 2] if other is not leaf)
+    description = f"{leaf.noun} for {leaf.purpose}. {about} Fits the {fits}. Goes with {fits} {partners}."
+    return {"title": title, "description": description, "brand": brand, "categories": [department.name, leaf.group, leaf.name]}
 
 
-class Taste(NamedTuple):
-    """What a buyer likes."""
-
-    departments: np.ndarray    # (3,)
-    line: int
-
-
-def make_taste(catalogue: Catalogue, rng: np.random.Generator) -> Taste:
-    return Taste(rng.choice(len(DEPARTMENTS), 3, replace=False), int(rng.integers(len(LINES))))
+def make_buyers(num_items: int, rng: np.random.Generator) -> Buyers:
+    """Buyers before their first purchase."""
+    line, scale = rng.integers(len(LINES), size=NUM_USERS), rng.integers(len(SCALES), size=NUM_USERS)
+    likes = rng.random((NUM_USERS, len(DEPARTMENTS))).argsort(axis=1) < LIKED
+    empty = np.zeros((NUM_USERS, num_items))
+    return Buyers(line, scale, likes, empty, empty.copy(), empty.astype(bool))
 
 
-def follow_matrix(catalogue: Catalogue) -> np.ndarray:
-    """(N, N) how much a purchase of i calls for j."""
-    same = (catalogue.department[:, None] == catalogue.department) & (catalogue.system[:, None] == catalogue.system)
-    step = (catalogue.leaf[None, :] - catalogue.leaf[:, None]) % 5
-    order = np.array([0.0, 1.0, 0.5, 0.25, 0.1])[step] * (catalogue.leaf[None, :] > 0)
-    return same * order * np.where(catalogue.brand[:, None] == catalogue.brand, 2.0, 1.0) * catalogue.popularity
+def make_interactions(catalogue: Catalogue, buyers: Buyers, rng: np.random.Generator) -> pd.DataFrame:
+    """All purchases until the period ends, one per active buyer and round; buyers with too few by then are left out."""
+    low, high = LENGTHS
+    lengths = np.minimum(low - 1 + rng.geometric(0.18, NUM_USERS), high)
+    now = FIRST_DAY + rng.random(NUM_USERS) * 0.93 * PERIOD
+    users, items, times = [], [], []
+    for place in range(high):
+        active = np.flatnonzero(lengths > place)
+        chances = next_item_chances(catalogue, buyers.of(active), now[active]).cumsum(axis=1)          # (U, N)
+        chosen = (chances < rng.random((len(active), 1)) * chances[:, -1:]).sum(axis=1)                # (U,)
+        users.append(active)
+        items.append(chosen)
+        times.append(now[active].astype(np.int64))
+        soon = buyers.pull[active, chosen] > 0
+        record(catalogue, buyers, active, chosen)
+        now[active] += 3600 + rng.exponential(np.where(soon, 5 * DAY, 20 * DAY))
+    frame = pd.DataFrame({"user": np.concatenate(users), "item": np.concatenate(items), "timestamp": np.concatenate(times)})
+    frame = frame[frame["timestamp"] < FIRST_DAY + PERIOD]
+    frame = frame[frame.groupby("user")["item"].transform("size") >= low]
+    return pd.DataFrame({
+        "user_id": [f"U{user:04d}" for user in frame["user"]],
+        "item_id": catalogue.items["item_id"].to_numpy()[frame["item"]],
+        "timestamp": frame["timestamp"].to_numpy(), "rating": np.nan, "split": "",
+    })
 
 
-def next_item_probabilities(catalogue: Catalogue, follow: np.ndarray, history: list[int], taste: Taste) -> np.ndarray:
-    """(N,) chances of the next purchase."""
-    line = np.where(catalogue.line == taste.line, 8.0, 1.0)
-    start = np.isin(catalogue.department, taste.departments) * (catalogue.leaf == 0) * line * catalogue.popularity
-    noise = catalogue.popularity / catalogue.popularity.sum()
-    if not history:
-        return start / start.sum()
-    recent = np.array(history[::-1])
-    weights = 0.8 ** np.arange(len(recent))
-    wanted = (weights[:, None] * follow[recent]).sum(0) * line
-    wanted[[i for i in history if not catalogue.consumable[i]]] = 0
-    again = np.zeros(len(wanted))
-    for place, i in enumerate(recent):
-        again[i] += catalogue.consumable[i] * weights[place]
-    parts = [(0.17, noise), (0.15, start), (0.58, wanted), (0.10, again)]
-    parts = [(share, part / part.sum()) for share, part in parts if part.sum() > 0]
-    total = sum(share for share, _ in parts)
-    return sum(share / total * part for share, part in parts)
+def next_item_chances(catalogue: Catalogue, buyers: Buyers, now: np.ndarray) -> np.ndarray:
+    """The generator's own probabilities of the next purchase.
+
+    Args:
+        buyers: U buyers as they stand.
+        now: ``(U,)`` unix seconds.
+
+    Returns:
+        ``(U, N)``; rows add up to 1.
+    """
+    on_sale = (catalogue.launch <= now[:, None]) * catalogue.popularity                                # (U, N)
+    favourite = np.where(catalogue.sized, buyers.scale[:, None], buyers.line[:, None])                 # (U, N)
+    liking = on_sale * np.where(catalogue.variant == favourite, TASTE, 1.0) * ~buyers.owned            # (U, N)
+    parts = {
+        "wanted": buyers.pull * liking,
+        "start": buyers.likes[:, catalogue.department] * (catalogue.leaf == 0) * liking,
+        "again": buyers.again,
+        "noise": on_sale,
+    }
+    chances, used = np.zeros_like(on_sale), np.zeros((len(now), 1))
+    for name, part in parts.items():
+        total = part.sum(axis=1, keepdims=True)
+        possible = total > 0
+        chances += np.where(possible, SHARES[name] * part / np.where(possible, total, 1), 0)
+        used += SHARES[name] * possible
+    return chances / used
+
+
+def record(catalogue: Catalogue, buyers: Buyers, rows: np.ndarray, chosen: np.ndarray) -> None:
+    """Update, in place, what the purchases ``chosen`` of the buyers ``rows`` lead to."""
+    buyers.pull[rows] = buyers.pull[rows] * FADING + catalogue.follow[chosen]
+    buyers.again[rows] *= FADING
+    buyers.again[rows, chosen] += catalogue.consumable[chosen]
+    buyers.owned[rows] |= (catalogue.kind[chosen][:, None] == catalogue.kind) & ~catalogue.consumable[chosen][:, None]

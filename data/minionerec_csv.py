@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from data import tables
+from data import cells, tables
 from minionerec.config import UserError
 from minionerec.settings import DataSettings
 
@@ -54,7 +54,8 @@ def load(settings: DataSettings) -> tables.Source:
                         "use the index file that belongs to these items")
     known = set(items["item_id"])
     rows = [row for split in tables.SPLITS for row in read_samples(_find_csv(folder, split), split, known, sids)]
-    return tables.Source(items, chain(rows), {item: codes_of(sids[item]) for item in items["item_id"]}, timestamps="order only", notes=notes)
+    given_sids = {item: codes_of(sids[item]) for item in items["item_id"]}
+    return tables.Source(items, chain(rows), given_sids, timestamps="order only", notes=notes)
 
 
 def _find_json(folder: Path, name: str, word: str) -> Path:
@@ -82,7 +83,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); it is damaged or cut off") from None
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{path}: got {tables.shorten(value)}, expected an object with one entry per item id")
+        raise UserError(f"{path}: got {cells.shorten(value)}, expected an object with one entry per item id")
     return value
 
 
@@ -91,7 +92,7 @@ def read_items(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     entries = _read_json_object(path)
     broken = [item for item, entry in entries.items() if not isinstance(entry, dict)]
     if broken:
-        raise UserError(f"{path}: item '{broken[0]}': got {tables.shorten(entries[broken[0]])}, expected an object with a title")
+        raise UserError(f"{path}: item '{broken[0]}': got {cells.shorten(entries[broken[0]])}, expected an object with a title")
     columns: dict[str, list[Any]] = {"item_id": list(entries)}
     for name in tables.ITEM_COLUMNS[1:]:
         columns[name] = [entry.get(name) for entry in entries.values()]
@@ -109,7 +110,8 @@ def read_index(path: Path) -> dict[str, str]:
     for item, tokens in _read_json_object(path).items():
         fine = isinstance(tokens, list) and tokens and all(isinstance(t, str) and TOKEN.fullmatch(t) for t in tokens)
         if not fine or [TOKEN.fullmatch(t)[1] for t in tokens] != [chr(ord("a") + level) for level in range(len(tokens))]:
-            raise UserError(f"{path}: item '{item}': got {tables.shorten(tokens)}, expected tokens such as ['<a_1>', '<b_2>', '<c_3>']")
+            raise UserError(f"{path}: item '{item}': got {cells.shorten(tokens)}, expected tokens such as "
+                            "['<a_1>', '<b_2>', '<c_3>']")
         sids[item] = "".join(tokens)
     return sids
 
@@ -129,22 +131,26 @@ def read_samples(path: Path, split: str, known: set[str], sids: dict[str, str]) 
     table = tables.read_table(path, wanted)
     lacking = [name for name in wanted if name not in table.columns and name != "item_sid"]
     if lacking:
-        raise UserError(f"{path}: has no column '{lacking[0]}' (its columns: {', '.join(table.header)}); expected MiniOneRec's CSV")
+        raise UserError(f"{path}: has no column '{lacking[0]}' (its columns: {', '.join(table.header)}); "
+                        "expected MiniOneRec's CSV")
     rows = []
-    for at, (user, cell, target) in enumerate(zip(*(table.columns[name] for name in list(wanted)[:3]))):
+    for at, (user, cell, target) in enumerate(zip(*(table.columns[name] for name in list(wanted)[:3]), strict=True)):
         try:
-            history = [str(item) for item in tables.read_list(cell)]
+            history = [str(item) for item in cells.read_list(cell)]
         except ValueError:
-            raise UserError(f"{table.at(at)}: history_item_id: got {tables.shorten(cell)}, expected a list such as [12, 7]") from None
+            raise UserError(f"{table.at(at)}: history_item_id: got {cells.shorten(cell)}, "
+                            "expected a list such as [12, 7]") from None
         if not history or not user:
             empty = "user_id" if history else "history_item_id"
             raise UserError(f"{table.at(at)}: {empty}: is empty, expected {'a user' if history else 'at least one item'}")
         strangers = [item for item in [*history, target] if item not in known]
         if strangers:
-            raise UserError(f"{table.at(at)}: got item '{strangers[0]}', expected an item of *item.json; the files do not belong together")
+            raise UserError(f"{table.at(at)}: got item '{strangers[0]}', expected an item of *item.json; "
+                            "the files do not belong together")
         if "item_sid" in table.columns and table.columns["item_sid"][at] != sids[target]:
-            raise UserError(f"{table.at(at)}: item_sid: got {tables.shorten(table.columns['item_sid'][at])} for item '{target}', "
-                            f"expected '{sids[target]}' as in *index.json; the files do not belong together")
+            found = cells.shorten(table.columns["item_sid"][at])
+            raise UserError(f"{table.at(at)}: item_sid: got {found} for item '{target}', expected '{sids[target]}' "
+                            "as in *index.json; the files do not belong together")
         rows.append(Row(table.at(at), split, user, history, target))
     return rows
 
@@ -173,8 +179,9 @@ def chain(rows: list[Row]) -> pd.DataFrame:
             sequence = sequences[row.user] = list(row.history)
             events += [(row.user, item, "train") for item in row.history]
         elif row.history != sequence[-limit:]:
-            raise UserError(f"{row.where}: history_item_id: got {tables.shorten(row.history)}, expected {tables.shorten(sequence[-limit:])}, "
-                            f"the items that earlier rows of user '{row.user}' (train, valid, test) add up to")
+            raise UserError(f"{row.where}: history_item_id: got {cells.shorten(row.history)}, expected "
+                            f"{cells.shorten(sequence[-limit:])}, the items that earlier rows of user '{row.user}' "
+                            "(train, valid, test) add up to")
         sequence.append(row.target)
         events.append((row.user, row.target, row.split))
     events.sort(key=lambda event: tables.SPLITS.index(event[2]))

@@ -80,7 +80,8 @@ def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.Dat
         dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
         dropped["interactions with those items"] = int((~known).sum())
         users, codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
-        kept, reasons = split.select(users, codes, interactions["timestamp"].to_numpy(), interactions["rating"].to_numpy(), settings)
+        times, ratings = (interactions[name].to_numpy() for name in ("timestamp", "rating"))
+        kept, reasons = split.select(users, codes, times, ratings, settings)
         interactions = interactions[kept]
         dropped.update(reasons)
         if settings.k_core > 1:
@@ -164,12 +165,15 @@ def summary(stats: dict[str, Any]) -> str:
     lines += [f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count]
     lines.append(f"{stats['users']:,} users, {stats['items']:,} items ({stats['items_with_interactions']:,} with interactions), "
                  f"{stats['interactions']:,} interactions, repeat rate {stats['repeat_rate']:.1%}")
-    lines.append(f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} {'in history':>11} {'in train':>9} {'cold':>6}")
+    lines.append(f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} {'in history':>11} {'in train':>9} "
+                 f"{'cold':>6}")
     for name, row in stats["splits"].items():
-        lines.append(f"{name:<6} {row['samples']:>9,} {row['users']:>8,} {row['history_length']['50%']:>8.1f} {row['repeat_rate']:>9.1%} "
-                     f"{row['target_in_history_rate']:>11.1%} {row['target_seen_in_train_rate']:>9.1%} {row['cold_targets']:>6,}")
-    lines.append(f"leak check: {stats['leaks']['interactions_checked']:,} interactions of {stats['leaks']['users_checked']:,} users, "
-                 "no held-out one before or in train")
+        lines.append(f"{name:<6} {row['samples']:>9,} {row['users']:>8,} {row['history_length']['50%']:>8.1f} "
+                     f"{row['repeat_rate']:>9.1%} {row['target_in_history_rate']:>11.1%} "
+                     f"{row['target_seen_in_train_rate']:>9.1%} {row['cold_targets']:>6,}")
+    leaks = stats["leaks"]
+    lines.append(f"leak check: {leaks['interactions_checked']:,} interactions of {leaks['users_checked']:,} users, "
+                 "none that is held out comes before one in train")
     return "\n".join(lines)
 
 

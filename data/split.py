@@ -97,8 +97,8 @@ def select(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, ratings
         keep = stays
     if not keep.any():
         reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-        raise UserError(f"data: the filters left no interactions (dropped: {reasons or 'none, there were none'}); lower data.k_core "
-                        "or widen data.start .. data.end")
+        raise UserError(f"data: the filters left no interactions (dropped: {reasons or 'none, there were none'}); "
+                        "lower data.k_core or widen data.start .. data.end")
     return keep, dropped
 
 
@@ -141,9 +141,9 @@ def global_time(timestamps: np.ndarray, is_target: np.ndarray, ratios: list[floa
     cuts = [nearest_boundary(times, round(share * len(times))) for share in np.cumsum(ratios)[:2]]
     sizes = np.diff([0, *cuts, len(times)])
     if min(sizes) <= 0:
-        raise UserError(f"data.split: global_time leaves {', '.join(f'{s} {n}' for s, n in zip(SPLITS, sizes))} targets of "
-                        f"{len(times)} with {len(np.unique(times))} distinct timestamps; every split needs one: "
-                        "use leave_one_out, other data.split_ratios, or more data")
+        counts = ", ".join(f"{name} {size}" for name, size in zip(SPLITS, sizes, strict=True))
+        raise UserError(f"data.split: global_time leaves {counts} targets of {len(times)} with {len(np.unique(times))} distinct "
+                        "timestamps; every split needs one: use leave_one_out, other data.split_ratios, or more data")
     return np.array(SPLITS, dtype=object)[np.searchsorted(times[cuts], timestamps, side="right")]
 
 
@@ -242,7 +242,7 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     """``{"0%": .., "25%": .., "50%": .., "75%": .., "90%": .., "100%": ..}``; empty for no values."""
     if not len(values):
         return {}
-    return {f"{q:.0%}": float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES))}
+    return {f"{q:.0%}": float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
 
 
 def _share(flags: np.ndarray) -> float:

@@ -6,20 +6,15 @@
       columns: {user_id: customer, item_id: sku, timestamp: bought_at, title: name}
 
 Everything is read as text first, so an id 001 stays 001. Nothing is repaired or skipped: every mistake is reported with
-file, row, column, value and what was expected, all kinds together. The cell readers here (``clean_text``,
-``read_list``, ``read_categories``) also serve the other sources.
+file, row, column, value and what was expected, all kinds together.
 """
 
 from __future__ import annotations
 
-import ast
 import csv
 import difflib
 import gzip
-import html
 import json
-import math
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data import cells
 from minionerec.config import UserError
 from minionerec.settings import DataSettings
 
@@ -34,12 +30,7 @@ ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories")
 INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "split")
 SPLITS = ("train", "valid", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
-MILLISECONDS_ABOVE = 1e11    # as seconds this is the year 5138, as milliseconds March 1973
-NO_TIME_ABOVE = 1e14         # micro- and nanoseconds of our days lie above
-SHOWN = 5                    # rows named per kind of mistake
-
-SCRIPTS = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-TAGS = re.compile(r"</?[a-zA-Z][^<>]*>|<!--.*?-->", re.DOTALL)
+SHOWN = 5    # rows named per kind of mistake
 
 
 class Source(NamedTuple):
@@ -182,14 +173,14 @@ def _read_csv(path: Path, wanted: dict[str, str], delimiter: str) -> Table:
             places: list[int] = []
             shared: dict[str, str] = {}
             start = reader.line_num
-            for cells in reader:
-                if len(cells) != len(header) and cells:
-                    raise UserError(f"{path}:{start + 1}: got {len(cells)} cells, expected {len(header)} as in the header; "
+            for row in reader:
+                if len(row) != len(header) and row:
+                    raise UserError(f"{path}:{start + 1}: got {len(row)} cells, expected {len(header)} as in the header; "
                                     "quote cells that hold the separator, and check that the file is not cut off")
-                if cells:
+                if row:
                     places.append(start + 1)
                     for ours, at in use.items():
-                        columns[ours].append(shared.setdefault(cells[at], cells[at]))
+                        columns[ours].append(shared.setdefault(row[at], row[at]))
                 start = reader.line_num
         except csv.Error as error:
             raise UserError(f"{path}:{start + 1}: not valid CSV ({error}); a quote is not closed or not doubled, "
@@ -215,7 +206,7 @@ def _read_jsonl(path: Path, wanted: dict[str, str]) -> Table:
             header.update(dict.fromkeys(record))
             for ours, theirs in wanted.items():
                 columns[ours].append(record.get(theirs))
-    return Table(path, {ours: cells for ours, cells in columns.items() if wanted[ours] in header}, list(header), places)
+    return Table(path, {ours: values for ours, values in columns.items() if wanted[ours] in header}, list(header), places)
 
 
 def _read_parquet(path: Path, wanted: dict[str, str]) -> Table:
@@ -247,7 +238,7 @@ def require_columns(table: Table, needed: list[str], names: dict[str, str]) -> N
             continue
         key = "items_item_id" if item_side and ours == "item_id" and "items_item_id" in names else ours
         theirs = names.get(key, ours)
-        near = difflib.get_close_matches(theirs, table.header, n=1, cutoff=0.5) or difflib.get_close_matches(ours, table.header, n=1, cutoff=0.5)
+        near = [match for name in (theirs, ours) for match in difflib.get_close_matches(name, table.header, n=1, cutoff=0.5)]
         hint = f"; did you mean '{near[0]}'?" if near else ""
         problems.append(f"{table.path}: has no column '{theirs}' for {ours}{hint} (its columns: {', '.join(table.header)}); "
                         f"set data.columns.{key}")
@@ -261,22 +252,16 @@ def complain(table: Table, column: str, bad: np.ndarray, expected: str, problems
     if not len(rows):
         return
     cell = table.columns[column][rows[0]]
-    line = f"{table.at(rows[0])}: {column}: got {shorten(cell)}, expected {expected}"
+    line = f"{table.at(rows[0])}: {column}: got {cells.shorten(cell)}, expected {expected}"
     if len(rows) > 1:
         others = ", ".join(str(table.places[row]) for row in rows[1:SHOWN])
         line += f" ({len(rows)} rows in all, next: {others}{', ...' if len(rows) > SHOWN else ''})"
     problems.append(line)
 
 
-def shorten(cell: Any) -> str:
-    """A cell as shown in a message, at most 60 characters."""
-    text = repr(cell)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def convert_items(table: Table, problems: list[str]) -> pd.DataFrame:
     """Checked items with cleaned texts; mistakes are appended to ``problems``."""
-    ids = [read_id(cell) for cell in table.columns["item_id"]]
+    ids = [cells.read_id(cell) for cell in table.columns["item_id"]]
     complain(table, "item_id", np.array([not item for item in ids]), "an id", problems)
     seen: dict[str, int] = {}
     twice = np.array([seen.setdefault(item, row) != row for row, item in enumerate(ids)])
@@ -284,15 +269,16 @@ def convert_items(table: Table, problems: list[str]) -> pd.DataFrame:
         first = seen[ids[int(np.flatnonzero(twice)[0])]]
         complain(table, "item_id", twice, f"every id once, but it is already at {table.at(first)}; keep one", problems)
     blank = [""] * len(ids)
-    titles = _column(table, "title", read_text, "text", problems)
+    titles = _column(table, "title", cells.read_text, "text", problems)
     complain(table, "title", np.array([title == "" for title in titles]), "a title; fill it in, or remove the item", problems)
+    separated = "a list, or names between ' > ', '|', ';' or ','"
+    categories = _column(table, "categories", cells.read_categories, separated, problems)
     return pd.DataFrame({
         "item_id": ids,
         "title": titles,
-        "description": _column(table, "description", read_text, "text or a list of texts", problems) or blank,
-        "brand": _column(table, "brand", read_text, "text", problems) or blank,
-        "categories": _column(table, "categories", read_categories, "a list, or names between ' > ', '|', ';' or ','", problems)
-        or [[] for _ in ids],
+        "description": _column(table, "description", cells.read_text, "text or a list of texts", problems) or blank,
+        "brand": _column(table, "brand", cells.read_text, "text", problems) or blank,
+        "categories": categories or [[] for _ in ids],
     })
 
 
@@ -300,16 +286,16 @@ def convert_interactions(table: Table, own_split: bool, problems: list[str]) -> 
     """Checked interactions in file order; mistakes are appended to ``problems``."""
     frame = {}
     for column in ("user_id", "item_id"):
-        frame[column] = [read_id(cell) for cell in table.columns[column]]
+        frame[column] = [cells.read_id(cell) for cell in table.columns[column]]
         complain(table, column, np.array([not text for text in frame[column]]), "an id", problems)
-    seconds, bad = read_timestamps(table.columns["timestamp"])
+    seconds, bad = cells.read_timestamps(table.columns["timestamp"])
     complain(table, "timestamp", bad, "unix seconds, unix milliseconds or an ISO date such as 2024-05-31T12:00:00Z", problems)
     frame["timestamp"] = seconds
     frame["rating"] = np.full(len(seconds), np.nan)
     if "rating" in table.columns:
-        cells = pd.Series(table.columns["rating"], dtype=object)
-        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float)
-        empty = (cells.isna() | (cells == "")).to_numpy()
+        given = pd.Series(table.columns["rating"], dtype=object)
+        numbers = pd.to_numeric(given, errors="coerce").to_numpy(float)
+        empty = (given.isna() | (given == "")).to_numpy()
         complain(table, "rating", ~empty & ~np.isfinite(numbers), "a number, or nothing", problems)
         frame["rating"] = numbers
     frame["split"] = [""] * len(seconds)
@@ -333,112 +319,13 @@ def _column(table: Table, column: str, read: Callable[[Any], Any], expected: str
     return values
 
 
-def read_id(cell: Any) -> str:
-    """An id as text, without surrounding blanks; whole floats (a nullable Parquet column) lose their ``.0``."""
-    if cell is None or isinstance(cell, float) and math.isnan(cell):
-        return ""
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
-
-
-def read_timestamps(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Unix seconds in UTC from numbers (seconds, or milliseconds above 1e11) or ISO dates (UTC unless they say otherwise).
-
-    Returns:
-        ``(n,)`` int64 seconds, 0 where unreadable, and ``(n,)`` bool: unreadable.
-    """
-    series = pd.Series(cells, dtype=object)
-    numbers = pd.to_numeric(series, errors="coerce").astype(float).to_numpy(copy=True)
-    dates = ~np.isfinite(numbers) | np.array([isinstance(cell, bool) or hasattr(cell, "year") for cell in cells])
-    if dates.any():
-        parsed = pd.to_datetime(series[dates].astype(str), format="ISO8601", utc=True, errors="coerce")
-        seconds = (parsed - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-        numbers[dates] = seconds.to_numpy(float)
-    numbers = np.where((numbers > MILLISECONDS_ABOVE) & ~dates, numbers / 1000, numbers)
-    bad = ~np.isfinite(numbers) | (numbers < 0) | (numbers > NO_TIME_ABOVE / 1000)
-    return np.where(bad, 0, np.floor(np.where(bad, 0, numbers))).astype(np.int64), bad
-
-
-def note_calendar_numbers(table: Table, seconds: np.ndarray) -> tuple[str, ...]:
-    """A line if every timestamp reads like a date 20240531 written as a number, which is taken as seconds of August 1970."""
-    if len(seconds) and seconds.min() >= 19_000_101 and seconds.max() <= 29_991_231:
-        return (f"{table.at(0)}: timestamp: {table.columns['timestamp'][0]} is read as unix seconds (August 1970), as are all others; "
-                "if these are dates, write them as 2024-05-31",)
-    return ()
-
-
-def clean_text(text: str) -> str:
-    """One line of plain text: entities resolved, scripts and tags removed, white space collapsed.
-
-        >>> clean_text("Bolts &amp; nuts<br>5 &lt; 6")
-        'Bolts & nuts 5 < 6'
-    """
-    if "&" in text or "<" in text:
-        text = TAGS.sub(" ", SCRIPTS.sub(" ", html.unescape(text)))
-    return " ".join(text.split())
-
-
-def read_literal(text: str) -> Any:
-    """A JSON or Python literal; nothing is executed.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise ValueError(f"{shorten(text)} is not a list") from None
-
-
-def read_list(cell: Any) -> list[Any]:
-    """A list cell: a list already, or the text of one.
-
-    Raises:
-        ValueError: anything else.
-    """
-    value = read_literal(cell) if isinstance(cell, str) else cell
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{shorten(cell)} is not a list")
-    return list(value)
-
-
-def read_text(cell: Any) -> str:
-    """Plain text of a cell: text, a list of paragraphs, or the literal of such a list; nothing at all gives "".
-
-    A literal that was cut off (real catalogues hold some) is read up to where it ends; ``note_cut_lists`` reports them.
-
-    Raises:
-        ValueError: a mapping.
-    """
-    if cell is None or isinstance(cell, float) and math.isnan(cell):
-        return ""
-    if isinstance(cell, str) and looks_like_texts(cell):
-        try:
-            cell = read_list(cell)
-        except ValueError:
-            cell = re.split(r"""['"], ['"]""", cell[2:])
-    if isinstance(cell, (list, tuple)):
-        return clean_text(" ".join(str(part) for part in cell if part is not None))
-    if isinstance(cell, dict):
-        raise ValueError("a mapping is not text")
-    return clean_text(str(cell))
-
-
-def looks_like_texts(cell: str) -> bool:
-    """Whether a cell begins like the literal of a list of texts."""
-    return cell.startswith(("['", '["')) or cell.strip() == "[]"
-
-
 def note_cut_lists(table: Table, column: str) -> tuple[str, ...]:
-    """A line on the cells that begin like a list of texts but are none, which ``read_text`` read as far as they go."""
+    """A line on the cells that begin like a list of texts but are none, which ``cells.read_text`` read as far as they go."""
     cut = []
     for row, cell in enumerate(table.columns.get(column, [])):
-        if isinstance(cell, str) and looks_like_texts(cell):
+        if isinstance(cell, str) and cells.looks_like_texts(cell):
             try:
-                read_list(cell)
+                cells.read_list(cell)
             except ValueError:
                 cut.append(row)
     if not cut:
@@ -447,26 +334,10 @@ def note_cut_lists(table: Table, column: str) -> tuple[str, ...]:
             f"({len(cut)} such rows)",)
 
 
-def read_categories(cell: Any) -> list[str]:
-    """Category names from broad to narrow: a list, its literal, or text split at ``" > "``, ``|``, ``;`` or ``,``.
-
-    Of several paths (a list of lists, as in Amazon 2014) the first is taken.
-
-        >>> read_categories("Tools &amp; Home > Drills"), read_categories("['Tools', 'Drills']")
-        (['Tools & Home', 'Drills'], ['Tools', 'Drills'])
-
-    Raises:
-        ValueError: it begins like a list but is none.
-    """
-    if cell is None or isinstance(cell, float) and math.isnan(cell):
-        return []
-    if isinstance(cell, str):
-        if cell.strip().startswith("["):
-            return read_categories(read_list(cell.strip()))
-        text = clean_text(cell)
-        separator = next((mark for mark in (" > ", "|", ";", ",") if mark in text), None)
-        cell = text.split(separator) if separator else [text]
-    if cell and isinstance(cell[0], (list, tuple)):
-        cell = cell[0]
-    names = [clean_text(str(name)) for name in cell if name is not None]
-    return [name for name in names if name]
+def note_calendar_numbers(table: Table, seconds: np.ndarray) -> tuple[str, ...]:
+    """A line if every timestamp reads like a date 20240531 written as a number, which is taken as seconds of August 1970."""
+    if len(seconds) and seconds.min() >= 19_000_101 and seconds.max() <= 29_991_231:
+        first = table.columns["timestamp"][0]
+        return (f"{table.at(0)}: timestamp: {first} is read as unix seconds (August 1970), as are all others; "
+                "if these are dates, write them as 2024-05-31",)
+    return ()

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import tables
+from data import cells, tables
 from minionerec.config import UserError
 from minionerec.settings import DataSettings
 
@@ -98,18 +98,18 @@ def test_the_own_split_is_read_only_when_asked_for(tmp_path):
     ("2018-10-01T00:00:59.9", 1538352059), (datetime(2018, 10, 1), 1538352000), (datetime(2018, 10, 1, tzinfo=timezone.utc), 1538352000),
 ])
 def test_timestamps_are_seconds_milliseconds_or_iso_dates_in_utc(cell, seconds):
-    values, bad = tables.read_timestamps([cell])
+    values, bad = cells.read_timestamps([cell])
     assert (values.tolist(), values.dtype, bad.tolist()) == ([seconds], np.int64, [False])
 
 
 @pytest.mark.parametrize("cell", ["yesterday", "", None, "nan", "inf", -5, "01/02/2018", True, "1538352000000000", [1], "2018-13-01"])
 def test_what_is_no_time_is_refused(cell):
-    values, bad = tables.read_timestamps([cell, 7])
+    values, bad = cells.read_timestamps([cell, 7])
     assert bad.tolist() == [True, False] and values.tolist() == [0, 7]
 
 
 def test_seconds_and_dates_may_stand_in_one_column():
-    values, bad = tables.read_timestamps(["2018-10-01", "1538352001", "1538352002000"])
+    values, bad = cells.read_timestamps(["2018-10-01", "1538352001", "1538352002000"])
     assert values.tolist() == [1538352000, 1538352001, 1538352002] and not bad.any()
 
 
@@ -126,7 +126,7 @@ def test_dates_written_as_numbers_are_pointed_out(tmp_path):
     (["Tools", None, " "], ["Tools"]), ([["Tools", "Saws"], ["Garden"]], ["Tools", "Saws"]), ("Home &amp; Garden | Hoses", ["Home & Garden", "Hoses"]),
 ])
 def test_categories_from_lists_literals_and_separated_text(cell, names):
-    assert tables.read_categories(cell) == names
+    assert cells.read_categories(cell) == names
 
 
 @pytest.mark.parametrize("cell, text", [
@@ -136,7 +136,7 @@ def test_categories_from_lists_literals_and_separated_text(cell, names):
     ("['one', 'cut of", "one cut of"), ("x<!-- no -->y", "x y"),
 ])
 def test_texts_lose_markup_and_list_literals_are_joined(cell, text):
-    assert tables.read_text(cell) == text
+    assert cells.read_text(cell) == text
 
 
 def test_descriptions_that_are_cut_off_lists_are_kept_and_pointed_out(tmp_path):
@@ -150,10 +150,10 @@ def test_a_cell_never_runs_code(tmp_path):
     canary = tmp_path / "canary"
     for cell in (f"[__import__('pathlib').Path({str(canary)!r}).touch()]", f"['a', open({str(canary)!r}, 'w')]"):
         with pytest.raises(ValueError):
-            tables.read_list(cell)
+            cells.read_list(cell)
         with pytest.raises(ValueError):
-            tables.read_categories(cell)
-        tables.read_text(cell)
+            cells.read_categories(cell)
+        cells.read_text(cell)
     assert not canary.exists()
 
 
