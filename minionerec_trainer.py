@@ -413,7 +413,8 @@ class Narrator(TrainerCallback):
             loss = next((f"loss {row['loss']:.4f}  " for row in reversed(state.log_history) if "loss" in row), "")
             keys = [key for key in ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC) if key in metrics]
             numbers = "  ".join(f"{key.removeprefix('eval_')} {metrics[key]:.4f}" for key in keys)
-            tqdm.write(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}")
+            with tqdm.external_write_mode():
+                print(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}", flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""

@@ -153,7 +153,7 @@ def collaborative_scores(experiment: Experiment, samples: Samples, device: str) 
         runs.say("training the SASRec of the collaborative reward (once)")
         with runs.locked(path), artifacts.committed(path, "collaborative", artifacts.relevant_settings(experiment, "collaborative"),
                                                     [artifacts.stage_path(experiment, "data")]) as staging:
-            sasrec.save(sasrec.train_sasrec(samples, experiment.seed, experiment.data.max_history), staging)
+            sasrec.save(sasrec.train_sasrec(samples, experiment.seed, experiment.data.max_history, experiment.baselines), staging)
     model = sasrec.load(path).to(device)
 
     def score(histories: Sequence[Sequence[int]]) -> Tensor:

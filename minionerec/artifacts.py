@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.config import UserError
-from minionerec.settings import Experiment
+from minionerec.settings import BaselineSettings, Experiment
 
 MANIFEST = "MANIFEST.json"
 COMMANDS = {
@@ -36,7 +36,8 @@ COMMANDS = {
 SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
     "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
-    "baselines": ("seed", "baselines"), "collaborative": ("seed",),
+    "baselines": ("seed", "baselines", "evaluate.bootstrap_samples"),
+    "collaborative": ("seed", *(f"baselines.{f.name}" for f in dataclasses.fields(BaselineSettings) if f.name.startswith("sasrec_"))),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -69,7 +70,7 @@ def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model '{source}': cannot be loaded: {reason}; expected a hub name or a folder in hub format "
                         "(config.json, model.safetensors, tokenizer.json)") from error
@@ -98,9 +99,11 @@ def _from_config(config: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrained
                 "pad_token_id": tokenizer.pad_token_id}
     model_type = settings.pop("model_type", None)
     try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+        model(input_ids=torch.tensor([[0, 1]]))       # sizes that do not fit together show only here
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"model.config: cannot build a '{model_type}' model: {str(error).strip().splitlines()[0]}") from error
+    return model
 
 
 def add_dropout(model: PreTrainedModel, p: float) -> None:

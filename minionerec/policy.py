@@ -358,9 +358,10 @@ def takes_trees(model: PreTrainedModel) -> bool:
     slots = torch.from_numpy(np.concatenate(tree.nodes)).to(model.device)
     was_training = model.training
     model.eval()
+    with torch.no_grad():
+        expected = torch.cat([model(input_ids=torch.tensor([s], device=model.device)).logits[0] for s in sequences]).float()
     try:
         with torch.no_grad():
-            expected = torch.cat([model(input_ids=torch.tensor([s], device=model.device)).logits[0] for s in sequences]).float()
             found = model(tree=tree, slots=slots, readout=lambda hidden, head: head(hidden)).float()
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
