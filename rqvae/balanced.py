@@ -5,43 +5,48 @@ its capacity. The idea of balanced residual quantisation is OneRec's (arXiv:2502
 fills clusters greedily; here the assignment is exact. Items choose the code with the least ``distance + price``, prices
 are first tuned by dual (sub)gradient steps, then what is still over a capacity is moved along shortest paths in the graph
 of clusters (successive shortest paths, Ahuja, Magnanti and Orlin, *Network Flows*, section 9.7). Only K prices and a
-K x K graph, never an N x N matrix: about ``N K`` numbers per price step and ``K^2 + N`` per item moved.
+K x K graph, never an N x N matrix: about ``N K`` numbers per price step and ``K^2 + N`` per item moved. Large catalogues
+fit the centroids on a sample, and assign all items once per level.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from rqvae.quantizers import Quantised, cluster_means, fit_levels, kmeans, squared_distances
+from rqvae.quantizers import Quantised, cluster_means, fit_levels, kmeans, sample, squared_distances
 
 PRICE_STEPS = 50
-PRICE_ROWS = 2**15             # prices are tuned on at most this many items; what they miss the exact step corrects
+STEP_ROWS = 4096               # items that the size of the first price step is estimated from
 BALANCED_ROUNDS = 10           # balanced Lloyd iterations after the plain ones, at most
 
 
 def fit_balanced_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
     """Residual k-means whose clusters have equal size, within one item, at every level."""
     def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-        codebook = kmeans(residual, size, iterations, seed + level)
-        return balanced_lloyd(residual, codebook, min(iterations, BALANCED_ROUNDS), seed + level)
+        points = sample(residual, size, seed + level)
+        codebook = kmeans(points, size, iterations, seed + level)
+        codes, price, codebook = balanced_lloyd(points, codebook, min(iterations, BALANCED_ROUNDS))
+        if len(points) < len(residual):
+            codes, _ = balanced_assignment(squared_distances(residual, codebook), price)
+            codebook = cluster_means(residual, codes, size)
+        return codes, codebook
 
     return fit_levels(embeddings, sizes, fit_level)
 
 
-def balanced_lloyd(points: np.ndarray, codebook: np.ndarray, rounds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """``(N,)`` codes in equal shares and the ``(K, D)`` means of their clusters, from the centroids of plain k-means."""
-    price = np.zeros(len(codebook))
-    codes = None
+def balanced_lloyd(points: np.ndarray, codebook: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """From the centroids of plain k-means: ``(N,)`` codes in equal shares, ``(K,)`` prices, ``(K, D)`` cluster means."""
+    price, codes = np.zeros(len(codebook)), np.full(len(points), -1)
     for _ in range(rounds):
         before = codes
-        codes, price = balanced_assignment(squared_distances(points, codebook), price, seed)
+        codes, price = balanced_assignment(squared_distances(points, codebook), price)
         codebook = cluster_means(points, codes, len(codebook))
-        if before is not None and (codes == before).all():
+        if (codes == before).all():
             break
-    return codes, codebook
+    return codes, price, codebook
 
 
-def balanced_assignment(cost: np.ndarray, price: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def balanced_assignment(cost: np.ndarray, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cheapest assignment in which every column gets ``N // K`` or ``N // K + 1`` rows.
 
     Which columns get one more is decided by demand, most wanted first, ties to the lower number.
@@ -49,34 +54,36 @@ def balanced_assignment(cost: np.ndarray, price: np.ndarray, seed: int = 0) -> t
     Args:
         cost: ``(N, K)``, N at least K.
         price: ``(K,)`` to start from, e.g. those of a similar problem; any values give the same total cost.
-        seed: of the sample on which prices are tuned.
 
     Returns:
         ``(N,)`` columns, and ``(K,)`` prices under which each row's column is its cheapest.
     """
     rows, columns = cost.shape
-    price = tune_prices(cost, price, seed)
-    codes = (cost + price).argmin(axis=1)
+    codes = cheapest_column(cost, tune_prices(cost, price))
     wanted = np.bincount(codes, minlength=columns)
     capacity = np.full(columns, rows // columns)
     capacity[np.argsort(-wanted, kind="stable")[:rows % columns]] += 1
     return move_surplus(cost, codes, capacity)
 
 
-def tune_prices(cost: np.ndarray, price: np.ndarray, seed: int) -> np.ndarray:
+def tune_prices(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
     """Raise the price of overfull columns, lower that of others, by ever smaller steps; keeps the best prices seen."""
-    if len(cost) > PRICE_ROWS:
-        cost = cost[np.random.default_rng(seed).choice(len(cost), PRICE_ROWS, replace=False)]
-    two_best = np.partition(cost, 1, axis=1)[:, :2] if cost.shape[1] > 1 else np.zeros((1, 2))
+    two_best = np.partition(cost[:STEP_ROWS], 1, axis=1)[:, :2] if cost.shape[1] > 1 else np.zeros((1, 2))
     step = float((two_best[:, 1] - two_best[:, 0]).mean())       # what it takes an average row to change its column
     fair, best, least = len(cost) / cost.shape[1], price, np.inf
     for turn in range(PRICE_STEPS):
-        counts = np.bincount((cost + price).argmin(axis=1), minlength=cost.shape[1])
+        counts = np.bincount(cheapest_column(cost, price), minlength=cost.shape[1])
         surplus = np.maximum(counts - fair, 0).sum()
         if surplus < least:
             best, least = price, surplus
         price = price + step / np.sqrt(1 + turn) * np.clip(counts / fair - 1, -1, 1)
     return best
+
+
+def cheapest_column(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
+    """``(N,)`` column with the least cost plus price of each row, in blocks that keep the sums in the cache."""
+    rows = max(1, 2**18 // cost.shape[1])
+    return np.concatenate([(cost[start:start + rows] + price).argmin(axis=1) for start in range(0, len(cost), rows)])
 
 
 def move_surplus(cost: np.ndarray, codes: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

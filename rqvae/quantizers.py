@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from minionerec.config import UserError
 
 CHUNK_NUMBERS = 2**25          # distances are computed in blocks of about this many numbers (128 MiB)
+POINTS_PER_CODE = 256          # more points do not move a centroid visibly; the same limit as in Faiss
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Quantised:
 def fit_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
     """Residual k-means: one k-means per level on what the levels before it leave over."""
     def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-        codebook = kmeans(residual, size, iterations, seed + level)
+        codebook = kmeans(sample(residual, size, seed + level), size, iterations, seed + level)
         return nearest(residual, codebook), codebook
 
     return fit_levels(embeddings, sizes, fit_level)
@@ -96,6 +97,14 @@ def kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> np.ndar
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(size, init="k-means++", n_init=1, max_iter=iterations, random_state=seed % 2**32).fit(points)
     return fitted.cluster_centers_.astype(np.float32)
+
+
+def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """All points, or ``POINTS_PER_CODE`` random ones for each of the ``size`` codes if there are more."""
+    limit = POINTS_PER_CODE * size
+    if len(points) <= limit:
+        return points
+    return points[np.sort(np.random.default_rng(seed).choice(len(points), limit, replace=False))]
 
 
 def nearest(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:

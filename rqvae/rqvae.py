@@ -38,11 +38,10 @@ from minionerec.artifacts import fsync
 from minionerec.config import UserError
 from minionerec.settings import SidSettings
 from rqvae.assign import colliding
-from rqvae.quantizers import Quantised, fit_levels, kmeans, nearest
+from rqvae.quantizers import Quantised, fit_levels, kmeans, nearest, sample
 
 WEIGHT_DECAY = 1e-4            # the reference's rqvae.py
 EVALUATIONS = 20               # over the whole training, each a possible best epoch
-INIT_ROWS = 2**15              # items for the initial k-means
 ENCODE_ROWS = 8192             # items per forward without gradients
 
 
@@ -262,10 +261,9 @@ def learning_rate_factor(share: float) -> float:
 
 @torch.no_grad()
 def initialise_codebooks(model: RQVAE, x: Tensor, settings: SidSettings, seed: int) -> None:
-    """k-means per level on what the untrained encoder makes of at most ``INIT_ROWS`` items."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(x), generator=generator)[:INIT_ROWS].to(x.device)
-    residual = model.encoder(x[rows]).cpu().numpy()
+    """k-means per level on what the untrained encoder makes of the items, or of a sample of them."""
+    rows = sample(np.arange(len(x)), max(map(len, model.codebooks)), seed)
+    residual = model.encoder(x[torch.from_numpy(rows).to(x.device)]).cpu().numpy()
     for level, codebook in enumerate(model.codebooks):
         centroids = kmeans(residual, len(codebook), settings.kmeans_iterations, seed + level)
         codebook.copy_(torch.from_numpy(centroids))
