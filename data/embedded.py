@@ -5,7 +5,7 @@ buyers with 5 to 20 purchases each over two years. It is made so that understand
 not get far: an item is bought about 30 times, too rarely to learn its followers one by one, but what follows what is
 compositional. The next purchase is drawn from a mixture (``SHARES``):
 
-* wanted: an accessory of a kit that the buyer has begun: next steps of the kit first, same system always, same brand
+* wanted: an accessory of a kit that the buyer has begun: the next step of the kit first, same system always, same brand
   rather than another, in the line or size that the buyer tends to, and not what the buyer owns already;
 * start: the main product of a department the buyer likes;
 * again: a consumable of an earlier purchase;
@@ -30,11 +30,10 @@ LENGTHS = (5, 20)             # purchases per buyer, both ends included
 DAY = 86_400
 FIRST_DAY = 1_640_995_200     # 2022-01-01 UTC
 PERIOD = 730 * DAY
-SHARES = {"wanted": 0.62, "start": 0.12, "again": 0.10, "noise": 0.16}
-STEPS = (0, 1, 0.6, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1)    # pull towards the category so many places further in the kit
-FADING = 0.85                 # of a purchase's pull, per later purchase
+SHARES = {"wanted": 0.68, "start": 0.11, "again": 0.05, "noise": 0.16}
+STEPS = (0, 1, 0.35, 0.15, 0.08, 0.04, 0.02, 0.02, 0.02, 0.02)    # pull towards the category so many places further in the kit
 SAME_BRAND = 1.5              # factor on accessories of the brand
-TASTE = 20.0                  # factor on the buyer's own line or size
+TASTE = 30.0                  # factor on the buyer's own line or size
 LIKED = 2                     # departments per buyer
 LATE_SHARE, LATE_UNTIL = 0.3, 0.7    # items launched after the first day, and the share of the period by which all are
 ZIPF = 0.6                    # exponent of popularity inside a category
@@ -98,8 +97,9 @@ def make_catalogue(rng: np.random.Generator) -> Catalogue:
     steps = np.array(STEPS)[(leaf[None, :] - leaf[:, None]) % len(STEPS)]                              # (N, N)
     brand = items["brand"].to_numpy()
     follow = fits * steps * np.where(brand[:, None] == brand, SAME_BRAND, 1.0)                         # (N, N)
-    return Catalogue(items, department, leaf, (department * len(STEPS) + leaf) * 3 + system, sized.astype(bool), variant,
-                     consumable.astype(bool), (ranks + 1.0) ** -ZIPF, launch, follow)
+    kind = (department * len(STEPS) + leaf) * len(DEPARTMENTS[0].systems) + system
+    return Catalogue(items, department, leaf, kind, sized.astype(bool), variant, consumable.astype(bool), (ranks + 1.0) ** -ZIPF,
+                     launch, follow)
 
 
 def describe(department: Department, leaf: Leaf, system: str, variant: int, brand: str) -> dict[str, object]:
@@ -183,7 +183,6 @@ def next_item_chances(catalogue: Catalogue, buyers: Buyers, now: np.ndarray) -> 
 
 def record(catalogue: Catalogue, buyers: Buyers, rows: np.ndarray, chosen: np.ndarray) -> None:
     """Update, in place, what the purchases ``chosen`` of the buyers ``rows`` lead to."""
-    buyers.pull[rows] = buyers.pull[rows] * FADING + catalogue.follow[chosen]
-    buyers.again[rows] *= FADING
+    buyers.pull[rows] += catalogue.follow[chosen]
     buyers.again[rows, chosen] += catalogue.consumable[chosen]
     buyers.owned[rows] |= (catalogue.kind[chosen][:, None] == catalogue.kind) & ~catalogue.consumable[chosen][:, None]
