@@ -37,7 +37,8 @@ SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
     "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
     "baselines": ("seed", "baselines", "evaluate.bootstrap_samples"),
-    "collaborative": ("seed", *(f"baselines.{f.name}" for f in dataclasses.fields(BaselineSettings) if f.name.startswith("sasrec_"))),
+    "collaborative": ("seed", *(f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings)
+                                if key.name.startswith("sasrec_"))),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}
