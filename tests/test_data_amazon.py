@@ -1,6 +1,6 @@
 """Amazon review files of the three releases: small files in each layout, what is dropped, and damaged lines.
 
-    python -m pytest tests/test_data_amazon.py
+python -m pytest tests/test_data_amazon.py
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ from minionerec.config import UserError
 from minionerec.settings import DataSettings
 
 # (user, item, unix seconds, rating): users a and b buy both items twice or more, c once.
-BOUGHT = [("a", "B1", 100, 5.0), ("b", "B2", 90, 4.0), ("a", "B2", 80, 3.0), ("a", "B1", 100, 1.0), ("b", "B1", 95, 2.0), ("b", "B2", 99, 5.0),
-          ("c", "B1", 50, 5.0), ("a", "B3", 70, 5.0), ("b", "B4", 71, 5.0), ("a", "B9", 72, 5.0)]
+BOUGHT = [
+    ("a", "B1", 100, 5.0),
+    ("b", "B2", 90, 4.0),
+    ("a", "B2", 80, 3.0),
+    ("a", "B1", 100, 1.0),
+    ("b", "B1", 95, 2.0),
+    ("b", "B2", 99, 5.0),
+    ("c", "B1", 50, 5.0),
+    ("a", "B3", 70, 5.0),
+    ("b", "B4", 71, 5.0),
+    ("a", "B9", 72, 5.0),
+]
 LONG = " ".join(["word"] * 21)
 GOODS = {"B1": "Saw &amp; Blade", "B2": "Oil<br>can", "B3": "", "B4": LONG, "B5": "Never bought"}
 
@@ -35,25 +45,61 @@ def old_review(user: str, item: str, time: int, rating: float) -> dict:
 
 
 def new_review(user: str, item: str, time: int, rating: float) -> dict:
-    return {"user_id": user, "asin": item + "-variant", "parent_asin": item, "rating": rating, "timestamp": time * 1000 + 7, "text": "fine"}
+    return {
+        "user_id": user,
+        "asin": item + "-variant",
+        "parent_asin": item,
+        "rating": rating,
+        "timestamp": time * 1000 + 7,
+        "text": "fine",
+    }
 
 
 def meta_2014(item: str, title: str) -> str:
-    return repr({"asin": item, "title": title, "brand": "Q", "categories": [["Tools", "Saws"], ["Garden"]], "description": "It's a \"good\" one"})
+    return repr(
+        {
+            "asin": item,
+            "title": title,
+            "brand": "Q",
+            "categories": [["Tools", "Saws"], ["Garden"]],
+            "description": 'It\'s a "good" one',
+        }
+    )
 
 
 def meta_2018(item: str, title: str) -> str:
-    return json.dumps({"asin": item, "title": title, "brand": "Q", "category": ["Tools", "Saws"], "description": ["It's a", "\"good\" one"], "tech1": None})
+    return json.dumps(
+        {
+            "asin": item,
+            "title": title,
+            "brand": "Q",
+            "category": ["Tools", "Saws"],
+            "description": ["It's a", '"good" one'],
+            "tech1": None,
+        }
+    )
 
 
 def meta_2023(item: str, title: str) -> str:
-    return json.dumps({"parent_asin": item, "title": title, "store": "Q", "categories": ["Tools", "Saws"], "description": ["It's a \"good\" one"],
-                       "main_category": "Tools", "details": {"Brand": "not this one"}})
+    return json.dumps(
+        {
+            "parent_asin": item,
+            "title": title,
+            "store": "Q",
+            "categories": ["Tools", "Saws"],
+            "description": ['It\'s a "good" one'],
+            "main_category": "Tools",
+            "details": {"Brand": "not this one"},
+        }
+    )
 
 
 RELEASES: dict[str, tuple[Callable, Callable, str]] = {
-    "2014": (old_review, meta_2014, ".json.gz"), "2018": (old_review, meta_2018, ".json.gz"), "2018 unpacked": (old_review, meta_2018, ".json"),
-    "2023": (new_review, meta_2023, ".jsonl.gz"), "2023 unpacked": (new_review, meta_2023, ".jsonl"),
+    "2014": (old_review, meta_2014, ".json.gz"),
+    "2018": (old_review, meta_2018, ".json.gz"),
+    "2018 unpacked": (old_review, meta_2018, ".json"),
+    "2023": (new_review, meta_2023, ".jsonl.gz"),
+    "2023 unpacked": (new_review, meta_2023, ".jsonl"),
 }
 
 
@@ -68,8 +114,10 @@ def release(folder: Path, name: str, **settings) -> DataSettings:
 @pytest.mark.parametrize("name", RELEASES)
 def test_every_release_gives_the_same_tables(tmp_path, name):
     source = amazon.load(release(tmp_path, name))
-    assert source.items.values.tolist() == [["B1", "Saw & Blade", 'It\'s a "good" one', "Q", ["Tools", "Saws"]],
-                                            ["B2", "Oil can", 'It\'s a "good" one', "Q", ["Tools", "Saws"]]]
+    assert source.items.values.tolist() == [
+        ["B1", "Saw & Blade", 'It\'s a "good" one', "Q", ["Tools", "Saws"]],
+        ["B2", "Oil can", 'It\'s a "good" one', "Q", ["Tools", "Saws"]],
+    ]
     rows = source.interactions[["user_id", "item_id", "timestamp", "rating"]].values.tolist()
     assert rows == [list(row) for row in BOUGHT[:6]]
     assert source.filtered
@@ -78,11 +126,16 @@ def test_every_release_gives_the_same_tables(tmp_path, name):
 @pytest.mark.parametrize("name", RELEASES)
 def test_everything_that_is_dropped_is_counted(tmp_path, name):
     assert amazon.load(release(tmp_path, name)).dropped == {
-        "repeated metadata rows (the first of an item is kept)": 1, "items without a title": 1,
-        "items with a title of more than data.max_title_words words": 1, "reviews of items without metadata": 1,
-        "reviews of items dropped for their title": 2, "interactions outside data.start .. data.end": 0,
-        "interactions of users with fewer than 2": 1, "interactions outside the 2-core": 0,
-        "items with metadata but without interactions after that": 1}
+        "repeated metadata rows (the first of an item is kept)": 1,
+        "items without a title": 1,
+        "items with a title of more than data.max_title_words words": 1,
+        "reviews of items without metadata": 1,
+        "reviews of items dropped for their title": 2,
+        "interactions outside data.start .. data.end": 0,
+        "interactions of users with fewer than 2": 1,
+        "interactions outside the 2-core": 0,
+        "items with metadata but without interactions after that": 1,
+    }
 
 
 def test_titles_of_any_length_are_kept_when_the_limit_is_off(tmp_path):
@@ -113,16 +166,36 @@ def test_memory_does_not_grow_with_the_text_of_the_files(tmp_path):
 
 
 BAD = {
-    "cut off line": ("Tools.json", '{"reviewerID": "a", "asi', ":11: got '{\"reviewerID\": \"a\", \"asi', expected one JSON object (2014 metadata: a Python literal) "
-                     "per line; the file is damaged or cut off"),
-    "code instead of data": ("meta_Tools.json", "{'asin': open('x')}", ":7: got \"{'asin': open('x')}\", expected one JSON object (2014 metadata: a Python literal) per "
-                             "line; the file is damaged or cut off"),
+    "cut off line": (
+        "Tools.json",
+        '{"reviewerID": "a", "asi',
+        ':11: got \'{"reviewerID": "a", "asi\', expected one JSON object (2014 metadata: a Python literal) '
+        "per line; the file is damaged or cut off",
+    ),
+    "code instead of data": (
+        "meta_Tools.json",
+        "{'asin': open('x')}",
+        ":7: got \"{'asin': open('x')}\", expected one JSON object (2014 metadata: a Python literal) per "
+        "line; the file is damaged or cut off",
+    ),
     "a list": ("Tools.json", "[1]", ":11: got a list, expected one object per line"),
-    "no user": ("Tools.json", '{"asin": "B1", "unixReviewTime": 5}', ":11: has no 'reviewerID'; its fields: asin, unixReviewTime"),
+    "no user": (
+        "Tools.json",
+        '{"asin": "B1", "unixReviewTime": 5}',
+        ":11: has no 'reviewerID'; its fields: asin, unixReviewTime",
+    ),
     "no item": ("meta_Tools.json", '{"title": "x"}', ":7: has no 'asin'; its fields: title"),
     "no time": ("Tools.json", '{"asin": "B1", "reviewerID": "a"}', ":11: has no 'unixReviewTime'; its fields: asin, reviewerID"),
-    "bad time": ("Tools.json", '{"asin": "B1", "reviewerID": "a", "unixReviewTime": "May"}', ":11: unixReviewTime: got 'May', expected a unix time"),
-    "bad rating": ("Tools.json", '{"asin": "B1", "reviewerID": "a", "unixReviewTime": 1, "overall": "good"}', ":11: overall: got 'good', expected a number"),
+    "bad time": (
+        "Tools.json",
+        '{"asin": "B1", "reviewerID": "a", "unixReviewTime": "May"}',
+        ":11: unixReviewTime: got 'May', expected a unix time",
+    ),
+    "bad rating": (
+        "Tools.json",
+        '{"asin": "B1", "reviewerID": "a", "unixReviewTime": 1, "overall": "good"}',
+        ":11: overall: got 'good', expected a number",
+    ),
 }
 
 
@@ -140,7 +213,9 @@ def test_a_cut_off_download_is_refused_with_the_last_good_line(tmp_path):
     settings = release(tmp_path, "2018")
     path = tmp_path / "Tools.json.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="^" + re.escape(f"{path}") + r": is damaged or cut off after line \d+ \(.*\); download it again$"):
+    with pytest.raises(
+        UserError, match="^" + re.escape(f"{path}") + r": is damaged or cut off after line \d+ \(.*\); download it again$"
+    ):
         amazon.load(settings)
 
 
@@ -164,19 +239,36 @@ def test_files_of_two_releases_do_not_mix(tmp_path):
 def test_files_of_another_kind_are_refused_with_their_fields(tmp_path):
     settings = release(tmp_path, "2018")
     write(tmp_path / "Tools.json.gz", ['{"who": "a", "what": "B1"}'])
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/Tools.json.gz:1: has no field 'reviewerID' (2014, 2018) or 'user_id' (2023); its fields: who, what")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            f"{tmp_path}/Tools.json.gz:1: has no field 'reviewerID' (2014, 2018) or 'user_id' (2023); its fields: who, what"
+        ),
+    ):
         amazon.load(settings)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"path": "/no/such"}, "data.path: no folder '/no/such'; give the folder with the review and metadata files"),
-    ({}, "data.interactions: is empty and {0} should then hold exactly one review file (.json, .jsonl, .json.gz, .jsonl.gz), found Toys.json.gz, "
-     "Tools.json.gz; name it with data.interactions"),
-    ({"interactions": "Tool.json.gz"}, "data.interactions: {0}/Tool.json.gz: no such file; the folder holds Toys.json.gz, Tools.json.gz, meta_Tools.json.gz"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"path": "/no/such"}, "data.path: no folder '/no/such'; give the folder with the review and metadata files"),
+        (
+            {},
+            "data.interactions: is empty and {0} should then hold exactly one review file (.json, .jsonl, .json.gz, .jsonl.gz), "
+            "found Toys.json.gz, "
+            "Tools.json.gz; name it with data.interactions",
+        ),
+        (
+            {"interactions": "Tool.json.gz"},
+            "data.interactions: {0}/Tool.json.gz: no such file; the folder holds Toys.json.gz, Tools.json.gz, meta_Tools.json.gz",
+        ),
+    ],
+)
 def test_missing_and_ambiguous_files_are_named(tmp_path, settings, message):
     whole = release(tmp_path, "2018", **settings)
     write(tmp_path / "Toys.json.gz", ["{}"])
     listed = ", ".join(sorted(["Toys.json.gz", "Tools.json.gz"]))
-    with pytest.raises(UserError, match="^" + re.escape(message.format(tmp_path).replace("Toys.json.gz, Tools.json.gz", listed)) + "$"):
+    with pytest.raises(
+        UserError, match="^" + re.escape(message.format(tmp_path).replace("Toys.json.gz, Tools.json.gz", listed)) + "$"
+    ):
         amazon.load(whole)

@@ -1,6 +1,6 @@
 """The embedded catalogue: whole and plausible items and buyers, the same every time, learnable but not by counting.
 
-    python -m pytest tests/test_data_embedded.py
+python -m pytest tests/test_data_embedded.py
 """
 
 from __future__ import annotations
@@ -73,8 +73,10 @@ def test_buyers_have_5_to_20_purchases_in_two_years_of_items_on_sale(catalogue, 
 
 
 def digest(hash_seed: str, seed: int, root: str) -> str:
-    code = (f"import sys, hashlib; sys.path.insert(0, {root!r}); from data import embedded; source = embedded.load({seed}); "
-            "print(hashlib.sha256((source.items.to_csv() + source.interactions.to_csv()).encode()).hexdigest())")
+    code = (
+        f"import sys, hashlib; sys.path.insert(0, {root!r}); from data import embedded; source = embedded.load({seed}); "
+        "print(hashlib.sha256((source.items.to_csv() + source.interactions.to_csv()).encode()).hexdigest())"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -114,7 +116,7 @@ def test_a_kit_is_continued_in_its_system_and_in_the_buyers_size(catalogue):
     chances = chances_after(catalogue, 0)
     without = chances_after(catalogue)
     noise = catalogue.popularity / catalogue.popularity.sum()
-    assert chances[fits].sum() == pytest.approx((0.68 + 0.16 * noise[fits].sum()) / 0.95)     # nothing to buy again: 1 - 0.05
+    assert chances[fits].sum() == pytest.approx((0.68 + 0.16 * noise[fits].sum()) / 0.95)  # nothing to buy again: 1 - 0.05
     assert (chances[~fits] <= without[~fits]).all()
     batteries = np.flatnonzero(fits & (catalogue.leaf == 1))
     weights = catalogue.popularity[batteries] * np.where(catalogue.variant[batteries] == 1, 30.0, 1.0)
@@ -158,8 +160,10 @@ def test_knowing_the_structure_is_worth_twice_the_best_count(catalogue, purchase
             for lag, before in enumerate(recent):
                 counts[lag, before, item] += 1
         elif when == "test" and history:
-            follow = sum(weight * (counts[0, before] + counts[1, before] / 2 + counts[2, before] / 4)
-                         for weight, before in zip((1, 0.6, 0.4), recent, strict=False))
+            follow = sum(
+                weight * (counts[0, before] + counts[1, before] / 2 + counts[2, before] / 4)
+                for weight, before in zip((1, 0.6, 0.4), recent, strict=False)
+            )
             chances = embedded.next_item_chances(catalogue, tastes.of(np.array([numbers[user]])), np.array([float(now)]))[0]
             for name, score in (("popularity", popularity), ("markov", follow + 1e-6 * popularity), ("generator", chances)):
                 ranks[name].append(int((score > score[item]).sum()))

@@ -1,6 +1,6 @@
 """The stage script from command line to committed directory, for every source; on real data where it is at hand.
 
-    python -m pytest tests/test_data_prepare.py
+python -m pytest tests/test_data_prepare.py
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def run(tmp_path, monkeypatch):
     config.write_text("name: shop\n")
 
     def prepare_with(*words: str) -> Path:
-        monkeypatch.setattr(sys, "argv", ["prepare.py", "--config", str(config), "--output_dir", str(tmp_path / "runs"), *map(str, words)])
+        monkeypatch.setattr(
+            sys, "argv", ["prepare.py", "--config", str(config), "--output_dir", str(tmp_path / "runs"), *map(str, words)]
+        )
         prepare.main()
         name = words[words.index("--name") + 1] if "--name" in words else "shop"
         return tmp_path / "runs" / name / "data"
@@ -42,7 +44,11 @@ def run(tmp_path, monkeypatch):
 
 
 def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    return pd.read_parquet(path / "items.parquet"), pd.read_parquet(path / "interactions.parquet"), json.loads((path / "stats.json").read_text())
+    return (
+        pd.read_parquet(path / "items.parquet"),
+        pd.read_parquet(path / "interactions.parquet"),
+        json.loads((path / "stats.json").read_text()),
+    )
 
 
 def samples_of(interactions: pd.DataFrame, split: str) -> Counter:
@@ -60,9 +66,13 @@ def samples_of(interactions: pd.DataFrame, split: str) -> Counter:
 def small_shop(folder: Path, users: int = 12, items: int = 6) -> Path:
     """Two CSV files, not sorted by time, with repeated purchases, equal timestamps and a buyer of one thing."""
     rng = np.random.default_rng(0)
-    rows = [(f"u{user}", f"{rng.integers(items):03d}", 1000 * int(rng.integers(1, 60))) for user in range(users) for _ in range(8)]
+    rows = [
+        (f"u{user}", f"{rng.integers(items):03d}", 1000 * int(rng.integers(1, 60))) for user in range(users) for _ in range(8)
+    ]
     rng.shuffle(rows)
-    (folder / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in [*rows, ("single", "000", 5)]))
+    (folder / "interactions.csv").write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in [*rows, ("single", "000", 5)])
+    )
     (folder / "items.csv").write_text("item_id,title\n" + "".join(f"{i:03d},Thing {i}\n" for i in range(items + 1)))
     return folder
 
@@ -100,26 +110,44 @@ def test_long_titles_take_their_interactions_with_them(tmp_path, run):
 
 
 def test_leave_one_out_gives_every_user_one_valid_and_one_test_target(tmp_path, run):
-    _, interactions, stats = read(run("--data.source", "tables", "--data.path", small_shop(tmp_path), "--data.split", "leave_one_out"))
+    _, interactions, stats = read(
+        run("--data.source", "tables", "--data.path", small_shop(tmp_path), "--data.split", "leave_one_out")
+    )
     for _, sequence in interactions.groupby("user_id"):
         assert sequence["split"].tolist() == ["train"] * (len(sequence) - 2) + ["valid", "test"]
     assert stats["samples"]["valid"] == stats["samples"]["test"] == stats["users"] == 12
 
 
 def test_an_own_split_is_kept_and_nothing_is_filtered(tmp_path, run, capsys):
-    rows = [("u", "a", 1, "train"), ("u", "b", 2, "train"), ("u", "a", 3, "test"), ("u", "c", 3, "valid"), ("v", "a", 1, "train"), ("one", "a", 1, "train")]
-    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,split\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
-                                               + "v,c,9,train\n")
+    rows = [
+        ("u", "a", 1, "train"),
+        ("u", "b", 2, "train"),
+        ("u", "a", 3, "test"),
+        ("u", "c", 3, "valid"),
+        ("v", "a", 1, "train"),
+        ("one", "a", 1, "train"),
+    ]
+    (tmp_path / "interactions.csv").write_text(
+        "user_id,item_id,timestamp,split\n" + "".join(",".join(map(str, row)) + "\n" for row in rows) + "v,c,9,train\n"
+    )
     (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\nc," + "long " * 30 + "\n")
     items, interactions, stats = read(run("--data.source", "tables", "--data.path", tmp_path, "--data.split", "own"))
     assert len(items) == 3 and stats["filters"] == "none: the source's own split is taken as it is"
     assert interactions[["user_id", "item_id", "split"]].values.tolist() == [
-        ["u", "a", "train"], ["v", "a", "train"], ["u", "b", "train"], ["u", "c", "valid"], ["u", "a", "test"], ["v", "c", "train"]]
+        ["u", "a", "train"],
+        ["v", "a", "train"],
+        ["u", "b", "train"],
+        ["u", "c", "valid"],
+        ["u", "a", "test"],
+        ["v", "c", "train"],
+    ]
     assert "dropped 1 interactions of users with fewer than 2" in capsys.readouterr().out
 
 
 def test_an_own_split_that_trains_on_what_it_holds_out_is_refused(tmp_path, run):
-    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,split\nu,a,1,train\nu,b,2,test\nu,a,3,train\nu,a,4,valid\n")
+    (tmp_path / "interactions.csv").write_text(
+        "user_id,item_id,timestamp,split\nu,a,1,train\nu,b,2,test\nu,a,3,train\nu,a,4,valid\n"
+    )
     (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\n")
     with pytest.raises(UserError, match="would be seen in training"):
         run("--data.source", "tables", "--data.path", tmp_path, "--data.split", "own")
@@ -144,7 +172,7 @@ def test_a_minionerec_folder_brings_its_rows_and_its_sids(tmp_path, run):
         given = Counter((user, tuple(map(str, history)), str(target)) for where, user, history, target in WORLD if where == split)
         extra = samples_of(interactions, split) - given
         assert not given - samples_of(interactions, split)
-        assert extra == (Counter({("v", ("2",), "3"): 1}) if split == "train" else Counter())    # v's first row shows two items
+        assert extra == (Counter({("v", ("2",), "3"): 1}) if split == "train" else Counter())  # v's first row shows two items
 
 
 def test_a_finished_stage_says_so_and_other_settings_are_refused(tmp_path, run, capsys):
@@ -170,10 +198,14 @@ def test_as_a_program_it_exits_2_with_one_line_and_writes_nothing(tmp_path, root
 
 def test_as_a_program_it_runs_from_any_folder_without_torch(tmp_path, root):
     (tmp_path / "c.yaml").write_text(f"output_dir: {tmp_path}/runs\ndata: {{source: tables, path: {small_shop(tmp_path)}}}\n")
-    code = ("import runpy, sys; sys.argv = ['prepare.py', '--config', 'c.yaml']; "
-            f"runpy.run_path({str(root / 'data' / 'prepare.py')!r}, run_name='__main__'); assert 'torch' not in sys.modules")
+    code = (
+        "import runpy, sys; sys.argv = ['prepare.py', '--config', 'c.yaml']; "
+        f"runpy.run_path({str(root / 'data' / 'prepare.py')!r}, run_name='__main__'); assert 'torch' not in sys.modules"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     artifacts.verify(tmp_path / "runs" / "c" / "data")
 
@@ -185,8 +217,10 @@ def industrial(request) -> dict[str, Counter]:
     rows = {}
     for split in tables.SPLITS:
         with open(request.getfixturevalue("real_data") / "amazon_industrial" / f"{split}.csv", newline="") as handle:
-            rows[split] = Counter((row["user_id"], tuple(map(str, ast.literal_eval(row["history_item_id"]))), row["item_id"])
-                                  for row in csv.DictReader(handle))
+            rows[split] = Counter(
+                (row["user_id"], tuple(map(str, ast.literal_eval(row["history_item_id"]))), row["item_id"])
+                for row in csv.DictReader(handle)
+            )
     return rows
 
 
@@ -203,11 +237,20 @@ def test_real_sids_come_along_unchanged(real_data, run):
     path = run("--data.source", "minionerec", "--data.path", real_data / "amazon_industrial")
     given = json.loads((path / "given_sids.json").read_text())
     assert given["0"] == [236, 231, 226] and given["1"] == [42, 80, 160] and len(given) == 3686
-    assert len({tuple(codes) for codes in given.values()}) == 3670      # 16 items share another's, as its README says
+    assert len({tuple(codes) for codes in given.values()}) == 3670  # 16 items share another's, as its README says
 
 
 def test_real_tables_split_by_time_put_no_day_into_two_splits(real_data, run):
-    path = run("--data.source", "tables", "--data.path", real_data / "amazon_industrial", "--data.k_core", "0", "--data.max_title_words", "0")
+    path = run(
+        "--data.source",
+        "tables",
+        "--data.path",
+        real_data / "amazon_industrial",
+        "--data.k_core",
+        "0",
+        "--data.max_title_words",
+        "0",
+    )
     items, interactions, stats = read(path)
     assert (len(items), stats["users"], len(interactions)) == (3686, 6697, 46354)
     total = 46354 - 6697
@@ -220,8 +263,11 @@ def test_real_tables_split_by_time_put_no_day_into_two_splits(real_data, run):
 
 
 def test_real_movies_load_with_leave_one_out(real_data, run):
-    items, interactions, stats = read(run("--data.source", "tables", "--data.path", real_data / "ml-100k", "--data.split", "leave_one_out",
-                                          "--data.k_core", "0"))
+    items, interactions, stats = read(
+        run(
+            "--data.source", "tables", "--data.path", real_data / "ml-100k", "--data.split", "leave_one_out", "--data.k_core", "0"
+        )
+    )
     assert (len(items), stats["users"], len(interactions)) == (1682, 943, 100000)
     assert stats["samples"] == {"train": 100000 - 3 * 943, "valid": 943, "test": 943}
     assert items.set_index("item_id")["categories"]["1"].tolist() == ["Animation", "Children's", "Comedy"]

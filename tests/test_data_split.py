@@ -1,6 +1,6 @@
 """Filters, splits, counts and the leak check of stage 0, against worked examples and a slow reference.
 
-    python -m pytest tests/test_data_split.py
+python -m pytest tests/test_data_split.py
 """
 
 from __future__ import annotations
@@ -59,8 +59,16 @@ def test_time_window_holds_its_first_day_and_not_its_last():
     assert split.in_window(np.array(noon), "", "").all()
 
 
-@pytest.mark.parametrize("title, limit, kept", [("one two three", 3, True), ("one two three four", 3, False), ("one two three four", 0, True),
-                                                ("", 0, False), ("", 20, False)])
+@pytest.mark.parametrize(
+    "title, limit, kept",
+    [
+        ("one two three", 3, True),
+        ("one two three four", 3, False),
+        ("one two three four", 0, True),
+        ("", 0, False),
+        ("", 20, False),
+    ],
+)
 def test_titles_are_kept_up_to_the_word_limit(title, limit, kept):
     assert split.title_is_kept(title, limit) == kept
 
@@ -77,14 +85,20 @@ def test_global_time_cuts_the_targets_and_labels_first_interactions_by_period():
     assert split.global_time(times, target, [0.8, 0.1, 0.1]).tolist() == ["train"] * 9 + ["valid", "valid", "test", "test"]
 
 
-@pytest.mark.parametrize("times, cut, boundary", [
-    ([1, 2, 3, 4], 2, 2),            # between two timestamps already
-    ([1, 2, 2, 2, 3], 2, 1),         # inside the run 1..4: one to the left, two to the right
-    ([1, 2, 2, 2, 3], 3, 4),
-    ([1, 2, 2, 3], 2, 1),            # equally far: the earlier end
-    ([1, 1, 1, 1], 1, 0), ([1, 1, 1, 1], 3, 4),
-    ([1, 2], 0, 0), ([1, 2], 2, 2), ([1, 2], 9, 2),
-])
+@pytest.mark.parametrize(
+    "times, cut, boundary",
+    [
+        ([1, 2, 3, 4], 2, 2),  # between two timestamps already
+        ([1, 2, 2, 2, 3], 2, 1),  # inside the run 1..4: one to the left, two to the right
+        ([1, 2, 2, 2, 3], 3, 4),
+        ([1, 2, 2, 3], 2, 1),  # equally far: the earlier end
+        ([1, 1, 1, 1], 1, 0),
+        ([1, 1, 1, 1], 3, 4),
+        ([1, 2], 0, 0),
+        ([1, 2], 2, 2),
+        ([1, 2], 9, 2),
+    ],
+)
 def test_a_boundary_goes_to_the_nearer_end_of_a_run_of_equal_timestamps(times, cut, boundary):
     assert split.nearest_boundary(np.array(times), cut) == boundary
 
@@ -92,12 +106,12 @@ def test_a_boundary_goes_to_the_nearer_end_of_a_run_of_equal_timestamps(times, c
 @given(st.lists(st.integers(0, 30), min_size=30, max_size=200), st.lists(st.booleans(), min_size=200, max_size=200))
 def test_no_timestamp_is_in_two_splits_and_time_never_runs_backwards(times, flags):
     times = np.sort(times)
-    target = np.array(flags[:len(times)])
+    target = np.array(flags[: len(times)])
     try:
         splits = split.global_time(times, target, [0.8, 0.1, 0.1])
     except UserError:
         distinct = np.unique(times[target])
-        assert len(distinct) < 3 or np.bincount(times[target]).max() > 0.05 * target.sum()    # a run swallowed a whole share
+        assert len(distinct) < 3 or np.bincount(times[target]).max() > 0.05 * target.sum()  # a run swallowed a whole share
         return
     rank = [("train", "valid", "test").index(name) for name in splits]
     assert rank == sorted(rank)
@@ -105,9 +119,14 @@ def test_no_timestamp_is_in_two_splits_and_time_never_runs_backwards(times, flag
 
 
 def test_a_split_without_targets_is_an_error_that_gives_the_sizes():
-    with pytest.raises(UserError, match=re.escape(
-            "data.split: global_time leaves train 0, valid 0, test 4 targets of 4 with 1 distinct timestamps; every split needs one: "
-            "use leave_one_out, other data.split_ratios, or more data")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            "data.split: global_time leaves train 0, valid 0, test 4 targets of 4 with 1 distinct timestamps; every split needs "
+            "one: "
+            "use leave_one_out, other data.split_ratios, or more data"
+        ),
+    ):
         split.global_time(np.array([5, 5, 5, 5]), np.ones(4, dtype=bool), [0.3, 0.3, 0.4])
 
 
@@ -121,8 +140,12 @@ def test_selection_counts_what_each_filter_drops():
     settings = DataSettings(start="1970-01-01", min_rating=3, k_core=3)
     keep, dropped = split.select(users, items, times, ratings, settings)
     assert keep.tolist() == [True] * 6 + [False] * 5
-    assert dropped == {"interactions outside data.start .. data.end": 1, "interactions rated below data.min_rating or not rated": 2,
-                       "interactions of users with fewer than 2": 0, "interactions outside the 3-core": 2}
+    assert dropped == {
+        "interactions outside data.start .. data.end": 1,
+        "interactions rated below data.min_rating or not rated": 2,
+        "interactions of users with fewer than 2": 0,
+        "interactions outside the 3-core": 2,
+    }
 
 
 def test_leave_one_out_needs_three_interactions_even_without_k_core():
@@ -134,8 +157,13 @@ def test_leave_one_out_needs_three_interactions_even_without_k_core():
 
 
 def test_filters_that_leave_nothing_say_what_they_dropped():
-    with pytest.raises(UserError, match=re.escape("data: the filters left no interactions (dropped: 4 interactions outside the 5-core); "
-                                                  "lower data.k_core or widen data.start .. data.end")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            "data: the filters left no interactions (dropped: 4 interactions outside the 5-core); "
+            "lower data.k_core or widen data.start .. data.end"
+        ),
+    ):
         split.select(np.array([0, 0, 1, 1]), np.zeros(4, dtype=int), np.arange(4), np.full(4, np.nan), DataSettings())
 
 
@@ -155,8 +183,8 @@ def test_statistics_of_a_world_counted_by_hand():
     valid, test = stats["splits"]["valid"], stats["splits"]["test"]
     assert (valid["cold_targets"], valid["target_seen_in_train_rate"], valid["repeat_rate"]) == (1, 0.5, 0.5)
     assert (test["cold_targets"], test["target_seen_in_train_rate"], test["repeat_rate"]) == (2, round(1 / 3, 6), round(1 / 3, 6))
-    assert valid["target_in_history_rate"] == 0.5                 # a lies two places back
-    assert test["target_in_history_rate"] == 0.0                  # b lies three places back, the prompt shows two
+    assert valid["target_in_history_rate"] == 0.5  # a lies two places back
+    assert test["target_in_history_rate"] == 0.0  # b lies three places back, the prompt shows two
     assert test["history_length"]["100%"] == 2 and stats["splits"]["train"]["history_length"]["50%"] == 1
 
 
