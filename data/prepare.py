@@ -75,7 +75,7 @@ def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.Dat
     if not source.filtered:
         good = np.array([split.title_is_kept(title, settings.max_title_words) for title in items["title"]])
         items = items[good]
-        known = interactions["item_id"].isin(items["item_id"]).to_numpy()
+        known = tables.members(interactions["item_id"], items["item_id"])
         interactions = interactions[known]
         dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
         dropped["interactions with those items"] = int((~known).sum())
@@ -85,7 +85,7 @@ def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.Dat
         interactions = interactions[kept]
         dropped.update(reasons)
         if settings.k_core > 1:
-            used = items["item_id"].isin(interactions["item_id"]).to_numpy()
+            used = tables.members(items["item_id"], interactions["item_id"].drop_duplicates())
             items = items[used]
             dropped["items without interactions after that"] = int((~used).sum())
     return items, interactions.sort_values("timestamp", kind="stable"), dropped

@@ -82,7 +82,7 @@ def load(settings: DataSettings) -> Source:
     item_frame = convert_items(items, problems)
     interaction_frame = convert_interactions(interactions, settings.split == "own", problems)
     if not problems:
-        known = interaction_frame["item_id"].isin(item_frame["item_id"]).to_numpy()
+        known = members(interaction_frame["item_id"], item_frame["item_id"])
         complain(interactions, "item_id", ~known, f"an item_id of {items_path}", problems)
     if problems:
         raise UserError("\n".join(problems))
@@ -244,6 +244,11 @@ def require_columns(table: Table, needed: list[str], names: dict[str, str]) -> N
                         f"set data.columns.{key}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def members(ids: pd.Series, of: pd.Series) -> np.ndarray:
+    """``(n,)`` bool: which ``ids`` are among the distinct ids ``of``."""
+    return pd.Index(of).get_indexer(ids) >= 0
 
 
 def complain(table: Table, column: str, bad: np.ndarray, expected: str, problems: list[str]) -> None:
