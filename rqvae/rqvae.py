@@ -158,15 +158,22 @@ class Run:
         self.idle = [torch.zeros(len(codebook), dtype=torch.long, device=x.device) for codebook in model.codebooks]
         self.epoch, self.best, self.log = 0, {}, []
 
+    def generator(self) -> torch.Generator:
+        """The randomness of the present epoch: batches and restarts."""
+        return torch.Generator(self.x.device).manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+
+    def batches(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Item numbers of every batch of an epoch."""
+        return torch.randperm(len(self.x), generator=generator, device=self.x.device).split(self.settings.batch_size)
+
     def train_epoch(self) -> float:
         """One pass in an order that seed and epoch decide; returns the mean loss of its steps.
 
         Raises:
             UserError: the loss is no longer finite.
         """
-        generator = torch.Generator(self.x.device).manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        batches = torch.randperm(len(self.x), generator=generator, device=self.x.device).split(self.settings.batch_size)
-        losses = []
+        generator = self.generator()
+        batches, losses = self.batches(generator), []
         for i, batch in enumerate(batches):
             share = (self.epoch * len(batches) + i + 0.5) / (self.settings.epochs * len(batches))
             for group in self.optimiser.param_groups:

@@ -28,6 +28,7 @@ from rqvae.quantizers import (
     nearest,
     relative_error,
     residual_before,
+    sample,
 )
 from rqvae.rqvae import RQVAE, Run, fit_rqvae, learning_rate_factor, nearest_code
 
@@ -139,6 +140,17 @@ def test_relative_error_is_one_when_every_item_is_rebuilt_as_the_mean():
 def test_cluster_means_are_exact_and_zero_for_unused_codes():
     means = cluster_means(np.array([[1, 2], [3, 4], [7, 7]], np.float32), np.array([2, 2, 0]), 4)
     assert means.tolist() == [[7, 7], [0, 0], [2, 3], [0, 0]]
+
+
+def test_a_large_catalogue_fits_centroids_on_a_sample_and_quantises_every_item(monkeypatch):
+    monkeypatch.setattr("rqvae.quantizers.POINTS_PER_CODE", 4)
+    points = cloud(200)
+    assert len(sample(points, 8, seed=0)) == 32 and len(sample(points, 50, seed=0)) == 200
+    plain, balanced = fit_rqkmeans(points, [8, 6], 10, 0), fit_balanced_rqkmeans(points, [8, 6], 10, 0)
+    assert (plain.codes[:, 0] == nearest(points, plain.codebooks[0])).all()
+    for level, size in enumerate((8, 6)):
+        assert set(np.bincount(balanced.codes[:, level], minlength=size)) <= {200 // size, 200 // size + 1}
+    np.testing.assert_allclose(balanced.codebooks[0], cluster_means(points, balanced.codes[:, 0], 8))
 
 
 def test_random_codes_are_uniform_and_say_nothing():
