@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -121,6 +121,8 @@ def fit_rqvae(embeddings: np.ndarray, settings: SidSettings, seed: int, device: 
         progress: file that an interrupted training continues from; the caller deletes it when the SIDs are committed.
     """
     torch.manual_seed(seed)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")               # TF32 while training; the final codes are float32's
     mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
     scale = np.sqrt(np.square(embeddings - mean).mean(dtype=np.float64)).astype(np.float32)
     x = torch.from_numpy((embeddings - mean) / scale).to(device)                    # (N, D)
@@ -234,12 +236,15 @@ class Run:
         """Continue from a progress file of the same embeddings, settings and seed, if there is one."""
         if not path.exists():
             return False
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata()
-            if metadata["made_from"] != told:
-                print(f"{path}: is of a training with other embeddings, settings or seed; starting afresh")
-                return False
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}     # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata()
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}     # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise UserError(f"{path}: is damaged ({error}); delete it to start the training afresh") from error
+        if metadata["made_from"] != told:
+            print(f"{path}: is of a training with other embeddings, settings or seed; starting afresh")
+            return False
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -4,11 +4,10 @@
     python rqvae/train.py --config C --sids.method rqvae --sids.epochs 1000
 
 Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.py``); writes ``runs/<name>/sids``:
-``sids.json``, ``report.json``, the quantiser's weights, and the embeddings that the SIDs were made from.
+``sids.json``, ``report.json`` and ``report.png``, the quantiser's weights, and the embeddings that the SIDs were made from.
 
-Departures from the reference code: (1) the default is residual k-means, no training: see docs/LOG.md for what each
-method measures; (2) collisions are resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an RQ-VAE
-the best epoch is kept, not the last.
+Departures from the reference code: (1) the default is residual k-means, which needs no training; (2) collisions are
+resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from minionerec.config import UserError, one_line_errors, read_command_line  # n
 from minionerec.settings import Experiment  # noqa: E402
 from rqvae.assign import Sid, resolve_collisions  # noqa: E402
 from rqvae.balanced import fit_balanced_rqkmeans  # noqa: E402
+from rqvae.pictures import draw_report  # noqa: E402
 from rqvae.quantizers import Quantised, check_inputs, fit_random, fit_rqkmeans, from_codes  # noqa: E402
 from rqvae.report import build_report, summary  # noqa: E402
 
@@ -73,6 +73,7 @@ def main(experiment: Experiment) -> None:
             (staging / "quantizer.safetensors").write_bytes(save(quantised.tensors))
             write_json(staging / "quantizer.json", quantizer_facts(experiment, embeddings, quantised, sizes))
             write_json(staging / "report.json", report)
+            draw_report(staging / "report.png", report, sids)
             for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
         progress.unlink(missing_ok=True)

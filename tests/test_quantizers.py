@@ -336,6 +336,14 @@ def test_progress_of_other_settings_is_not_continued(tmp_path, capsys):
     assert [row["epoch"] for row in fitted.log] == [1, 2, 3]
 
 
+def test_damaged_progress_says_what_to_delete(tmp_path):
+    path = tmp_path / "progress"
+    fit_rqvae(cloud(), tiny_settings(epochs=2), 0, CPU, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=re.escape(f"{path}: is damaged (") + ".*delete it to start the training afresh"):
+        fit_rqvae(cloud(), tiny_settings(epochs=2), 0, CPU, path)
+
+
 def test_a_code_that_stays_unused_restarts_at_a_residual_of_the_batch():
     x = torch.from_numpy(cloud(32))
     run = Run(small_rqvae(), x, tiny_settings(dead_code_steps=3, batch_size=32, learning_rate=1e-9), seed=0)
