@@ -32,8 +32,6 @@ def main() -> None:
 def evaluate(experiment: Experiment, path: Path) -> None:
     """Checkpoint, ranking, metrics: from top to bottom."""
     import torch
-    from accelerate import PartialState
-
     from minionerec import artifacts, backbone, ranking, runs
     from minionerec.dataset import train_counts
     from minionerec.metrics import score_predictions
@@ -42,7 +40,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
 
     s = experiment.evaluate
     runs.quiet_libraries()
-    state = PartialState()
+    state = runs.processes()
 
     # Data, SIDs and the checkpoint that goes with them
     data_dir, sids_dir = artifacts.require_stage(experiment, "data"), artifacts.require_stage(experiment, "sids")

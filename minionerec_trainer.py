@@ -30,7 +30,18 @@ from minionerec import artifacts, backbone
 from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
 from minionerec.config import UserError
 from minionerec.dataset import Row
-from minionerec.policy import GroupBatch, base_causal_lm, exact_kl, k3_kl, label_pairs, pack_trees, vocab_logps
+from minionerec.policy import (
+    GroupBatch,
+    OutputHead,
+    base_causal_lm,
+    children_logps,
+    exact_kl,
+    k3_kl,
+    label_pairs,
+    pack_trees,
+    pick_child,
+    vocab_logps,
+)
 from minionerec.prompts import Template
 from minionerec.rewards import group_advantages
 from minionerec.settings import RLSettings
@@ -144,30 +155,53 @@ class RankingTrainer(Trainer):
 
 
 class SFTTrainer(RankingTrainer):
-    """Next-token loss on the completions of packed prefix trees."""
+    """Next-token loss on the completions of packed prefix trees.
 
-    model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
+    With a ``trie`` the tokens of a SID are normalised over the legal children of their prefix instead of the vocabulary:
+    the model need not learn which codes exist, and is scored the same way when it decodes with ``normalize: trie``.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, trie: SidTrie | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
         share = base_causal_lm(self.model).takes_trees
-        self.data_collator = lambda rows: collate_sft(rows, share)
+        paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else None
+        self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
         """Mean negative log-likelihood per completion token of the global batch."""
-        rows, labels = inputs["pair_rows"], inputs["shift_labels"]
-        logps = model(tree=inputs["tree"], slots=inputs["slots"], readout=lambda hidden, head: vocab_logps(hidden, head, rows, labels))
+        rows, labels, sid_pairs, children = (inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children"))
+
+        def readout(hidden: Tensor, head: OutputHead) -> Tensor:
+            if not len(sid_pairs):
+                return vocab_logps(hidden, head, rows, labels).sum()
+            legal = children_logps(hidden, head, rows[sid_pairs], children)
+            total = pick_child(legal, children, labels[sid_pairs]).sum()
+            text = torch.ones_like(rows, dtype=torch.bool)
+            text[sid_pairs] = False
+            return total + vocab_logps(hidden, head, rows[text], labels[text]).sum() if text.any() else total
+
+        logp = model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return -logps.sum() / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        return -logp / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
 
 
-def collate_sft(rows: Sequence[Row], share: bool = True) -> dict[str, Any]:
-    """Rows to one packed tree with its (slot, label) pairs."""
-    sequences = [row.prompt + row.completion for row in rows]
+def collate_sft(rows: Sequence[Row], share: bool = True, trie: SidTrie | None = None, paths: list[list[int]] | None = None
+                ) -> dict[str, Any]:
+    """Rows to one packed tree with its (slot, label) pairs.
+
+    With a trie a SID's end-of-sequence token, which nothing can replace, is no label, and ``sid_pairs`` tells which pairs
+    are normalised over ``children``.
+    """
+    is_sid = [trie is not None and row.task.endswith("to_sid") for row in rows]
+    sequences = [row.prompt + (row.completion[:-1] if sid else row.completion) for row, sid in zip(rows, is_sid, strict=True)]
     tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
-    slots, pair_rows, labels, _ = label_pairs(tree, sequences, [len(row.prompt) for row in rows])
-    return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels}
+    slots, pair_rows, labels, inverse = label_pairs(tree, sequences, [len(row.prompt) for row in rows])
+    lengths = [len(sequence) - len(row.prompt) for sequence, row in zip(sequences, rows, strict=True)]
+    sid_pairs = inverse[torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))]
+    above = np.array([node for row, sid in zip(rows, is_sid, strict=True) if sid for node in [0, *paths[row.target_item][:-1]]], dtype=np.int64)
+    children = torch.from_numpy(trie.child_tokens(above)) if len(above) else torch.empty(0, 1, dtype=torch.long)
+    return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels, "sid_pairs": sid_pairs, "children": children}
 
 
 class Rollouts(NamedTuple):

@@ -74,7 +74,7 @@ def train(experiment: Experiment, path: Path) -> None:
         eval_steps=max(1, total_steps // s.evals // s.num_iterations) * s.num_iterations, total_steps=total_steps)
     trie = trie.to(arguments.device)
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, batch_size=64)
+    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, batch_size=64, normalize=s.normalize)
     before = validate(model.to(arguments.device))
     runs.say("SFT model: validation " + "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "NDCG@10")))
     contents = trainers.CheckpointContents("rl", artifacts.relevant_settings(experiment, "rl"), [data_dir, sids_dir, sft_dir],
@@ -89,10 +89,11 @@ def train(experiment: Experiment, path: Path) -> None:
     improved = best is not None and best > before["NDCG@10"]
     chosen = backbone.merged(trainer.model) if improved else backbone.load(sft_dir, torch.float32)[0]
     facts = {"sids_sha256": sids.sha256, "improved_on_sft": improved, "sft_validation_NDCG@10": before["NDCG@10"]}
-    with artifacts.committed(path, "rl", contents.settings, contents.parents, **facts) as staging:
-        backbone.save(chosen, tokenizer, contents.sids_file, template, staging)
-        trainer.state.log_history.insert(0, {"step": 0} | {f"eval_{key}": value for key, value in before.items()})
-        runs.save_log(trainer, staging)
+    if trainer.is_world_process_zero():
+        with artifacts.committed(path, "rl", contents.settings, contents.parents, **facts) as staging:
+            backbone.save(chosen, tokenizer, contents.sids_file, template, staging)
+            trainer.state.log_history.insert(0, {"step": 0} | {f"eval_{key}": value for key, value in before.items()})
+            runs.save_log(trainer, staging)
     runs.clean_up(experiment, "rl")
     verdict = f"at step {trainer.state.best_global_step} of {total_steps}" if improved else "no step beat it: the SFT weights are handed on"
     runs.say(f"\nvalidation NDCG@10: SFT {before['NDCG@10']:.4f}, best of RL {best:.4f}; {verdict}"
@@ -149,11 +150,13 @@ def collaborative_scores(experiment: Experiment, samples: Samples, device: str) 
     from minionerec import artifacts, runs
 
     path = artifacts.stage_path(experiment, "collaborative")
-    if not artifacts.is_done(experiment, "collaborative"):
-        runs.say("training the SASRec of the collaborative reward (once)")
-        with runs.locked(path), artifacts.committed(path, "collaborative", artifacts.relevant_settings(experiment, "collaborative"),
-                                                    [artifacts.stage_path(experiment, "data")]) as staging:
-            sasrec.save(sasrec.train_sasrec(samples, experiment.seed, experiment.data.max_history, experiment.baselines), staging)
+    with runs.processes().main_process_first():         # the others find it finished
+        if not artifacts.is_done(experiment, "collaborative"):
+            runs.say("training the SASRec of the collaborative reward (once)")
+            with artifacts.committed(path, "collaborative", artifacts.relevant_settings(experiment, "collaborative"),
+                                     [artifacts.stage_path(experiment, "data")]) as staging:
+                model = sasrec.train_sasrec(samples, experiment.seed, experiment.data.max_history, experiment.baselines)
+                sasrec.save(model, staging)
     model = sasrec.load(path).to(device)
 
     def score(histories: Sequence[Sequence[int]]) -> Tensor:

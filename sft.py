@@ -60,19 +60,21 @@ def train(experiment: Experiment, path: Path) -> None:
         experiment, "sft", per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=s.epochs,
         eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)), total_steps=steps_per_epoch * s.epochs)
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(valid, renderer, trie.to(arguments.device), sids, num_beams=s.eval_beams, batch_size=64)
+    validate = validator(valid, renderer, trie.to(arguments.device), sids, num_beams=s.eval_beams, batch_size=64,
+                         normalize=s.normalize)
     contents = trainers.CheckpointContents("sft", artifacts.relevant_settings(experiment, "sft"), [data_dir, sids_dir],
                                            sids_dir / "sids.json", template)
     groups = [row.user_id for row in rows] if s.group_by_user else None
     trainer = trainers.SFTTrainer(model, arguments, rows, tokenizer, contents, validate, groups,
-                                  callbacks=trainers.early_stopping(s.patience))
+                                  trie=trie if s.normalize == "trie" else None, callbacks=trainers.early_stopping(s.patience))
     runs.train_or_resume(trainer)
 
     # Save
     best = trainer.state.best_metric
-    with artifacts.committed(path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256) as staging:
-        backbone.save(backbone.merged(trainer.model), tokenizer, contents.sids_file, template, staging)
-        runs.save_log(trainer, staging)
+    if trainer.is_world_process_zero():
+        with artifacts.committed(path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256) as staging:
+            backbone.save(backbone.merged(trainer.model), tokenizer, contents.sids_file, template, staging)
+            runs.save_log(trainer, staging)
     runs.clean_up(experiment, "sft")
     runs.say(f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
              f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "

@@ -1,18 +1,18 @@
 """Source ``embedded``: a catalogue and its buyers, made in memory, so that the whole pipeline runs without any file.
 
 600 items: 5 departments x 10 categories x 3 systems x 4 product lines or sizes (``data/embedded_words.py``); about 2,000
-buyers with 5 to 20 purchases each over two years. It is made so that understanding items pays and counting them does
+buyers with 5 to 10 purchases each over two years. It is made so that understanding items pays and counting them does
 not get far: an item is bought about 30 times, too rarely to learn its followers one by one, but what follows what is
 compositional. The next purchase is drawn from a mixture (``SHARES``):
 
-* wanted: an accessory of a kit that the buyer has begun: the next step of the kit first, same system always, same brand
+* wanted: an accessory of the kit that the buyer is at: the next steps of the kit, always for the same system, same brand
   rather than another, in the line or size that the buyer tends to, and not what the buyer owns already;
 * start: the main product of a department the buyer likes;
 * again: a consumable of an earlier purchase;
 * noise: anything on sale, by popularity.
 
-Every item shows either its line or its size, so a buyer's two tastes and the systems of the kits have to be gathered from
-different purchases. Nothing is hidden in a history: only what was bought and when.
+Half of the items come on sale in the course of the two years, so that part of what is asked for at the end has hardly been
+counted. Nothing is hidden in a history: only what was bought and when.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from data.embedded_words import DEPARTMENTS, LINES, SCALES, Department, Leaf
 from data.tables import Source
 
 NUM_USERS = 2050
-LENGTHS = (5, 20)             # purchases per buyer, both ends included
+LENGTHS = (5, 10)             # purchases per buyer, both ends included
 DAY = 86_400
 FIRST_DAY = 1_640_995_200     # 2022-01-01 UTC
 PERIOD = 730 * DAY
 SHARES = {"wanted": 0.68, "start": 0.11, "again": 0.05, "noise": 0.16}
 STEPS = (0, 1, 0.35, 0.15, 0.08, 0.04, 0.02, 0.02, 0.02, 0.02)    # pull towards the category so many places further in the kit
 SAME_BRAND = 1.5              # factor on accessories of the brand
-TASTE = 30.0                  # factor on the buyer's own line or size
+TASTE = 2.0                  # factor on the buyer's own line or size
+FADING = 0.2                  # what a purchase calls for is worth this much after each further purchase
 LIKED = 2                     # departments per buyer
-LATE_SHARE, LATE_UNTIL = 0.3, 0.7    # items launched after the first day, and the share of the period by which all are
-ZIPF = 0.6                    # exponent of popularity inside a category
+LATE_SHARE, LATE_UNTIL = 0.5, 0.85   # items launched after the first day, and the share of the period by which all are
+ZIPF = 0.3                    # exponent of popularity inside a category
 
 
 class Catalogue(NamedTuple):
@@ -183,6 +184,6 @@ def next_item_chances(catalogue: Catalogue, buyers: Buyers, now: np.ndarray) -> 
 
 def record(catalogue: Catalogue, buyers: Buyers, rows: np.ndarray, chosen: np.ndarray) -> None:
     """Update, in place, what the purchases ``chosen`` of the buyers ``rows`` lead to."""
-    buyers.pull[rows] += catalogue.follow[chosen]
+    buyers.pull[rows] = FADING * buyers.pull[rows] + catalogue.follow[chosen]
     buyers.again[rows, chosen] += catalogue.consumable[chosen]
     buyers.owned[rows] |= (catalogue.kind[chosen][:, None] == catalogue.kind) & ~catalogue.consumable[chosen][:, None]

@@ -270,7 +270,7 @@ class GroupBatch:
             alive = torch.cat([alive, torch.ones_like(alive[:, :1])], dim=1)
         paths = trie.path(nodes, trie.num_levels).cpu().numpy()                                  # (B, G', L)
         code, parent = trie.code.cpu().numpy(), trie.parent.cpu().numpy()
-        first_child, tokens_of = trie.first_child.cpu().numpy(), [t.cpu().numpy() for t in trie.level_tokens]
+        tokens_of = [tokens.cpu().numpy() for tokens in trie.level_tokens]
         mask = (paths > 0) & alive.cpu().numpy()[..., None]
         sequences, starts, above = [], [], []
         for b, row in enumerate(paths):
@@ -284,14 +284,7 @@ class GroupBatch:
         slots, pair_rows, pair_tokens, inverse = label_pairs(tree, sequences, starts)
         above_of_pair = np.empty(len(above), dtype=np.int64)
         above_of_pair[inverse.numpy()] = above
-        level_of = np.searchsorted(np.array(trie.depth_start[1:]), above_of_pair, side="right")
-        counts = first_child[above_of_pair + 1] - first_child[above_of_pair]
-        offsets = np.arange(counts.max())
-        legal = offsets < counts[:, None]
-        child = np.where(legal, first_child[above_of_pair][:, None] + offsets, 0)
-        width = max(len(t) for t in tokens_of)
-        table = np.stack([np.pad(t, (0, width - len(t)), constant_values=-1) for t in tokens_of])
-        children = np.where(legal, table[level_of[:, None], np.where(legal, code[child], 0)], -1)
+        children = trie.child_tokens(above_of_pair)
         scatter = np.full(mask.shape, -1, dtype=np.int64)
         scatter[mask] = inverse.numpy()
         move = lambda values: (torch.from_numpy(values) if isinstance(values, np.ndarray) else values).to(device)  # noqa: E731
@@ -303,10 +296,9 @@ class GroupBatch:
         wanted = with_children or normalize == "trie"
 
         def readout(hidden: Tensor, head: OutputHead) -> tuple[Tensor, Tensor | None]:
-            children = self._children_logps(hidden, head) if wanted else None
+            children = children_logps(hidden, head, self.pair_rows, self.pair_children) if wanted else None
             if normalize == "trie":
-                place = (self.pair_children == self.pair_tokens[:, None]).int().argmax(1, keepdim=True)
-                return children.gather(1, place)[:, 0], children
+                return pick_child(children, self.pair_children, self.pair_tokens), children
             return vocab_logps(hidden, head, self.pair_rows, self.pair_tokens), children
 
         pairs, children = model(tree=self.tree, slots=self.slots, readout=readout)
@@ -319,16 +311,28 @@ class GroupBatch:
         """``(J,)`` values of the pairs to the completions' tokens, ``(B, G, L)``."""
         return torch.where(self.scatter >= 0, per_pair[self.scatter.clamp(min=0)], 0.0).view(self.shape)[:, : self.mask.shape[1]]
 
-    def _children_logps(self, hidden: Tensor, head: OutputHead) -> Tensor:
-        """``(J, F)`` log-probabilities over the legal children only, -inf where there is none."""
-        columns = torch.unique(self.pair_children[self.pair_children >= 0])
-        if isinstance(head, LogitsHead) or type(head.layer) is not nn.Linear:
-            logits = head(hidden)[:, columns].float()
-        else:
-            logits = head.columns(hidden, columns)
-        place = torch.searchsorted(columns, self.pair_children.clamp(min=0)).clamp(max=len(columns) - 1)
-        own = logits[self.pair_rows].gather(1, place).masked_fill(self.pair_children < 0, -torch.inf)
-        return F.log_softmax(own, dim=-1)
+
+def children_logps(hidden: Tensor, head: OutputHead, rows: Tensor, children: Tensor) -> Tensor:
+    """Log-probabilities over the legal children only.
+
+    Args:
+        hidden: ``(M, D)`` final hidden states.
+        head: from hidden states to logits; only the columns of SID tokens are computed.
+        rows: ``(J,)`` which hidden state each pair reads.
+        children: ``(J, F)`` token ids, -1 where there are fewer.
+
+    Returns:
+        ``(J, F)`` float32, -inf where there is no child.
+    """
+    columns = torch.unique(children[children >= 0])
+    place = torch.searchsorted(columns, children.clamp(min=0)).clamp(max=len(columns) - 1)
+    own = head.columns(hidden, columns)[rows].gather(1, place)
+    return F.log_softmax(own.masked_fill(children < 0, -torch.inf), dim=-1)
+
+
+def pick_child(logps: Tensor, children: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probability of one of the children: ``(J, F)``, ``(J, F)``, ``(J,)`` -> ``(J,)``."""
+    return logps.gather(1, (children == tokens[:, None]).int().argmax(1, keepdim=True))[:, 0]
 
 
 def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:

@@ -39,14 +39,19 @@ def quiet_libraries() -> None:
 
 def say(text: str) -> None:
     """Print once, however many processes run."""
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(text, flush=True)
+
+
+def processes() -> PartialState:
+    """This process among those of the launch; on CPUs accelerate sees the others only when it is told so first."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """The directory's lock, held by the first process for all of them."""
-    with artifacts.locked(path) if PartialState().is_main_process else contextlib.nullcontext():
+    with artifacts.locked(path) if processes().is_main_process else contextlib.nullcontext():
         yield
 
 
@@ -88,7 +93,7 @@ def describe(model: nn.Module) -> str:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, on {PartialState().num_processes} x {device}"
+    return f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, on {processes().num_processes} x {device}"
 
 
 def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
@@ -97,10 +102,10 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
     Raises:
         UserError: the processes do not divide the batch.
     """
-    processes = PartialState().num_processes
-    if batch_size % processes:
-        raise UserError(f"{section}.batch_size: got {batch_size}, expected a multiple of the {processes} processes")
-    own = batch_size // processes
+    count = processes().num_processes
+    if batch_size % count:
+        raise UserError(f"{section}.batch_size: got {batch_size}, expected a multiple of the {count} processes")
+    own = batch_size // count
     micro = next(size for size in range(min(micro_batch_size, own), 0, -1) if own % size == 0)
     return micro, own // micro
 
@@ -165,5 +170,7 @@ def save_log(trainer: Trainer, directory: Path) -> None:
 
 
 def clean_up(experiment: Experiment, stage: str) -> None:
-    """Forget the checkpoints of a stage that is committed."""
-    shutil.rmtree(partial_dir(experiment, stage), ignore_errors=True)
+    """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
+    processes().wait_for_everyone()
+    if processes().is_main_process:
+        shutil.rmtree(partial_dir(experiment, stage), ignore_errors=True)

@@ -131,7 +131,8 @@ class SFTSettings:
     warmup_steps: int = setting(20, "optimiser steps of linear warm-up (paper)", low=0)
     weight_decay: float = setting(0.0, "AdamW decoupled weight decay", low=0)
     dropout: float = setting(0.0, "scratch models only: dropout on embeddings, attention and MLP outputs", low=0, high=0.9)
-    label_smoothing: float = setting(0.0, "share of the target mass spread over the vocabulary", low=0, high=0.5)
+    normalize: str = setting("vocab", "distribution of SID tokens in the loss: vocab (paper) or trie (legal children of the prefix); "
+                             "use the same in rl and evaluate", choices=("vocab", "trie"))
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0)
     max_tokens: int = setting(512, "cutoff: rows longer than this lose their oldest history items (paper: 512)", low=16)
     evals_per_epoch: float = setting(1.0, "validations per epoch; each is a possible best checkpoint", above=0)

@@ -131,7 +131,7 @@ class SidTrie:
         new = np.ones((len(table), self.num_levels), dtype=bool)                          # row starts a new node of this depth
         new[1:] = np.logical_or.accumulate(table[1:] != table[:-1], axis=1)
         new &= table >= 0
-        node_code, node_parent, leaf_of_node, self.depth_start = [np.array([-1])], [np.array([-1])], [np.array([-1])], [0, 1]
+        node_code, node_parent, self.depth_start = [np.array([-1])], [np.array([-1])], [0, 1]
         above = np.zeros(len(table), dtype=np.int64)                                      # each row's node one level up
         row_leaf_node = np.zeros(len(table), dtype=np.int64)
         for level in range(self.num_levels):
@@ -187,6 +187,25 @@ class SidTrie:
         depth = (upwards > 0).sum(-1, keepdim=True)
         position = torch.arange(num_levels, device=nodes.device).expand(upwards.shape)
         return torch.where(position < depth, upwards.gather(-1, (depth - 1 - position).clamp(min=0)), 0)
+
+    def child_tokens(self, nodes: np.ndarray) -> np.ndarray:
+        """Token ids of the legal children of each inner node: ``(J,)`` -> ``(J, F)``, -1 where there are fewer than F."""
+        first_child, code = self.first_child.cpu().numpy(), self.code.cpu().numpy()
+        counts = first_child[nodes + 1] - first_child[nodes]
+        offsets = np.arange(counts.max(initial=1))
+        legal = offsets < counts[:, None]
+        child = np.where(legal, first_child[nodes][:, None] + offsets, 1)
+        width = max(map(len, self.level_tokens))
+        table = np.stack([np.pad(tokens.cpu().numpy(), (0, width - len(tokens))) for tokens in self.level_tokens])
+        level = np.searchsorted(np.array(self.depth_start[1:]), nodes, side="right")
+        return np.where(legal, table[level[:, None], np.where(legal, code[child], 0)], -1)
+
+    def item_path(self, item: int) -> list[int]:
+        """Nodes from depth 1 down to the item's leaf."""
+        nodes = [int(self.leaf_node[self.leaf_of_item[item]])]
+        while int(self.parent[nodes[0]]) > 0:
+            nodes.insert(0, int(self.parent[nodes[0]]))
+        return nodes
 
     def children(self, node: int) -> list[int]:
         """Codes that may follow this node, ascending."""

@@ -135,3 +135,39 @@ def test_tree_forward_leaves_every_other_call_as_it_was():
     ids = torch.tensor([[3, 4, 5]])
     before = type(model).forward(model, input_ids=ids).logits
     torch.testing.assert_close(enable_trees(model)(input_ids=ids).logits, before)
+
+
+def test_a_loss_over_the_legal_children_equals_one_forward_per_row():
+    """SID rows are normalised over the trie, without their end token; text rows over the vocabulary, with it."""
+    from minionerec.dataset import Row
+    from minionerec.policy import children_logps, pick_child
+    from minionerec_trainer import collate_sft
+
+    sids = [*random_catalogue(1, 16, 2, 4), (4,)]
+    tokens = [list(range(10, 15)), list(range(15, 19))]
+    trie, model = SidTrie(sids, tokens), tiny_model("qwen2", 40)
+    rows = [Row("sid_to_sid", "u", [1, 2], [tokens[level][c] for level, c in enumerate(sids[i])] + [0], i) for i in (3, 16, 7)]
+    rows.insert(1, Row("sid_to_title", "", [1, 2, 3], [30, 31, 0], 5))
+    batch = collate_sft(rows, trie=trie, paths=[trie.item_path(i) for i in range(17)])
+    pairs = batch["sid_pairs"]
+
+    def readout(hidden, head):
+        legal = children_logps(hidden, head, batch["pair_rows"][pairs], batch["children"])
+        return pick_child(legal, batch["children"], batch["shift_labels"][pairs]), vocab_logps(
+            hidden, head, batch["pair_rows"], batch["shift_labels"])
+
+    with torch.no_grad():
+        found, everything = model(tree=batch["tree"], slots=batch["slots"], readout=readout)
+    expected = []
+    for row in (rows[0], rows[2], rows[3]):
+        sid = sids[row.target_item]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.prompt + row.completion])).logits[0]
+        for level, code in enumerate(sid):
+            legal = sorted({s[level] for s in sids if s[:level] == sid[:level] and len(s) > level})
+            expected.append(logits[len(row.prompt) - 1 + level, [tokens[level][c] for c in legal]].log_softmax(-1)[legal.index(code)].item())
+    assert found.tolist() == pytest.approx(expected, abs=2e-5)
+    text = [i for i in range(len(everything)) if i not in set(pairs.tolist())]
+    with torch.no_grad():
+        plain = [value.item() for value in plain_logps(model, rows[1].prompt + rows[1].completion, 3)]
+    assert sorted(everything[text].tolist()) == pytest.approx(sorted(plain), abs=2e-5)
