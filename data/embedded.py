@@ -114,9 +114,7 @@ def describe(department: Department, leaf: Leaf, system: str, variant: int, bran
         line = LINES[variant]
         title = f"{brand} {line.name} {leaf.noun}, {line.colour}, {fits}"
         about = f"From the {line.tier} {line.name} line, made of {line.material} in {line.colour}."
-    at = department.leaves.index(leaf)
-    partners = " and ".join(other.name.lower() for other in department.leaves[max(at - 1, 0):at + 2] if other is not leaf)
-    description = f"{leaf.noun} for {leaf.purpose}. {about} Fits the {fits}. Goes with {fits} {partners}."
+    description = f"{leaf.name} in {leaf.group}, {department.name}: {leaf.noun.lower()} for {leaf.purpose}. {about}"
     return {"title": title, "description": description, "brand": brand, "categories": [department.name, leaf.group, leaf.name]}
 
 
