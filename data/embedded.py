@@ -11,7 +11,7 @@ compositional. The next purchase is drawn from a mixture (``SHARES``):
 * again: a consumable of an earlier purchase;
 * noise: anything on sale, by popularity.
 
-Half of the items come on sale in the course of the two years, so that part of what is asked for at the end has hardly been
+Most items come on sale in the course of the two years, so that part of what is asked for at the end has hardly been
 counted. Nothing is hidden in a history: only what was bought and when.
 """
 
@@ -36,7 +36,7 @@ SAME_BRAND = 1.5              # factor on accessories of the brand
 TASTE = 2.0                  # factor on the buyer's own line or size
 FADING = 0.2                  # what a purchase calls for is worth this much after each further purchase
 LIKED = 2                     # departments per buyer
-LATE_SHARE, LATE_UNTIL = 0.5, 0.85   # items launched after the first day, and the share of the period by which all are
+LATE_SHARE, LATE_UNTIL = 0.7, 0.95   # items launched after the first day, and the share of the period by which all are
 ZIPF = 0.3                    # exponent of popularity inside a category
 
 
