@@ -1,18 +1,21 @@
 """Source ``embedded``: a catalogue and its buyers, made in memory, so that the whole pipeline runs without any file.
 
-600 items: 5 departments x 10 categories x 3 systems x 4 product lines or sizes (``data/embedded_words.py``); about 2,000
-buyers with 5 to 10 purchases each over two years. It is made so that understanding items pays and counting them does
+600 items: 3 departments x 10 categories x 4 systems x 5 product lines or sizes (``data/embedded_words.py``); about 2,000
+buyers with 5 to 20 purchases each over two years. It is made so that understanding items pays and counting them does
 not get far: an item is bought about 30 times, too rarely to learn its followers one by one, but what follows what is
 compositional. The next purchase is drawn from a mixture (``SHARES``):
 
-* wanted: an accessory of the kit that the buyer is at: the next steps of the kit, always for the same system, same brand
-  rather than another, in the line or size that the buyer tends to, and not what the buyer owns already;
+* wanted: an accessory of a kit that the buyer has begun, of the latest one first: the next step of the kit rather than a
+  later one, always for the same system, rather of the same brand and in the line or size that the buyer tends to, and
+  not what the buyer owns already;
 * start: the main product of a department the buyer likes;
 * again: a consumable of an earlier purchase;
 * noise: anything on sale, by popularity.
 
-Most items come on sale in the course of the two years, so that part of what is asked for at the end has hardly been
-counted. Nothing is hidden in a history: only what was bought and when.
+Every item shows either its line or its size, so a buyer's two tastes and the systems of the kits have to be gathered from
+different purchases. Two items in five come on sale in the course of the two years and have been counted less. The texts
+name category, system and line or size in the same words everywhere, as the titles of a well-kept shop do. Nothing is hidden
+in a history: only what was bought and when.
 """
 
 from __future__ import annotations
@@ -26,17 +29,17 @@ from data.embedded_words import DEPARTMENTS, LINES, SCALES, Department, Leaf
 from data.tables import Source
 
 NUM_USERS = 2050
-LENGTHS = (5, 10)             # purchases per buyer, both ends included
+LENGTHS = (5, 20)             # purchases per buyer, both ends included
 DAY = 86_400
 FIRST_DAY = 1_640_995_200     # 2022-01-01 UTC
 PERIOD = 730 * DAY
 SHARES = {"wanted": 0.68, "start": 0.11, "again": 0.05, "noise": 0.16}
 STEPS = (0, 1, 0.35, 0.15, 0.08, 0.04, 0.02, 0.02, 0.02, 0.02)    # pull towards the category so many places further in the kit
 SAME_BRAND = 1.5              # factor on accessories of the brand
-TASTE = 2.0                  # factor on the buyer's own line or size
-FADING = 0.2                  # what a purchase calls for is worth this much after each further purchase
+TASTE = 8.0                   # factor on the buyer's own line or size
+FADING = 0.3                  # what a purchase calls for is worth this much after each further purchase
 LIKED = 2                     # departments per buyer
-LATE_SHARE, LATE_UNTIL = 0.7, 0.95   # items launched after the first day, and the share of the period by which all are
+LATE_SHARE, LATE_UNTIL = 0.4, 0.8    # items launched after the first day, and the share of the period by which all are
 ZIPF = 0.3                    # exponent of popularity inside a category
 
 
@@ -85,7 +88,7 @@ def make_catalogue(rng: np.random.Generator) -> Catalogue:
             for s in range(len(department.systems)):
                 for v in range(len(SCALES)):
                     own_make = c == 0 or rng.random() < 0.5
-                    brand = department.makers[s] if own_make else department.rivals[rng.integers(len(department.rivals))]
+                    brand = (department.makers if own_make else department.partners)[s]
                     rows.append({"item_id": f"E{len(rows):04d}", **describe(department, leaf, department.systems[s], v, brand)})
                     keys.append((d, c, s, v, bool(leaf.sizes), leaf.consumable))
     items = pd.DataFrame(rows)
@@ -114,7 +117,7 @@ def describe(department: Department, leaf: Leaf, system: str, variant: int, bran
         line = LINES[variant]
         title = f"{brand} {line.name} {leaf.noun}, {line.colour}, {fits}"
         about = f"From the {line.tier} {line.name} line, made of {line.material} in {line.colour}."
-    description = f"{leaf.name} in {leaf.group}, {department.name}: {leaf.noun.lower()} for {leaf.purpose}. {about}"
+    description = f"{leaf.name}. {leaf.noun} for {leaf.purpose}. {about} {leaf.name} that fit the {fits}."
     return {"title": title, "description": description, "brand": brand, "categories": [department.name, leaf.group, leaf.name]}
 
 
