@@ -5,6 +5,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_the_five_stages_run_in_sequence_on_tables_of_ones_own(shop):
         hits = sum(row["target_item_id"] in row["item_ids"][:10] for row in rows)
         assert metrics["HR@10"] == pytest.approx(hits / 60)
         assert all(len(row["item_ids"]) == len(set(row["item_ids"])) == len(row["scores"]) == 36 for row in rows)
-    shown = run(ROOT / ".venv/bin/python" if (ROOT / ".venv").exists() else "python", "-m", "minionerec.summary", *config, cwd=ROOT)
+    shown = run(sys.executable, "-m", "minionerec.summary", *config, cwd=ROOT)
     assert all(name in shown for name in ("popularity", "markov", "SFT", "RL", "NDCG@10"))
 
 
@@ -93,7 +94,7 @@ def test_a_finished_stage_says_so_and_other_settings_are_refused(shop):
 
 
 def test_recommend_ranks_items_with_titles_and_excludes_history_on_request(shop):
-    python = ROOT / ".venv/bin/python" if (ROOT / ".venv").exists() else "python"
+    python = sys.executable
     shown = run(python, ROOT / "recommend.py", "--config", shop / "shop.yaml", "--history", "001,007", "--k", "5", cwd=shop)
     assert len(re.findall(r"^ +\d+ +-\d+\.\d+ +\d{3}  \w+ \w+$", shown, re.M)) == 5
     without = run(python, ROOT / "recommend.py", "--config", shop / "shop.yaml", "--history", "001,007", "--k", "36",
