@@ -31,7 +31,6 @@ def main() -> None:
 
 def evaluate(experiment: Experiment, path: Path) -> None:
     """Checkpoint, ranking, metrics: from top to bottom."""
-    import torch
     from minionerec import artifacts, backbone, ranking, runs
     from minionerec.dataset import train_counts
     from minionerec.metrics import score_predictions

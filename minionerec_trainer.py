@@ -199,8 +199,8 @@ def collate_sft(rows: Sequence[Row], share: bool = True, trie: SidTrie | None = 
     slots, pair_rows, labels, inverse = label_pairs(tree, sequences, [len(row.prompt) for row in rows])
     lengths = [len(sequence) - len(row.prompt) for sequence, row in zip(sequences, rows, strict=True)]
     sid_pairs = inverse[torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))]
-    above = np.array([node for row, sid in zip(rows, is_sid, strict=True) if sid for node in [0, *paths[row.target_item][:-1]]], dtype=np.int64)
-    children = torch.from_numpy(trie.child_tokens(above)) if len(above) else torch.empty(0, 1, dtype=torch.long)
+    above = [node for row, sid in zip(rows, is_sid, strict=True) if sid for node in [0, *paths[row.target_item][:-1]]]
+    children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64))) if above else torch.empty(0, 1, dtype=torch.long)
     return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels, "sid_pairs": sid_pairs, "children": children}
 
 
@@ -435,7 +435,8 @@ class QuietProgress(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show loss and, in RL, reward."""
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix({key: f"{logs[key]:.4g}" for key in ("loss", "reward", "groups_with_hit") if key in logs})
+            shown = [key for key in ("loss", "reward", "groups_with_hit") if key in logs]
+            self.training_bar.set_postfix({key: f"{logs[key]:.4g}" for key in shown})
 
 
 class Narrator(TrainerCallback):
