@@ -484,5 +484,5 @@ def first_not_finite(model: nn.Module) -> str:
 
 
 def clean_history(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The log without what depends on when a run was interrupted, and with sorted keys, so that an interrupted and an uninterrupted run write the same bytes."""
+    """The log without what depends on when a run was interrupted, keys sorted: any way to the end writes the same bytes."""
     return [{key: row[key] for key in sorted(row) if not any(word in key for word in TIMING_KEYS)} for row in history]
