@@ -38,6 +38,7 @@ class Ranking(NamedTuple):
 
 
 def main() -> None:
+    """Every method on the same rows: from top to bottom."""
     experiment, _ = read_command_line(__doc__, own=())
     path = artifacts.stage_path(experiment, "baselines")
     if artifacts.is_done(experiment, "baselines"):

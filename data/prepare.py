@@ -28,6 +28,7 @@ NEXT = artifacts.COMMANDS["embeddings"]
 
 
 def main() -> None:
+    """Source, filters, split, files: from top to bottom."""
     experiment, _ = read_command_line(__doc__, own=())
     path = artifacts.stage_path(experiment, "data")
     if artifacts.is_done(experiment, "data"):
