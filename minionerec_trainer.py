@@ -30,18 +30,8 @@ from minionerec import artifacts, backbone
 from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
 from minionerec.config import UserError
 from minionerec.dataset import Row
-from minionerec.policy import (
-    GroupBatch,
-    OutputHead,
-    base_causal_lm,
-    children_logps,
-    exact_kl,
-    k3_kl,
-    label_pairs,
-    pack_trees,
-    pick_child,
-    vocab_logps,
-)
+from minionerec.output_head import LogitsHead, OutputHead, children_logps, pick_child, vocab_logps
+from minionerec.policy import GroupBatch, base_causal_lm, exact_kl, k3_kl, label_pairs, pack_trees
 from minionerec.prompts import Template
 from minionerec.rewards import group_advantages
 from minionerec.settings import RLSettings
@@ -172,7 +162,7 @@ class SFTTrainer(RankingTrainer):
         """Mean negative log-likelihood per completion token of the global batch."""
         rows, labels, sid_pairs, children = (inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children"))
 
-        def readout(hidden: Tensor, head: OutputHead) -> Tensor:
+        def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
             if not len(sid_pairs):
                 return vocab_logps(hidden, head, rows, labels).sum()
             legal = children_logps(hidden, head, rows[sid_pairs], children)

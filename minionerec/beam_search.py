@@ -26,10 +26,11 @@ from tqdm import tqdm
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 from minionerec.config import UserError
-from minionerec.policy import LogitsHead, OutputHead, attention_mask, base_causal_lm
+from minionerec.output_head import LogitsHead, OutputHead, output_head
+from minionerec.policy import attention_mask, base_causal_lm, common_prefix, pack_trees
 from minionerec.sids import SidTrie
 
-SHARED_PREFIX_TOKENS = 16     # a common beginning shorter than this is not worth a forward of its own
+BEGINNING_TOKENS = 16     # a common beginning shorter than this is not worth a forward of its own
 
 
 class Beams(NamedTuple):
@@ -45,32 +46,55 @@ class TreeDecoder:
     """Reads prompts once, then any number of beams' tokens against the shared cache."""
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.head = model, OutputHead(model)
-        self._shared: tuple[int, ...] = ()
-        self._shared_cache: list[tuple[Tensor, Tensor]] = []
+        self.model, self.head = model, output_head(model)
+        self._beginning: list[int] = []
+        self._beginning_cache = DynamicCache()
+
+    def read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Read what all prompts of a run have in common (their wording) once, for every ``prefill`` that follows.
+
+        Returns:
+            Its length in tokens; 0 where it is too short to be worth a forward of its own.
+        """
+        length = min(common_prefix(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+        if length < BEGINNING_TOKENS or len(prompts) == 1:
+            return 0
+        self._cache = DynamicCache()
+        ids = torch.tensor([prompts[0][:length]], device=self.model.device)
+        self._body(ids, torch.arange(length, device=self.model.device)[None], None)
+        self._beginning, self._beginning_cache = list(prompts[0][:length]), self._cache
+        return length
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the prompts; ``(B, D)`` hidden state of each prompt's last token."""
-        device = self.model.device
-        shared = self._read_shared(prompts)
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self._width = int(lengths.max())
-        own = self._width - shared
-        ids = torch.zeros(len(prompts), own, dtype=torch.long)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt) - shared] = torch.tensor(prompt[shared:])
-        self._cache = DynamicCache([(k.expand(len(prompts), -1, -1, -1), v.expand(len(prompts), -1, -1, -1))
-                                    for k, v in self._shared_cache] if shared else None)
-        positions = torch.arange(shared, self._width, device=device).expand(len(prompts), -1)
-        mask = None
-        if shared:      # queries are the last `own` of `width` positions; padding is to the right of every real token
-            causal = torch.ones(own, self._width, dtype=torch.bool, device=device).tril(shared)
-            mask = attention_mask(causal.expand(len(prompts), -1, -1), self.model)
-        hidden = self._body(ids.to(device), positions, mask)
-        self._lengths = lengths
-        self._visible = (torch.arange(self._width, device=device) < lengths[:, None])[:, None]         # (B, 1, P)
+        """Read the prompts, packed as prefix trees behind the common beginning; then lay the cache out prompt by prompt.
+
+        Returns:
+            ``(B, D)`` hidden state of each prompt's last token.
+        """
+        device, done = self.model.device, len(self._beginning)
+        if not all(len(prompt) > done and list(prompt[:done]) == self._beginning for prompt in prompts):
+            done = 0
+        tree = pack_trees([prompt[done:] for prompt in prompts]).to(device)
+        rows, width = tree.input_ids.shape
+        cache = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in self._beginning_cache.layers]
+        self._cache = DynamicCache(cache if done else None)
+        positions = torch.cat([torch.arange(done, device=device).expand(rows, done), done + tree.position_ids], dim=1)
+        visible = torch.cat([tree.visible.new_ones(rows, width, done), tree.visible], dim=2)
+        hidden = self._body(tree.input_ids, positions[:, done:], attention_mask(visible, positions, self.model))
+
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        slots = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)                         # (B, P) places in (R, done + S)
+        for row, nodes in zip(slots, tree.nodes, strict=True):
+            start = int(nodes[0]) // width * (done + width)
+            row[:done] = torch.arange(start, start + done)
+            row[done: done + len(nodes)] = torch.from_numpy(start + done + nodes % width)
+        slots = slots.to(device)
+        self._cache = DynamicCache([(_of_slots(layer.keys, slots), _of_slots(layer.values, slots)) for layer in self._cache.layers])
+        self._lengths = lengths.to(device)[:, None]
+        self._positions = torch.arange(slots.shape[1], device=device).expand(len(prompts), -1)          # (B, slots so far)
+        self._prompt_slots = (self._positions < self._lengths)[:, None]                                 # (B, 1, P)
         self._slots = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
-        return hidden[torch.arange(len(prompts), device=device), lengths - 1 - shared]
+        return hidden.flatten(0, 1)[[int(nodes[-1]) for nodes in tree.nodes]]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Read one more token per beam.
@@ -83,34 +107,25 @@ class TreeDecoder:
             ``(B, W, D)`` hidden states.
         """
         batch, width = tokens.shape
-        depth, used = self._slots.shape[-1], self._cache.get_seq_length()
-        own = used + torch.arange(width, device=tokens.device).expand(batch, width)
+        depth, used = self._slots.shape[-1], self._positions.shape[1]
+        own = torch.arange(used, used + width, device=tokens.device).expand(batch, width)
         before = self._slots.gather(1, parents[..., None].expand(-1, -1, depth))
         self._slots = torch.cat([before, own[..., None]], dim=-1)                                       # (B, W, depth + 1)
         visible = torch.zeros(batch, width, used + width, dtype=torch.bool, device=tokens.device)
-        visible[..., : self._width] = self._visible
+        visible[..., : self._prompt_slots.shape[-1]] = self._prompt_slots
         visible.scatter_(2, self._slots, True)
-        positions = (self._lengths[:, None] + depth).expand(batch, width)
-        return self._body(tokens, positions, attention_mask(visible, self.model))
+        positions = (self._lengths + depth).expand(batch, width)
+        self._positions = torch.cat([self._positions, positions], dim=1)
+        return self._body(tokens, positions, attention_mask(visible, self._positions, self.model))
 
-    def _read_shared(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Length of the prompts' common beginning, read once and kept for the next batch; 0 if it is short."""
-        first, last = min(prompts), max(prompts)
-        length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-        length = min(length, min(map(len, prompts)) - 1)
-        if length < SHARED_PREFIX_TOKENS or len(prompts) == 1:
-            return 0
-        beginning = tuple(first[:length])
-        if beginning != self._shared:
-            self._cache = DynamicCache()
-            ids = torch.tensor([beginning], device=self.model.device)
-            self._body(ids, torch.arange(length, device=self.model.device)[None], None)
-            self._shared, self._shared_cache = beginning, [(layer.keys, layer.values) for layer in self._cache.layers]
-        return length
-
-    def _body(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _body(self, ids: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
         return self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache,
                                      use_cache=True).last_hidden_state
+
+
+def _of_slots(states: Tensor, slots: Tensor) -> Tensor:
+    """``(R, H, S, d)`` keys or values -> ``(B, H, P, d)`` of the places ``slots (B, P)`` in R x S."""
+    return states.transpose(1, 2).flatten(0, 1)[slots].transpose(1, 2)
 
 
 class ReplayDecoder:
@@ -120,23 +135,25 @@ class ReplayDecoder:
     """
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.head = model, LogitsHead(model)
+        self.model, self.head = model, LogitsHead()
+
+    def read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Nothing is shared."""
+        return 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits behind each prompt, ``(B, V)``."""
-        self._paths = [[list(prompt)] for prompt in prompts]
+        self._paths = [torch.tensor([prompt], device=self.model.device) for prompt in prompts]          # each (W, length)
         return self._last_logits()[:, 0]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits behind each beam, ``(B, W, V)``."""
-        self._paths = [[paths[p] + [t] for t, p in zip(row, parent, strict=True)]
-                       for paths, row, parent in zip(self._paths, tokens.tolist(), parents.tolist(), strict=True)]
+        self._paths = [torch.cat([path[parent], token[:, None]], dim=1)
+                       for path, parent, token in zip(self._paths, parents, tokens, strict=True)]
         return self._last_logits()
 
     def _last_logits(self) -> Tensor:
-        rows = [torch.stack([self.model(input_ids=torch.tensor([path], device=self.model.device)).logits[0, -1] for path in paths])
-                for paths in self._paths]
-        return torch.stack(rows)
+        return torch.stack([self.model(input_ids=path, use_cache=False, logits_to_keep=1).logits[:, -1] for path in self._paths])
 
 
 def make_decoder(model: torch.nn.Module) -> TreeDecoder | ReplayDecoder:
@@ -180,17 +197,19 @@ def constrained_beam_search(
         raise UserError(f"a prompt and its SID need {longest} tokens, the model's context is {context}; "
                         "lower data.max_history or sft.max_tokens")
     hidden = decoder.prefill(prompts)[:, None]                                                          # (B, 1, D)
+    sid_tokens = torch.cat(trie.level_tokens)
     state = _start(len(prompts), num_beams if rollout == "sample" else 1, hidden.device)
     dead = _dead_nodes(trie, excluded, hidden.device) if excluded is not None and any(excluded) else None
     for level in range(trie.num_levels):
-        child, logp, draw = _expand(decoder.head, hidden, state.nodes, trie, level, normalize, temperature, dead)
+        child, logp, draw = _expand(decoder.head, hidden, state.nodes, trie, level, normalize, temperature, dead, sid_tokens)
         state, parents = _choose(state, child, logp, draw, num_beams, rollout, generator)
         if level + 1 < trie.num_levels or score_eos is not None:
             codes = trie.code[state.nodes].long().clamp(min=0).clamp(max=len(trie.level_tokens[level]) - 1)
             hidden = decoder.extend(trie.level_tokens[level][codes], parents)
     scores, token_logps = state.scores, state.token_logps
     if score_eos is not None:
-        end = decoder.head.columns(hidden, torch.tensor([score_eos], device=hidden.device))[..., 0] - decoder.head.logsumexp(hidden)
+        end = decoder.head.columns(hidden, torch.tensor([score_eos], device=hidden.device))[..., 0]
+        end = end - decoder.head.logsumexp(hidden, sid_tokens)
         scores, order = (scores + end).sort(dim=1, descending=True, stable=True)
         state = state._replace(nodes=state.nodes.gather(1, order))
         token_logps = token_logps.gather(1, order[..., None].expand_as(token_logps))
@@ -232,7 +251,7 @@ def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.
 
 
 def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, level: int, normalize: str, temperature: float,
-            dead: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            dead: Tensor | None, sid_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Children of every beam with their log-probabilities.
 
     Returns:
@@ -250,7 +269,7 @@ def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, leve
     if dead is not None:
         logits = logits.masked_fill((child[..., None] == dead[:, None, None, :]).any(-1), -torch.inf)
     within = torch.logsumexp(logits, dim=-1, keepdim=True)
-    total = within if normalize == "trie" else head.logsumexp(hidden)[..., None]
+    total = within if normalize == "trie" else head.logsumexp(hidden, sid_tokens)[..., None]
     logp = (logits - total).masked_fill(logits == -torch.inf, -torch.inf)
     scaled = logits / temperature
     draw = (scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)).masked_fill(logits == -torch.inf, -torch.inf)
@@ -327,6 +346,9 @@ def search_all(
     was_training = model.training
     model.eval()
     decoder = make_decoder(model)
+    if prompts:
+        with torch.inference_mode():
+            decoder.read_beginning(prompts)
     with torch.inference_mode(), tqdm(total=len(prompts), desc=progress, unit="user", disable=None if progress else True) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start: start + batch_size]

@@ -18,14 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from minionerec.output_head import LogitsHead, OutputHead, children_logps, output_head, pick_child, vocab_logps
 from minionerec.sids import SidTrie
-
-CHUNK_ELEMENTS = 2**25     # logits of at most this many elements exist at a time (128 MB in float32)
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,28 @@ class TokenTree:
         return TokenTree(self.input_ids.to(device), self.position_ids.to(device), self.visible.to(device), self.nodes, self.shared)
 
 
-def attention_mask(visible: Tensor, model: PreTrainedModel) -> Tensor:
-    """``(B, Q, S)`` bool -> ``(B, 1, Q, S)`` as the model's attention wants it.
+def attention_mask(visible: Tensor, positions: Tensor, model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
+    """What each query sees, as the model's attention wants it: one mask, or one per kind of layer.
 
     Eager attention adds its mask, and would silently add a bool one; SDPA takes bool in any precision, autocast included.
+    Layers with a sliding window see that many positions back; a model counts slots, which in a tree are not positions.
+
+    Args:
+        visible: ``(B, Q, S)`` bool; the queries are the last Q of the S slots.
+        positions: ``(B, S)`` of every slot.
+        model: whose attention it is for.
     """
+    config = model.config.get_text_config()
+    kinds, window = set(getattr(config, "layer_types", None) or []), getattr(config, "sliding_window", None)
+    if not window or kinds == {"full_attention"}:
+        return _as_attention_wants(visible, model)
+    near = positions[:, -visible.shape[1]:, None] - positions[:, None, :] < window                           # (B, Q, S)
+    sliding = _as_attention_wants(visible & near, model)
+    return {"full_attention": _as_attention_wants(visible, model), "sliding_attention": sliding} if kinds else sliding
+
+
+def _as_attention_wants(visible: Tensor, model: PreTrainedModel) -> Tensor:
+    """``(B, Q, S)`` bool -> ``(B, 1, Q, S)``."""
     if model.config._attn_implementation != "eager":
         return visible[:, None]
     lowest = torch.finfo(model.dtype).min
@@ -69,36 +83,50 @@ def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256, share:
     is closed and the next one repeats what it needs of a prefix. A sequence longer than ``row_length`` gets a row as
     long as itself. With ``share`` off every sequence has a row of its own.
     """
-    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
-    rows: list[tuple[list[int], list[int]]] = []              # tokens and depths of each row
-    paths: list[tuple[int, np.ndarray]] = [(0, np.empty(0, dtype=np.int64))] * len(sequences)
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    tokens: list[list[int]] = []                              # of each row, slot by slot
+    parents: list[list[int]] = []
+    depths: list[list[int]] = []
+    paths: list[tuple[int, list[int]]] = [(0, [])] * len(sequences)
     previous: Sequence[int] = ()
     path: list[int] = []
     for i in order:
         sequence = sequences[i]
-        shared = _common_prefix(previous, sequence)
-        if not rows or not share or len(rows[-1][0]) + len(sequence) - shared > max(row_length, len(sequence)):
-            rows.append(([], []))
+        shared = common_prefix(previous, sequence)
+        if not tokens or not share or len(tokens[-1]) + len(sequence) - shared > max(row_length, len(sequence)):
+            tokens, parents, depths = [*tokens, []], [*parents, []], [*depths, []]
             shared = 0
-        tokens, depths = rows[-1]
-        path = path[:shared] + list(range(len(tokens), len(tokens) + len(sequence) - shared))
-        tokens.extend(sequence[shared:])
-        depths.extend(range(shared, len(sequence)))
-        paths[i] = (len(rows) - 1, np.array(path, dtype=np.int64))
-        previous = sequence
-    width = max(len(tokens) for tokens, _ in rows)
-    input_ids, position_ids = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=np.int64)
-    visible = np.zeros((len(rows), width, width), dtype=bool)
-    visible[:, np.arange(width), np.arange(width)] = True     # a padding slot sees itself, so that no softmax is empty
-    for r, (tokens, depths) in enumerate(rows):
-        input_ids[r, : len(tokens)], position_ids[r, : len(tokens)] = tokens, depths
-    for r, path in paths:
-        visible[r, path[:, None], path[None, :]] |= np.tri(len(path), dtype=bool)
-    return TokenTree(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(visible),
-                     [r * width + path for r, path in paths], share)
+        used = len(tokens[-1])
+        new = range(used, used + len(sequence) - shared)
+        tokens[-1].extend(sequence[shared:])
+        parents[-1].extend([path[shared - 1] if shared else -1, *new[:-1]] if new else [])
+        depths[-1].extend(range(shared, len(sequence)))
+        path = path[:shared] + list(new)
+        paths[i], previous = (len(tokens) - 1, path), sequence
+    width = max(map(len, tokens))
+    input_ids, position_ids = _padded(tokens, width, 0), _padded(depths, width, 0)
+    nodes = [row * width + np.asarray(path, dtype=np.int64) for row, path in paths]
+    visible = ancestors(_padded(parents, width, -1))
+    return TokenTree(*map(torch.from_numpy, (input_ids, position_ids, visible)), nodes, share)
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def ancestors(parents: np.ndarray) -> np.ndarray:
+    """``(R, S)`` parent slot of every slot (-1: none; always further left) -> ``(R, S, S)`` bool: itself and what is above it."""
+    rows, width = parents.shape
+    above = np.zeros((rows, width + 1, width), dtype=bool)    # the last one stands for "no parent"
+    everyone = np.arange(rows)
+    for slot in range(width):
+        above[:, slot] = above[everyone, parents[:, slot]]
+        above[:, slot, slot] = True
+    return above[:, :width]
+
+
+def _padded(rows: list[list[int]], width: int, filler: int) -> np.ndarray:
+    return np.array([row + [filler] * (width - len(row)) for row in rows], dtype=np.int64)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
     length = 0
     for x, y in zip(a, b, strict=False):
         if x != y:
@@ -119,91 +147,14 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
         if tree is None:
             return plain_forward(*args, **kwargs)
         if not tree.shared:          # right-padded rows need no mask: causal models read from left to right
-            return readout(plain_forward(input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead(self))
-        hidden = self.base_model(input_ids=tree.input_ids, position_ids=tree.position_ids,
-                                 attention_mask=attention_mask(tree.visible, self), use_cache=False).last_hidden_state
-        return readout(hidden.flatten(0, 1)[slots], OutputHead(self))
+            return readout(plain_forward(input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead())
+        hidden = self.base_model(input_ids=tree.input_ids, position_ids=tree.position_ids, use_cache=False,
+                                 attention_mask=attention_mask(tree.visible, tree.position_ids, self)).last_hidden_state
+        return readout(hidden.flatten(0, 1)[slots], output_head(self))
 
     model.forward = types.MethodType(forward, model)
     model.takes_trees = takes_trees(model)
     return model
-
-
-class OutputHead:
-    """From final hidden states to logits, as the model's own forward does it, but only where they are needed.
-
-    Besides the linear layer some families cap (Gemma-2: ``cap * tanh(logits / cap)``) or scale (Cohere, Granite) logits.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        config = model.config.get_text_config()
-        self.layer = model.get_output_embeddings()
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(..., V)`` in the model's dtype."""
-        return self._finish(self.layer(hidden))
-
-    def columns(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(..., len(tokens))`` in float32: rounding a bfloat16 logit would create ties between items.
-
-        A head that adapters wrap has no single weight matrix; its full output is indexed instead.
-        """
-        if type(self.layer) is not nn.Linear:
-            return self(hidden)[..., tokens].float()
-        bias = None if self.layer.bias is None else self.layer.bias[tokens].float()
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self._finish(nn.functional.linear(hidden.float(), self.layer.weight[tokens].float(), bias))
-
-    def logsumexp(self, hidden: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(...)`` log of the vocabulary's normaliser, float32, one chunk of rows at a time; no gradient kept."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        size = max(1, CHUNK_ELEMENTS // self.layer.weight.shape[0])
-        pieces = [torch.logsumexp(self(chunk).float(), dim=-1) for chunk in flat.split(size)]
-        return torch.cat(pieces).view(hidden.shape[:-1])
-
-    def _finish(self, logits: Tensor) -> Tensor:
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
-
-
-class LogitsHead(OutputHead):
-    """The head where the "hidden states" already are logits."""
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def columns(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return hidden[..., tokens].float()
-
-
-def vocab_logps(hidden: Tensor, head: OutputHead, rows: Tensor, tokens: Tensor) -> Tensor:
-    """``log p(token)`` over the whole vocabulary for pairs (row of hidden, token).
-
-    Args:
-        hidden: ``(M, D)`` final hidden states.
-        head: from hidden states to logits.
-        rows: ``(J,)`` ascending; which hidden state each pair reads.
-        tokens: ``(J,)`` the tokens.
-
-    Returns:
-        ``(J,)`` float32. Logits exist for one chunk of rows at a time and are recomputed in the backward pass.
-    """
-    def chunk_logps(states: Tensor, pair_rows: Tensor, pair_tokens: Tensor) -> Tensor:
-        logits = head(states).float()
-        return logits[pair_rows, pair_tokens] - torch.logsumexp(logits, dim=-1)[pair_rows]
-
-    size = max(1, CHUNK_ELEMENTS // head.layer.weight.shape[0])
-    if len(hidden) <= size:
-        return chunk_logps(hidden, rows, tokens)
-    pieces = []
-    for start in range(0, len(hidden), size):
-        inside = (rows >= start) & (rows < start + size)
-        arguments = (hidden[start: start + size], rows[inside] - start, tokens[inside])
-        pieces.append(checkpoint(chunk_logps, *arguments, use_reentrant=False) if hidden.requires_grad else chunk_logps(*arguments))
-    return torch.cat(pieces)
 
 
 def label_pairs(tree: TokenTree, sequences: Sequence[Sequence[int]], starts: Sequence[int], stops: Sequence[int] | None = None
@@ -295,7 +246,7 @@ class GroupBatch:
         """Log-probabilities of every completion token, in one forward."""
         wanted = with_children or normalize == "trie"
 
-        def readout(hidden: Tensor, head: OutputHead) -> tuple[Tensor, Tensor | None]:
+        def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> tuple[Tensor, Tensor | None]:
             children = children_logps(hidden, head, self.pair_rows, self.pair_children) if wanted else None
             if normalize == "trie":
                 return pick_child(children, self.pair_children, self.pair_tokens), children
@@ -310,29 +261,6 @@ class GroupBatch:
     def spread(self, per_pair: Tensor) -> Tensor:
         """``(J,)`` values of the pairs to the completions' tokens, ``(B, G, L)``."""
         return torch.where(self.scatter >= 0, per_pair[self.scatter.clamp(min=0)], 0.0).view(self.shape)[:, : self.mask.shape[1]]
-
-
-def children_logps(hidden: Tensor, head: OutputHead, rows: Tensor, children: Tensor) -> Tensor:
-    """Log-probabilities over the legal children only.
-
-    Args:
-        hidden: ``(M, D)`` final hidden states.
-        head: from hidden states to logits; only the columns of SID tokens are computed.
-        rows: ``(J,)`` which hidden state each pair reads.
-        children: ``(J, F)`` token ids, -1 where there are fewer.
-
-    Returns:
-        ``(J, F)`` float32, -inf where there is no child.
-    """
-    columns = torch.unique(children[children >= 0])
-    place = torch.searchsorted(columns, children.clamp(min=0)).clamp(max=len(columns) - 1)
-    own = head.columns(hidden, columns)[rows].gather(1, place)
-    return F.log_softmax(own.masked_fill(children < 0, -torch.inf), dim=-1)
-
-
-def pick_child(logps: Tensor, children: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probability of one of the children: ``(J, F)``, ``(J, F)``, ``(J,)`` -> ``(J,)``."""
-    return logps.gather(1, (children == tokens[:, None]).int().argmax(1, keepdim=True))[:, 0]
 
 
 def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -360,13 +288,14 @@ def takes_trees(model: PreTrainedModel) -> bool:
     sequences = [[t % vocabulary for t in s] for s in ([5, 6, 7, 8, 9], [5, 6, 17, 18], [5, 26, 27])]
     tree = pack_trees(sequences).to(model.device)
     slots = torch.from_numpy(np.concatenate(tree.nodes)).to(model.device)
+    everything = torch.arange(model.config.get_text_config().vocab_size, device=model.device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         expected = torch.cat([model(input_ids=torch.tensor([s], device=model.device)).logits[0] for s in sequences]).float()
     try:
         with torch.no_grad():
-            found = model(tree=tree, slots=slots, readout=lambda hidden, head: head(hidden)).float()
+            found = model(tree=tree, slots=slots, readout=lambda hidden, head: head.columns(hidden, everything))
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
     finally:

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList
 from minionerec.beam_search import CatalogueLogitsProcessor, ReplayDecoder, TreeDecoder, constrained_beam_search, search_all
 from minionerec.config import UserError
 from minionerec.sids import SidTrie
-from tests.worlds import ARCHITECTURES, random_catalogue, tiny_model
+from tests.worlds import ARCHITECTURES, WINDOWED, random_catalogue, tiny_model
 
 EOS, FIRST_SID = 1, 40
 
@@ -51,14 +51,18 @@ def hf_beams(model, prompt, sids, tokens, num_beams):
     return [tuple(code_of[t] for t in row) for row in rows], out.sequences_scores.tolist()
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_results_and_scores_equal_hugging_face_beam_search(model_type):
+@pytest.mark.parametrize("shared", [0, 20])
+@pytest.mark.parametrize("model_type, changes", [*((name, {}) for name in ARCHITECTURES), *WINDOWED.items()])
+def test_results_and_scores_equal_hugging_face_beam_search(model_type, changes, shared):
+    """With and without a wording that is read once for all prompts; sliding windows of 4 are shorter than the prompts."""
     sids = random_catalogue(3, 60, 3, 6)
     tokens = level_tokens([6, 6, 6])
-    model = tiny_model(model_type, 64)
+    model = tiny_model(model_type, 64, **changes)
     trie = SidTrie(sids, tokens)
-    prompts = random_prompts(5, 4)
-    beams = constrained_beam_search(TreeDecoder(model), prompts, trie, 10, score_eos=EOS)
+    prompts = random_prompts(5, 4, shared)
+    decoder = TreeDecoder(model)
+    assert model.takes_trees and decoder.read_beginning(prompts) == shared
+    beams = constrained_beam_search(decoder, prompts, trie, 10, score_eos=EOS)
     for prompt, leaves, scores in zip(prompts, beams.leaves.tolist(), beams.scores.tolist(), strict=True):
         expected, expected_scores = hf_beams(model, prompt, sids, tokens, 10)
         assert [sids[trie.items_of_leaf(leaf)[0]] for leaf in leaves] == expected

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from minionerec.policy import GroupBatch, OutputHead, enable_trees, label_pairs, pack_trees, takes_trees, vocab_logps
+from minionerec.output_head import output_head, vocab_logps
+from minionerec.policy import GroupBatch, enable_trees, label_pairs, pack_trees, takes_trees
 from minionerec.sids import SidTrie
-from tests.worlds import ARCHITECTURES, random_catalogue, tiny_model
+from tests.worlds import ARCHITECTURES, WINDOWED, random_catalogue, tiny_model
 
 
 def family(seed, count=12, vocabulary=40):
@@ -44,9 +45,11 @@ def test_packing_reads_every_shared_prefix_once_and_opens_a_row_when_one_is_full
 
 
 @pytest.mark.parametrize("row_length", [8, 48, 512])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_tree_loss_and_gradients_equal_those_of_separate_sequences(model_type, row_length):
-    model = tiny_model(model_type, 40, tie_word_embeddings=True)
+@pytest.mark.parametrize("model_type, changes", [*((name, {}) for name in ARCHITECTURES), *WINDOWED.items()])
+def test_tree_loss_and_gradients_equal_those_of_separate_sequences(model_type, changes, row_length):
+    """Sliding windows of 4 are shorter than the sequences, and count positions, not the slots of a tree."""
+    model = tiny_model(model_type, 40, tie_word_embeddings=True, **changes)
+    assert model.takes_trees
     sequences, starts = family(1)
     expected = torch.stack([value for s, start in zip(sequences, starts, strict=True) for value in plain_logps(model, s, start)])
     (-expected.mean()).backward()
@@ -63,26 +66,10 @@ def test_tree_loss_and_gradients_equal_those_of_separate_sequences(model_type, r
         assert ((parameter.grad - gradients[name]).abs().max() / scale).item() < 2e-5, name
 
 
-def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch):
-    import minionerec.policy as policy
-
-    model, generator = tiny_model("qwen2", 40), torch.Generator().manual_seed(0)
-    hidden = torch.randn(50, 32, generator=generator, requires_grad=True)
-    rows, tokens = torch.sort(torch.randint(50, (80,), generator=generator)).values, torch.randint(40, (80,), generator=generator)
-    plain = vocab_logps(hidden, OutputHead(model), rows, tokens)
-    plain.sum().backward()
-    expected, hidden.grad = hidden.grad, None
-    monkeypatch.setattr(policy, "CHUNK_ELEMENTS", 7 * 40)
-    chunked = vocab_logps(hidden, OutputHead(model), rows, tokens)
-    chunked.sum().backward()
-    torch.testing.assert_close(chunked, plain)
-    torch.testing.assert_close(hidden.grad, expected)
-
-
 def test_capped_logits_reach_the_tree_forward():
     model = tiny_model("gemma2", 40, attn_implementation="eager", final_logit_softcapping=0.7, sliding_window=64)
     assert takes_trees(model)
-    assert OutputHead(model)(torch.randn(3, 32) * 50).abs().max().item() <= 0.7
+    assert output_head(model).columns(torch.randn(3, 32) * 50, torch.arange(40)).abs().max().item() <= 0.7
 
 
 def test_a_model_that_ignores_masks_is_found_out_and_still_trained_exactly():

@@ -18,6 +18,8 @@ from minionerec.policy import enable_trees
 from minionerec.settings import Experiment
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
+WINDOWED = {"mistral": {"sliding_window": 4}, "gemma2": {"sliding_window": 4, "attn_implementation": "eager"},
+            "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}}
 
 
 def random_catalogue(seed: int, num_items: int, num_levels: int, num_codes: int, shared: float = 0.0) -> list[tuple[int, ...]]:
