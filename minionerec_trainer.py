@@ -160,20 +160,24 @@ class SFTTrainer(RankingTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
         """Mean negative log-likelihood per completion token of the global batch."""
-        rows, labels, sid_pairs, children = (inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children"))
+        count = len(inputs["shift_labels"]) if num_items_in_batch is None else num_items_in_batch
+        return -sft_logp(model, inputs) / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
 
-        def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
-            if not len(sid_pairs):
-                return vocab_logps(hidden, head, rows, labels).sum()
-            legal = children_logps(hidden, head, rows[sid_pairs], children)
-            total = pick_child(legal, children, labels[sid_pairs]).sum()
-            text = torch.ones_like(rows, dtype=torch.bool)
-            text[sid_pairs] = False
-            return total + vocab_logps(hidden, head, rows[text], labels[text]).sum() if text.any() else total
 
-        logp = model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
-        count = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return -logp / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Log-likelihood of all completion tokens of a collated batch, ``()``."""
+    rows, labels, sid_pairs, children = (inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children"))
+
+    def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
+        if not len(sid_pairs):
+            return vocab_logps(hidden, head, rows, labels).sum()
+        legal = children_logps(hidden, head, rows[sid_pairs], children)
+        total = pick_child(legal, children, labels[sid_pairs]).sum()
+        text = torch.ones_like(rows, dtype=torch.bool)
+        text[sid_pairs] = False
+        return total + vocab_logps(hidden, head, rows[text], labels[text]).sum() if text.any() else total
+
+    return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
 
 
 def collate_sft(rows: Sequence[Row], share: bool = True, trie: SidTrie | None = None, paths: list[list[int]] | None = None

@@ -31,8 +31,8 @@ from minionerec.config import one_line_errors  # noqa: E402
 EOS = 0
 
 
-def stock_decoder(model: torch.nn.Module, sids: list[list[int]], num_beams: int) -> Callable[[list[list[int]]], tuple]:
-    """Prompts -> (SID token lists, scores), the usual way: left padding, a dict of prefixes, ``generate``."""
+def stock_decoder(model: torch.nn.Module, sids: list[list[int]], num_beams: int, end: bool = True) -> Callable[[list[list[int]]], tuple]:
+    """Prompts -> (SID token lists, scores), the usual way: left padding, a dict of prefixes, ``generate``; with the forced ``end``."""
     allowed: dict[tuple[int, ...], set[int]] = {}
     for sid in sids:
         path = [*sid, EOS]
@@ -45,7 +45,7 @@ def stock_decoder(model: torch.nn.Module, sids: list[list[int]], num_beams: int)
         ids = torch.tensor([[EOS] * (width - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
         out = model.generate(input_ids=ids, attention_mask=mask, num_beams=num_beams, num_return_sequences=num_beams, do_sample=False,
-                             max_new_tokens=len(sids[0]) + 1, length_penalty=0.0, eos_token_id=EOS, pad_token_id=EOS,
+                             max_new_tokens=len(sids[0]) + end, length_penalty=0.0, eos_token_id=EOS, pad_token_id=EOS,
                              prefix_allowed_tokens_fn=lambda _, row: tables.get(tuple(row[width:].tolist()), [EOS]),
                              return_dict_in_generate=True, output_scores=with_scores)
         rows = [tuple(row) for row in out.sequences[:, width: width + len(sids[0])].tolist()]

@@ -216,3 +216,9 @@ def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048) -> float:
         synchronise(device)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def gradient_gap(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> float:
+    """Largest difference of the model's gradients from the expected ones, as a share of each tensor's largest value."""
+    gaps = [(p.grad - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-12) for name, p in model.named_parameters()]
+    return max(gap.item() for gap in gaps)

@@ -17,7 +17,7 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-BLOCK_COLUMNS = 8192          # columns of logits that exist at a time
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}     # logits that exist at a time: a core's cache, or enough to fill a GPU
 KEPT_ELEMENTS = 2**25         # up to so many logits are kept for the backward pass instead of being computed again
 
 
@@ -44,9 +44,10 @@ class Columns(NamedTuple):
         """Derivative of the finished logits with respect to the linear layer's output."""
         return self.scale * (1 - (logits / self.cap) ** 2) if self.cap else self.scale
 
-    def blocks(self) -> list[slice]:
-        """The vocabulary cut into pieces of ``BLOCK_COLUMNS``."""
-        return [slice(start, start + BLOCK_COLUMNS) for start in range(0, len(self.weight), BLOCK_COLUMNS)]
+    def blocks(self, rows: int) -> list[slice]:
+        """The vocabulary cut into pieces, for so many rows of logits."""
+        width = max(256, BLOCK_ELEMENTS.get(self.weight.device.type, 2**26) // max(1, rows))
+        return [slice(start, start + width) for start in range(0, len(self.weight), width)]
 
 
 class OutputHead:
@@ -87,7 +88,7 @@ class OutputHead:
         rounded = columns.weight.dtype != torch.float32
         total = torch.full((len(flat),), -torch.inf, device=flat.device)
         known = torch.zeros(len(columns.weight), dtype=torch.bool, device=flat.device).index_fill_(0, exact, True) if rounded else None
-        for block in columns.blocks():
+        for block in columns.blocks(len(flat)):
             logits = columns.logits(flat, block)
             if rounded:
                 logits.masked_fill_(known[block], -torch.inf)
@@ -161,7 +162,7 @@ class _VocabLogps(torch.autograd.Function):
         picked = torch.zeros(len(rows), device=hidden.device)
         kept = []
         with torch.autocast(hidden.device.type, enabled=False):
-            for block in columns.blocks():
+            for block in columns.blocks(len(hidden)):
                 logits = columns.logits(hidden, block)
                 total = torch.logaddexp(total, torch.logsumexp(logits, dim=-1))
                 place, inside = _inside(tokens, block, logits.shape[1])
@@ -182,7 +183,7 @@ class _VocabLogps(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for i, block in enumerate(columns.blocks()):
+            for i, block in enumerate(columns.blocks(len(hidden))):
                 logits = kept[i] if kept else columns.logits(hidden, block)
                 slope = columns.slope(logits)
                 place, inside = _inside(tokens, block, logits.shape[1])

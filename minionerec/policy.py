@@ -24,6 +24,9 @@ from transformers import PreTrainedModel
 from minionerec.output_head import LogitsHead, OutputHead, children_logps, output_head, pick_child, vocab_logps
 from minionerec.sids import SidTrie
 
+LONGEST_ROW = 1024         # slots; a row's mask has their square
+ATTENTION_SLOTS = 1536     # at this length of a row its dense attention costs as much as everything else (6 x the width, small models)
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -76,38 +79,70 @@ def _as_attention_wants(visible: Tensor, model: PreTrainedModel) -> Tensor:
     return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill(~visible, lowest)[:, None]
 
 
-def pack_trees(sequences: Sequence[Sequence[int]], row_length: int = 256, share: bool = True) -> TokenTree:
-    """Merge common prefixes and pack the trees into rows of about ``row_length`` slots.
+def pack_trees(sequences: Sequence[Sequence[int]], row_length: int | None = None, share: bool = True) -> TokenTree:
+    """Merge common prefixes and pack the trees into rows.
 
     Sequences are visited in lexicographic order, so that those with a common prefix meet in one row; a row that is full
-    is closed and the next one repeats what it needs of a prefix. A sequence longer than ``row_length`` gets a row as
-    long as itself. With ``share`` off every sequence has a row of its own.
+    is closed and the next one repeats what it needs of a prefix.
+
+    Args:
+        sequences: token ids.
+        row_length: most slots of a row (one longer sequence gets a row of its own length); the cheapest by default.
+        share: False gives every sequence a row of its own.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    ordered = [sequences[i] for i in order]
+    common = [0, *(common_prefix(a, b) for a, b in zip(ordered, ordered[1:], strict=False))]
+    lengths = list(map(len, ordered))
+    starts = row_starts(lengths, common, row_length)[0] if share else range(len(ordered))
+
     tokens: list[list[int]] = []                              # of each row, slot by slot
     parents: list[list[int]] = []
     depths: list[list[int]] = []
     paths: list[tuple[int, list[int]]] = [(0, [])] * len(sequences)
-    previous: Sequence[int] = ()
     path: list[int] = []
-    for i in order:
-        sequence = sequences[i]
-        shared = common_prefix(previous, sequence)
-        if not tokens or not share or len(tokens[-1]) + len(sequence) - shared > max(row_length, len(sequence)):
-            tokens, parents, depths = [*tokens, []], [*parents, []], [*depths, []]
-            shared = 0
-        used = len(tokens[-1])
-        new = range(used, used + len(sequence) - shared)
+    for place, (i, sequence) in enumerate(zip(order, ordered, strict=True)):
+        shared = common[place]
+        if len(tokens) < len(starts) and place == starts[len(tokens)]:
+            tokens, parents, depths, shared = [*tokens, []], [*parents, []], [*depths, []], 0
+        new = range(len(tokens[-1]), len(tokens[-1]) + len(sequence) - shared)
         tokens[-1].extend(sequence[shared:])
         parents[-1].extend([path[shared - 1] if shared else -1, *new[:-1]] if new else [])
         depths[-1].extend(range(shared, len(sequence)))
         path = path[:shared] + list(new)
-        paths[i], previous = (len(tokens) - 1, path), sequence
+        paths[i] = len(tokens) - 1, path
     width = max(map(len, tokens))
     input_ids, position_ids = _padded(tokens, width, 0), _padded(depths, width, 0)
     nodes = [row * width + np.asarray(path, dtype=np.int64) for row, path in paths]
     visible = ancestors(_padded(parents, width, -1))
     return TokenTree(*map(torch.from_numpy, (input_ids, position_ids, visible)), nodes, share)
+
+
+def row_starts(lengths: Sequence[int], common: Sequence[int], row_length: int | None = None) -> tuple[list[int], int]:
+    """Cut ordered sequences into rows, each as late as possible.
+
+    Args:
+        lengths: of the sequences.
+        common: how many tokens each shares with the one before it.
+        row_length: most slots of a row; by default the length that makes the least work: all rows are padded to the
+            longest one, and dense attention grows with its square.
+
+    Returns:
+        The place of the first sequence of every row, and the slots of the longest row.
+    """
+    if row_length is None:
+        longest, whole = max(lengths), sum(lengths) - sum(common)
+        candidates = {longest, *(longest + part * longest // 4 for part in range(1, 8)), *(whole // rows + 1 for rows in range(1, 9))}
+        plans = [row_starts(lengths, common, length) for length in sorted(candidates) if length <= max(longest, LONGEST_ROW)]
+        return min(plans, key=lambda plan: len(plan[0]) * plan[1] * (1 + plan[1] / ATTENTION_SLOTS))
+    starts, slots, widest = [], 0, 0
+    for place, (length, shared) in enumerate(zip(lengths, common, strict=True)):
+        slots += length - shared
+        if not starts or slots > row_length:
+            starts.append(place)
+            slots = length
+        widest = max(widest, slots)
+    return starts, widest
 
 
 def ancestors(parents: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def pairs(generator, num_rows=20, vocabulary=50, count=35):
     ({"logits_scaling": 4.0}, lambda x: x / 4.0),
 ])
 def test_blocks_of_columns_give_the_log_probabilities_and_gradients_of_whole_rows(monkeypatch, kept, bias, config, finish):
-    monkeypatch.setattr(module, "BLOCK_COLUMNS", 7)
+    monkeypatch.setattr(module.Columns, "blocks", lambda self, rows: [slice(i, i + 7) for i in range(0, 50, 7)])
     monkeypatch.setattr(module, "KEPT_ELEMENTS", kept)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients():
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_normaliser_counts_every_column_once(monkeypatch, dtype, tolerance):
     """In bfloat16 the columns named exact come from float32 and must not be counted twice."""
-    monkeypatch.setattr(module, "BLOCK_COLUMNS", 16)
+    monkeypatch.setattr(module.Columns, "blocks", lambda self, rows: [slice(i, i + 16) for i in range(0, 64, 16)])
     model = tiny_model("qwen2", 64).to(dtype)
     head, hidden = output_head(model), torch.randn(2, 3, 32).to(dtype)
     expected = torch.logsumexp(model.get_output_embeddings()(hidden).float(), -1)

@@ -1,0 +1,107 @@
+"""One SFT micro-batch, forward and backward: packed prefix trees against padded rows with whole logits.
+
+    python benchmarks/sft_step.py --shape tiny --device cpu --repeats 5 --batch 16
+    python benchmarks/sft_step.py --shape qwen0.5b --device cpu --repeats 5 --batch 4
+    python benchmarks/sft_step.py --shape qwen0.5b --batch 16 --stock False      # the stock way needs more than 20 GB here
+
+Rows are a random draw from the mixture of the five tasks, as ``sft.py`` trains on them. The stock side pads to the longest
+row and gives ``labels`` to the model's own loss. Both sides include making the batch. Parity: loss and every gradient in
+float32, on ``--parity`` of the rows.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import fire
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import workload as w  # noqa: E402
+from minionerec.config import one_line_errors  # noqa: E402
+from minionerec.dataset import Row, mixture  # noqa: E402
+from minionerec.settings import SFTSettings  # noqa: E402
+from minionerec_trainer import collate_sft, sft_logp  # noqa: E402
+
+
+def stock_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
+    """Right-padded rows, labels on the completions, the model's own loss over whole logits."""
+    sequences = [row.prompt + row.completion for row in rows]
+    width = max(map(len, sequences))
+    pad = lambda values, filler: values + [filler] * (width - len(values))  # noqa: E731
+    ids = torch.tensor([pad(s, 0) for s in sequences], device=model.device)
+    mask = torch.tensor([pad([1] * len(s), 0) for s in sequences], device=model.device)
+    labels = torch.tensor([pad([-100] * len(row.prompt) + row.completion, -100) for row in rows], device=model.device)
+    return model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+
+
+def our_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
+    """What ``SFTTrainer`` computes."""
+    inputs = collate_sft(rows)
+    tensors = {key: value.to(model.device) for key, value in inputs.items()}
+    return -sft_logp(model, tensors) / len(tensors["shift_labels"])
+
+
+def step(loss_of, model: torch.nn.Module, rows: list[Row]) -> float:
+    """Forward and backward; the gradients stay."""
+    model.zero_grad(set_to_none=True)
+    loss = loss_of(model, rows)
+    loss.backward()
+    return loss.item()
+
+
+def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int = 16, micro_batches: int = 2, parity: int = 4,
+         data: str = "", threads: int = 1, stock: bool = True) -> None:
+    """Print seconds per micro-batch, tokens, memory, ratio and parity."""
+    torch.set_num_threads(threads)
+    sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
+    rows = mixture(SFTSettings().tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0)
+    random.Random(0).shuffle(rows)
+    drawn = [rows[i * batch: (i + 1) * batch] for i in range(micro_batches)]
+    model = w.build_model(sizes, device=device).train()
+    ok = check_parity(model, drawn[0][:parity])
+    peak = w.gemm_peak(sizes.dtype, device)
+    ways = ({"stock": stock_loss} if stock else {}) | {"trees": our_loss}
+    sides = {name: lambda way=way: [step(way, model, some) for some in drawn] for name, way in ways.items()}
+    seconds = {name: value / micro_batches for name, value in w.in_turns(sides, repeats, device).items()}
+    model.zero_grad(set_to_none=True)
+    memory = {name: w.peak_memory(lambda way=way: step(way, model, drawn[0]), device) for name, way in ways.items()}
+
+    real = sum(len(r.prompt) + len(r.completion) for some in drawn for r in some) / micro_batches
+    padded = sum(batch * max(len(r.prompt) + len(r.completion) for r in some) for some in drawn) / micro_batches
+    batches = [collate_sft(some) for some in drawn]
+    slots = sum(b["tree"].input_ids.numel() for b in batches) / micro_batches
+    tree = sum(len({int(n) for nodes in b["tree"].nodes for n in nodes}) for b in batches) / micro_batches
+    labels = sum(len(b["slots"]) for b in batches) / micro_batches
+    flops = 6 * sizes.body * tree + 6 * sizes.head * labels
+    print(f"{shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} "
+          f"in trees ({tree / real:.3f} of real) in {slots:.0f} slots, {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    for name, value in seconds.items():
+        floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""
+        ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""
+        print(f"{name:>6}: {value:.4f} s per micro-batch, {real / value:.0f} real tokens/s{ratio}, peak memory {memory[name] / 2**20:.0f} MiB{floor}")
+    if stock:
+        print(f"ratio: {seconds['stock'] / seconds['trees']:.2f}  parity: {'ok' if ok else 'FAILED'}")
+    sys.exit(not ok)
+
+
+def check_parity(model: torch.nn.Module, rows: list[Row]) -> bool:
+    """Loss within 1e-6 and every gradient within 2e-5 of its largest value, in float32."""
+    dtype = model.dtype
+    model.float()
+    expected = step(stock_loss, model, rows)
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    found = step(our_loss, model, rows)
+    worst = w.gradient_gap(model, gradients)
+    print(f"float32 parity on {len(rows)} rows: loss within {abs(found - expected):.1e}, gradients within {worst:.1e} of each tensor's largest")
+    model.zero_grad(set_to_none=True)
+    model.to(dtype)
+    return abs(found - expected) <= 1e-6 * max(1.0, abs(expected)) and worst <= 2e-5
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        fire.Fire(main)
