@@ -31,11 +31,12 @@ from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
 from minionerec.config import UserError
 from minionerec.dataset import Row
 from minionerec.output_head import LogitsHead, OutputHead, children_logps, pick_child, vocab_logps
-from minionerec.policy import GroupBatch, base_causal_lm, exact_kl, k3_kl, label_pairs, pack_trees
+from minionerec.policy import GroupBatch, exact_kl, k3_kl, label_pairs
 from minionerec.prompts import Template
 from minionerec.rewards import group_advantages
 from minionerec.settings import RLSettings
 from minionerec.sids import SIDS_FILE, SidTrie
+from minionerec.trees import base_causal_lm, pack_trees
 
 BEST_METRIC = "eval_NDCG@10"
 TIMING_KEYS = ("runtime", "per_second", "total_flos", "train_loss")    # the last one is the mean since the last resume

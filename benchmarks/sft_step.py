@@ -73,12 +73,11 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     real = sum(len(r.prompt) + len(r.completion) for some in drawn for r in some) / micro_batches
     padded = sum(batch * max(len(r.prompt) + len(r.completion) for r in some) for some in drawn) / micro_batches
     batches = [collate_sft(some) for some in drawn]
-    slots = sum(b["tree"].input_ids.numel() for b in batches) / micro_batches
-    tree = sum(len({int(n) for nodes in b["tree"].nodes for n in nodes}) for b in batches) / micro_batches
+    tree = sum(len(b["tree"].input_ids) for b in batches) / micro_batches
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
     print(f"{shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} "
-          f"in trees ({tree / real:.3f} of real) in {slots:.0f} slots, {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+          f"in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     for name, value in seconds.items():
         floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""
         ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import embedded  # noqa: E402
 from minionerec.config import UserError  # noqa: E402
 from minionerec.dataset import Samples, build_samples  # noqa: E402
-from minionerec.policy import enable_trees  # noqa: E402
 from minionerec.prompts import TEMPLATES, Renderer  # noqa: E402
 from minionerec.sids import SidTable, SidTrie  # noqa: E402
+from minionerec.trees import enable_trees  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from transformers import (
 )
 
 from minionerec.config import UserError
-from minionerec.policy import enable_trees
 from minionerec.prompts import Template, save_template
 from minionerec.settings import ModelSettings
 from minionerec.sids import SIDS_FILE, SidTable
+from minionerec.trees import enable_trees
 
 SCRATCH = "scratch"
 

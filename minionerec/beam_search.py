@@ -27,8 +27,8 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 from minionerec.config import UserError
 from minionerec.output_head import LogitsHead, OutputHead, output_head
-from minionerec.policy import attention_mask, base_causal_lm, common_prefix, pack_trees
 from minionerec.sids import SidTrie
+from minionerec.trees import Blocks, attention_over_blocks, base_causal_lm, common_prefix, pack_trees
 
 BEGINNING_TOKENS = 16     # a common beginning shorter than this is not worth a forward of its own
 
@@ -43,7 +43,7 @@ class Beams(NamedTuple):
 
 
 class TreeDecoder:
-    """Reads prompts once, then any number of beams' tokens against the shared cache."""
+    """Reads prompts once, then any number of beams' tokens against one cache in which every prompt stands once."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.head = model, output_head(model)
@@ -59,14 +59,14 @@ class TreeDecoder:
         length = min(common_prefix(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
         if length < BEGINNING_TOKENS or len(prompts) == 1:
             return 0
+        tree = pack_trees([prompts[0][:length]]).to(self.model.device)
         self._cache = DynamicCache()
-        ids = torch.tensor([prompts[0][:length]], device=self.model.device)
-        self._body(ids, torch.arange(length, device=self.model.device)[None], None)
+        self._body(tree.input_ids, tree.position_ids, tree.blocks)
         self._beginning, self._beginning_cache = list(prompts[0][:length]), self._cache
         return length
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the prompts, packed as prefix trees behind the common beginning; then lay the cache out prompt by prompt.
+        """Read the prompts, as a prefix tree behind the common beginning.
 
         Returns:
             ``(B, D)`` hidden state of each prompt's last token.
@@ -75,26 +75,19 @@ class TreeDecoder:
         if not all(len(prompt) > done and list(prompt[:done]) == self._beginning for prompt in prompts):
             done = 0
         tree = pack_trees([prompt[done:] for prompt in prompts]).to(device)
-        rows, width = tree.input_ids.shape
-        cache = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in self._beginning_cache.layers]
-        self._cache = DynamicCache(cache if done else None)
-        positions = torch.cat([torch.arange(done, device=device).expand(rows, done), done + tree.position_ids], dim=1)
-        visible = torch.cat([tree.visible.new_ones(rows, width, done), tree.visible], dim=2)
-        hidden = self._body(tree.input_ids, positions[:, done:], attention_mask(visible, positions, self.model))
+        self._cache = DynamicCache([(layer.keys, layer.values) for layer in self._beginning_cache.layers] if done else None)
+        hidden = self._body(tree.input_ids, done + tree.position_ids, tree.blocks.behind(done))
 
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        slots = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)                         # (B, P) places in (R, done + S)
+        slots = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)                         # (B, P) places in the cache
+        slots[:, :done] = torch.arange(done)
         for row, nodes in zip(slots, tree.nodes, strict=True):
-            start = int(nodes[0]) // width * (done + width)
-            row[:done] = torch.arange(start, start + done)
-            row[done: done + len(nodes)] = torch.from_numpy(start + done + nodes % width)
-        slots = slots.to(device)
-        self._cache = DynamicCache([(_of_slots(layer.keys, slots), _of_slots(layer.values, slots)) for layer in self._cache.layers])
-        self._lengths = lengths.to(device)[:, None]
-        self._positions = torch.arange(slots.shape[1], device=device).expand(len(prompts), -1)          # (B, slots so far)
-        self._prompt_slots = (self._positions < self._lengths)[:, None]                                 # (B, 1, P)
-        self._slots = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
-        return hidden.flatten(0, 1)[[int(nodes[-1]) for nodes in tree.nodes]]
+            row[done: done + len(nodes)] = torch.from_numpy(done + nodes)
+        self._lengths, self._keys = lengths.to(device)[:, None], slots.to(device)                       # (B, 1), (B, K)
+        self._key_positions = torch.arange(slots.shape[1], device=device).expand_as(self._keys)
+        self._prompt = (self._key_positions < self._lengths)[:, None]                                   # (B, 1, P) real tokens
+        self._columns = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)                # (B, W, depth) among the keys
+        return hidden[[int(nodes[-1]) for nodes in tree.nodes]]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Read one more token per beam.
@@ -107,25 +100,25 @@ class TreeDecoder:
             ``(B, W, D)`` hidden states.
         """
         batch, width = tokens.shape
-        depth, used = self._slots.shape[-1], self._positions.shape[1]
-        own = torch.arange(used, used + width, device=tokens.device).expand(batch, width)
-        before = self._slots.gather(1, parents[..., None].expand(-1, -1, depth))
-        self._slots = torch.cat([before, own[..., None]], dim=-1)                                       # (B, W, depth + 1)
-        visible = torch.zeros(batch, width, used + width, dtype=torch.bool, device=tokens.device)
-        visible[..., : self._prompt_slots.shape[-1]] = self._prompt_slots
-        visible.scatter_(2, self._slots, True)
+        depth, seen = self._columns.shape[-1], self._keys.shape[1]
+        beams = torch.arange(batch * width, device=tokens.device)
+        own = torch.arange(seen, seen + width, device=tokens.device).expand(batch, width)
+        before = self._columns.gather(1, parents[..., None].expand(-1, -1, depth))
+        self._columns = torch.cat([before, own[..., None]], dim=-1)
         positions = (self._lengths + depth).expand(batch, width)
-        self._positions = torch.cat([self._positions, positions], dim=1)
-        return self._body(tokens, positions, attention_mask(visible, self._positions, self.model))
+        self._keys = torch.cat([self._keys, self._cache.get_seq_length() + beams.view(batch, width)], dim=1)
+        self._key_positions = torch.cat([self._key_positions, positions], dim=1)
+        mask = torch.zeros(batch, width, seen + width, dtype=torch.bool, device=tokens.device)
+        mask[..., : self._prompt.shape[-1]] = self._prompt
+        mask.scatter_(2, self._columns, True)
+        blocks = Blocks(beams.view(batch, width), self._keys, mask, beams, positions, self._key_positions)
+        return self._body(tokens.flatten(), positions.flatten(), blocks).view(batch, width, -1)
 
-    def _body(self, ids: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
-        return self.model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache,
-                                     use_cache=True).last_hidden_state
-
-
-def _of_slots(states: Tensor, slots: Tensor) -> Tensor:
-    """``(R, H, S, d)`` keys or values -> ``(B, H, P, d)`` of the places ``slots (B, P)`` in R x S."""
-    return states.transpose(1, 2).flatten(0, 1)[slots].transpose(1, 2)
+    def _body(self, ids: Tensor, positions: Tensor, blocks: Blocks) -> Tensor:
+        """``(T,)`` tokens -> ``(T, D)`` hidden states; keys and values join the cache."""
+        with attention_over_blocks(self.model):
+            return self.model.base_model(input_ids=ids[None], position_ids=positions[None], blocks=blocks, past_key_values=self._cache,
+                                         use_cache=True).last_hidden_state[0]
 
 
 class ReplayDecoder:

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from minionerec import artifacts
-from minionerec.policy import enable_trees
 from minionerec.settings import Experiment
+from minionerec.trees import enable_trees
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
 WINDOWED = {"mistral": {"sliding_window": 4}, "gemma2": {"sliding_window": 4, "attn_implementation": "eager"},
@@ -99,3 +99,9 @@ def tiny_run(folder: Path, **sections) -> Experiment:
 def weights_digest(folder: Path) -> str:
     """Digest of a checkpoint's weights."""
     return artifacts.sha256_file(folder / "model.safetensors")
+
+
+def plain_logps(model: torch.nn.Module, sequence: Sequence[int], start: int) -> list[torch.Tensor]:
+    """Independent reference: one forward for one sequence."""
+    logps = model(input_ids=torch.tensor([sequence])).logits[0].float().log_softmax(-1)
+    return [logps[i - 1, sequence[i]] for i in range(start, len(sequence))]
