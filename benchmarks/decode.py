@@ -57,14 +57,15 @@ def stock_decoder(model: torch.nn.Module, sids: list[list[int]], num_beams: int,
 
 
 def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int = 4, beams: int = 50, parity: int = 4,
-         data: str = "", threads: int = 1, stock: bool = True) -> None:
+         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True) -> None:
     """Print seconds per user of every mode, ratios, parity, memory and the share of the GEMM peak."""
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     model = w.build_model(sizes, device=device)
     trie, sids = work.trie.to(device), work.sids.token_ids(work.tokenizer)
     test = work.samples.splits["test"][:: max(1, len(work.samples.splits["test"]) // 512)]
-    prompts = sorted((work.renderer.prompt("sid_to_sid", s.history) for s in test), key=len)
+    wording = w.preamble(work, preamble)
+    prompts = sorted((wording + work.renderer.prompt("sid_to_sid", s.history) for s in test), key=len)
     middle = prompts[len(prompts) // 2 - batch // 2:][:batch]
     decoder, reference = make_decoder(model), stock_decoder(model, sids, beams)
 
@@ -82,7 +83,7 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
                   (({"stock": lambda: reference(middle)} if stock else {}) | sides).items()}
     shared = decoder.read_beginning(prompts)
     own = sum(len(p) - shared for p in middle) / batch
-    print(f"{shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of {len(middle[0])} to "
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of {len(middle[0])} to "
           f"{len(middle[-1])} tokens of which {shared} are the same for all; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     flops = {"levels + end": 2 * sizes.body * (own + 3 * beams) + 2 * sizes.head * (1 + 3 * beams),
              "levels": 2 * sizes.body * (own + 2 * beams) + 2 * sizes.head * (1 + 2 * beams),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import fire
@@ -79,12 +80,13 @@ class Stock:
 
 
 def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, groups: int = 4, generations: int = 16, parity: int = 2,
-         data: str = "", threads: int = 1, stock: bool = True) -> None:
+         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True) -> None:
     """Print seconds per prompt of both ways, parts, memory, ratio and parity."""
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     settings = RLSettings(**{**RL_PRESETS["paper"], "num_generations": generations})
     rows = mixture(settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0)
+    rows = [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows] if preamble else rows
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
@@ -115,7 +117,7 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, groups: int
     model.zero_grad(set_to_none=True)
     memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
     lengths = [len(row.prompt) for row in rows]
-    print(f"{shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to {max(lengths)} tokens x {generations} "
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to {max(lengths)} tokens x {generations} "
           f"completions; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     for name, value in seconds.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fire
@@ -54,11 +55,12 @@ def step(loss_of, model: torch.nn.Module, rows: list[Row]) -> float:
 
 
 def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int = 16, micro_batches: int = 2, parity: int = 4,
-         data: str = "", threads: int = 1, stock: bool = True) -> None:
+         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True) -> None:
     """Print seconds per micro-batch, tokens, memory, ratio and parity."""
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     rows = mixture(SFTSettings().tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0)
+    rows = [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows] if preamble else rows
     random.Random(0).shuffle(rows)
     drawn = [rows[i * batch: (i + 1) * batch] for i in range(micro_batches)]
     model = w.build_model(sizes, device=device).train()
@@ -76,7 +78,7 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     tree = sum(len(b["tree"].input_ids) for b in batches) / micro_batches
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
-    print(f"{shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} "
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} "
           f"in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     for name, value in seconds.items():
         floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""

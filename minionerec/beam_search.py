@@ -101,17 +101,17 @@ class TreeDecoder:
         """
         batch, width = tokens.shape
         depth, seen = self._columns.shape[-1], self._keys.shape[1]
-        beams = torch.arange(batch * width, device=tokens.device)
+        beams = torch.arange(batch * width, device=tokens.device).view(batch, width)
         own = torch.arange(seen, seen + width, device=tokens.device).expand(batch, width)
         before = self._columns.gather(1, parents[..., None].expand(-1, -1, depth))
         self._columns = torch.cat([before, own[..., None]], dim=-1)
         positions = (self._lengths + depth).expand(batch, width)
-        self._keys = torch.cat([self._keys, self._cache.get_seq_length() + beams.view(batch, width)], dim=1)
+        self._keys = torch.cat([self._keys, self._cache.get_seq_length() + beams], dim=1)
         self._key_positions = torch.cat([self._key_positions, positions], dim=1)
         mask = torch.zeros(batch, width, seen + width, dtype=torch.bool, device=tokens.device)
         mask[..., : self._prompt.shape[-1]] = self._prompt
         mask.scatter_(2, self._columns, True)
-        blocks = Blocks(beams.view(batch, width), self._keys, mask, beams, positions, self._key_positions)
+        blocks = Blocks(beams, self._keys, mask, positions, self._key_positions)
         return self._body(tokens.flatten(), positions.flatten(), blocks).view(batch, width, -1)
 
     def _body(self, ids: Tensor, positions: Tensor, blocks: Blocks) -> Tensor:

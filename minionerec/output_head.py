@@ -187,7 +187,7 @@ class _VocabLogps(torch.autograd.Function):
                 logits = kept[i] if kept else columns.logits(hidden, block)
                 slope = columns.slope(logits)
                 place, inside = _inside(tokens, block, logits.shape[1])
-                change = torch.exp(logits - total[:, None]).mul_(-of_row[:, None])                  # (M, block)
+                change = logits.sub_(total[:, None]).exp_().mul_(-of_row[:, None])                  # (M, block), in place
                 change.index_put_((rows, place), torch.where(inside, grad, 0.0), accumulate=True)
                 change = (change * slope if columns.cap or columns.scale != 1.0 else change).to(weight.dtype)
                 if needs_hidden:

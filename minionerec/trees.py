@@ -35,10 +35,9 @@ class Blocks:
     """Who sees whom. R blocks of Q queries and K keys; T queries and S keys in all.
 
     Attributes:
-        queries: ``(R, Q)`` which of the T queries each place holds, 0 where a block is shorter.
+        queries: ``(R, Q)`` the T queries in order; 0 behind the last one.
         keys: ``(R, K)`` which of the S keys.
         mask: ``(R, Q, K)`` bool, whether a query sees a key; no row is empty.
-        place: ``(T,)`` where each query stands among the R * Q places.
         query_positions: ``(R, Q)``, for layers with a sliding window.
         key_positions: ``(R, K)``.
     """
@@ -46,7 +45,6 @@ class Blocks:
     queries: Tensor
     keys: Tensor
     mask: Tensor
-    place: Tensor
     query_positions: Tensor
     key_positions: Tensor
 
@@ -93,7 +91,7 @@ def pack_trees(sequences: Sequence[Sequence[int]], share: bool = True, block_len
     Args:
         sequences: token ids.
         share: False gives every sequence a padded row of its own.
-        block_length: most new slots of an attention block; the one with the least work by default.
+        block_length: queries of an attention block; those with the least work by default.
     """
     if not share:
         return _separate_rows(sequences)
@@ -115,72 +113,52 @@ def pack_trees(sequences: Sequence[Sequence[int]], share: bool = True, block_len
     nodes = [np.empty(0, dtype=np.int64)] * len(sequences)
     for i, path in zip(order, paths, strict=True):
         nodes[i] = np.array(path, dtype=np.int64)
-    lengths = [len(sequence) - shared for sequence, shared in zip(ordered, common, strict=True)]
-    starts = block_starts(lengths, common, block_length)
-    first = np.cumsum([0, *lengths])[starts]
-    above = [np.array(paths[start][: common[start]], dtype=np.int64) for start in starts]
-    blocks = _blocks(np.array(parents), np.array(depths), first, above)
+    blocks = _blocks(np.array(parents), np.array(depths), block_length or cheapest_block_length(depths))
     return TokenTree(torch.tensor(tokens), torch.tensor(depths), nodes, blocks)
 
 
-def block_starts(lengths: Sequence[int], common: Sequence[int], block_length: int | None = None) -> list[int]:
-    """Cut ordered sequences into attention blocks, each as late as possible.
+def cheapest_block_length(depths: Sequence[int]) -> int:
+    """The number of queries per attention block with the fewest query-key pairs, padding included.
 
-    Args:
-        lengths: new slots of each sequence.
-        common: slots it shares with the one before it; those of a block's first sequence come on top of the block's keys.
-        block_length: most new slots of a block (a longer sequence gets a block of its own).
-
-    Returns:
-        The place of the first sequence of every block.
+    The keys of a block are its own slots and those above its first one, of which there are ``depths[first]``.
     """
-    if block_length is None:
-        longest, whole = max(lengths), sum(lengths)
-        candidates = {longest, *(longest + part * longest // 4 for part in range(1, 8)), *(whole // blocks + 1 for blocks in range(1, 9))}
-        plans = [block_starts(lengths, common, length) for length in sorted(candidates) if length <= max(longest, LONGEST_BLOCK)]
-        return min(plans, key=lambda starts: _attention_work(starts, lengths, common))
-    starts, slots = [0], 0
-    for place, length in enumerate(lengths):
-        slots += length
-        if slots > block_length and place > starts[-1]:
-            starts.append(place)
-            slots = length
-    return starts
+    def pairs(length: int) -> int:
+        return -(-len(depths) // length) * length * (length + _aligned(max(depths[::length])))
 
-
-def _attention_work(starts: Sequence[int], lengths: Sequence[int], common: Sequence[int]) -> int:
-    """Query-key pairs of all blocks, padding included."""
-    ends = [*starts[1:], len(lengths)]
-    width = _aligned(max(sum(lengths[start:end]) for start, end in zip(starts, ends, strict=True)))
-    return len(starts) * width * (width + _aligned(max(common[start] for start in starts)))
+    whole = _aligned(len(depths))
+    candidates = [whole, *(_aligned(whole // blocks + 1) for blocks in range(2, 9)), *range(8 * ALIGNMENT, 64 * ALIGNMENT, 4 * ALIGNMENT)]
+    return min((length for length in candidates if length <= min(whole, LONGEST_BLOCK)), key=pairs)
 
 
 def _aligned(slots: int) -> int:
     return -(-slots // ALIGNMENT) * ALIGNMENT
 
 
-def _blocks(parents: np.ndarray, depths: np.ndarray, first: np.ndarray, above: Sequence[np.ndarray]) -> Blocks:
-    """Blocks of consecutive slots; their keys are the ancestors of the first slot and the slots themselves.
+def _blocks(parents: np.ndarray, depths: np.ndarray, length: int) -> Blocks:
+    """Blocks of ``length`` consecutive slots.
 
     Args:
         parents: ``(T,)`` slot of the parent, -1 for a root; always further left.
         depths: ``(T,)``.
-        first: ``(R,)`` first slot of each block.
-        above: of each block, the slots above its first one, from the root down.
+        length: Q.
     """
-    sizes = np.diff([*first, len(parents)])
-    width, depth = _aligned(int(sizes.max())), _aligned(max(map(len, above)))
-    offset = np.arange(width)
-    real = offset < sizes[:, None]
-    queries = np.where(real, first[:, None] + offset, 0)                                               # (R, Q)
-    ancestors_of_first = np.array([np.pad(slots, (0, depth - len(slots))) for slots in above], dtype=np.int64)
+    first = np.arange(0, len(parents), length)                                                         # (R,)
+    slots = first[:, None] + np.arange(length)
+    real = slots < len(parents)
+    queries = np.where(real, slots, 0)                                                                 # (R, Q)
+    depth = _aligned(int(depths[first].max()))
+    above = np.zeros((len(first), depth), dtype=np.int64)                                              # a root's chain down to the first slot
+    rows, slot = np.arange(len(first)), parents[first]
+    while (slot >= 0).any():
+        rows, slot = rows[slot >= 0], slot[slot >= 0]
+        above[rows, depths[slot]] = slot
+        slot = parents[slot]
     parent = parents[queries]
     local = np.where(parent >= first[:, None], depth + parent - first[:, None], depths[queries] - 1)
-    chain = np.broadcast_to(np.arange(depth) - 1, (len(first), depth))
+    chain = np.broadcast_to(np.arange(depth) - 1, above.shape)
     mask = ancestors(np.concatenate([chain, np.where(real, local, -1)], axis=1))[:, depth:]            # (R, Q, K)
-    keys = np.concatenate([ancestors_of_first, queries], axis=1)
-    place = np.concatenate([r * width + np.arange(size) for r, size in enumerate(sizes)])
-    return Blocks(*map(torch.from_numpy, (queries, keys, mask, place, depths[queries], depths[keys])))
+    keys = np.concatenate([above, queries], axis=1)
+    return Blocks(*map(torch.from_numpy, (queries, keys, mask, depths[queries], depths[keys])))
 
 
 def ancestors(parents: np.ndarray) -> np.ndarray:
@@ -245,7 +223,7 @@ def block_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
         scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scaling / softcap)
         weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
         out = F.dropout(weights, dropout) @ v
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, blocks.place)[None], None
+    return out.transpose(1, 2).flatten(0, 1)[None, : query.shape[2]], None
 
 
 AttentionInterface.register(ATTENTION, block_attention)

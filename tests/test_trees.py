@@ -7,7 +7,7 @@ import torch
 
 from minionerec.output_head import output_head, vocab_logps
 from minionerec.policy import label_pairs
-from minionerec.trees import ancestors, block_starts, enable_trees, pack_trees, takes_trees
+from minionerec.trees import ancestors, cheapest_block_length, enable_trees, pack_trees, takes_trees
 from tests.worlds import ARCHITECTURES, WINDOWED, plain_logps, tiny_model
 
 
@@ -27,18 +27,16 @@ def test_a_tree_of_two_sequences_worked_by_hand():
     assert tree.blocks.queries.tolist() == tree.blocks.keys.tolist() == [[0, 1, 2, 3, 4, 0, 0, 0]]
     assert tree.blocks.mask[0, :5].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0, 0]]
-    assert tree.blocks.place.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_block_that_starts_inside_a_tree_sees_what_stands_above_it():
     """Two blocks of two sequences; the second one's keys are the shared 1 2 3, padded to eight, and its own two leaves."""
-    tree = pack_trees([[1, 2, 3, i] for i in (10, 11, 12, 13)], block_length=5)
+    tree = pack_trees([[1, 2, 3, i] for i in (10, 11, 12, 13)], block_length=5)         # cut between the leaves 11 and 12
     assert tree.input_ids.tolist() == [1, 2, 3, 10, 11, 12, 13]         # nothing is read twice
-    assert tree.blocks.queries[:, :5].tolist() == [[0, 1, 2, 3, 4], [5, 6, 0, 0, 0]]
-    assert tree.blocks.keys[1].tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 5, 6, 0, 0, 0, 0, 0, 0]
-    assert tree.blocks.mask[1, :2].int().tolist() == [[1, 1, 1, 0, 0, 0, 0, 0, 1, 0] + [0] * 6, [1, 1, 1, 0, 0, 0, 0, 0, 0, 1] + [0] * 6]
+    assert tree.blocks.queries.tolist() == [[0, 1, 2, 3, 4], [5, 6, 0, 0, 0]]
+    assert tree.blocks.keys[1].tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 5, 6, 0, 0, 0]
+    assert tree.blocks.mask[1, :2].int().tolist() == [[1, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]]
     assert tree.blocks.key_positions[1, [0, 1, 2, 8, 9]].tolist() == [0, 1, 2, 3, 3]
-    assert tree.blocks.place.tolist() == [0, 1, 2, 3, 4, 8, 9]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -50,7 +48,7 @@ def test_every_token_sees_its_own_sequence_up_to_itself_and_nothing_else(seed):
     for sequence, nodes in zip(sequences, tree.nodes, strict=True):
         assert tree.input_ids[nodes].tolist() == sequence and tree.position_ids[nodes].tolist() == list(range(len(sequence)))
         for depth, slot in enumerate(nodes):
-            row, column = divmod(int(blocks.place[slot]), blocks.queries.shape[1])
+            row, column = divmod(int(slot), blocks.queries.shape[1])
             assert blocks.queries[row, column] == slot and blocks.query_positions[row, column] == depth
             seen = blocks.keys[row][blocks.mask[row, column]]
             assert sorted(seen.tolist()) == sorted(nodes[: depth + 1].tolist())
@@ -59,10 +57,10 @@ def test_every_token_sees_its_own_sequence_up_to_itself_and_nothing_else(seed):
     assert blocks.mask.any(-1).all()                                    # an empty row would make attention NaN
 
 
-def test_blocks_are_cut_as_late_as_possible_and_the_least_work_is_chosen():
-    assert block_starts([5, 2, 2, 2, 9], [0, 3, 3, 3, 0], 7) == [0, 2, 4]
-    assert block_starts([5] * 64, [0] * 64) == list(range(64))          # nothing shared: one block would square the work
-    assert block_starts([50, 1, 1, 1], [0, 49, 49, 49]) == [0]          # a second block would repeat 49 keys for 2 queries
+def test_the_block_length_with_the_fewest_pairs_is_chosen():
+    assert cheapest_block_length([0] * 640) == 64                       # nothing above: short blocks; one block would square the work
+    assert cheapest_block_length(list(range(64))) == 64                 # one chain: two blocks of 32 would see 32 + 32 keys each
+    assert cheapest_block_length([0, 1, 2]) == 8                        # never shorter than the alignment
 
 
 def test_behind_a_cache_everybody_sees_the_cached_tokens_too():
