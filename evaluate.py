@@ -23,7 +23,7 @@ def main() -> None:
 
     path = artifacts.evaluation_path(experiment)
     if artifacts.is_done(experiment, "evaluate", path):
-        print(f"{path} is finished; its numbers are in {path / 'metrics.json'}")
+        runs.say(f"{path} is finished; its numbers are in {path / 'metrics.json'}")
         return
     with runs.locked(path):
         evaluate(experiment, path)

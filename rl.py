@@ -33,7 +33,7 @@ def main() -> None:
 
     path = artifacts.stage_path(experiment, "rl")
     if artifacts.is_done(experiment, "rl"):
-        print(f"{path} is finished; next: {artifacts.COMMANDS['evaluate']} with the same --config")
+        runs.say(f"{path} is finished; next: {artifacts.COMMANDS['evaluate']} with the same --config")
         return
     with runs.locked(path):
         train(experiment, path)
@@ -87,7 +87,7 @@ def train(experiment: Experiment, path: Path) -> None:
     # Hand on whichever ranks the validation rows better
     best = trainer.state.best_metric
     improved = best is not None and best > before["NDCG@10"]
-    chosen = backbone.merged(trainer.model) if improved else backbone.load(sft_dir, torch.float32)[0]
+    chosen = backbone.merged(trainer.whole_model()) if improved else backbone.load(sft_dir, torch.float32)[0]
     facts = {"sids_sha256": sids.sha256, "improved_on_sft": improved, "sft_validation_NDCG@10": before["NDCG@10"]}
     if trainer.is_world_process_zero():
         with artifacts.committed(path, "rl", contents.settings, contents.parents, **facts) as staging:

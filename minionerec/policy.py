@@ -113,13 +113,13 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
     ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``. For a tree that is not
     shared it takes the model's plain way to the logits, whatever the architecture, and ``hidden`` are those logits.
     """
-    plain_forward = model.forward
+    plain_forward = type(model).forward      # of the class: a deep copy of the model must not run the original's
 
     def forward(self: PreTrainedModel, *args, tree: TokenTree | None = None, slots: Tensor | None = None, readout=None, **kwargs):
         if tree is None:
-            return plain_forward(*args, **kwargs)
+            return plain_forward(self, *args, **kwargs)
         if not tree.shared:          # right-padded rows need no mask: causal models read from left to right
-            return readout(plain_forward(input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead(self))
+            return readout(plain_forward(self, input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead(self))
         hidden = self.base_model(input_ids=tree.input_ids, position_ids=tree.position_ids,
                                  attention_mask=attention_mask(tree.visible, self), use_cache=False).last_hidden_state
         return readout(hidden.flatten(0, 1)[slots], OutputHead(self))
@@ -138,11 +138,18 @@ class OutputHead:
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
         self.layer = model.get_output_embeddings()
+        self.is_linear = type(self.layer).forward is nn.Linear.forward      # also where FSDP has changed the class
         self.cap = getattr(config, "final_logit_softcapping", None)
         self.scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(..., V)`` in the model's dtype."""
+        """``(..., D)`` -> ``(..., V)`` in the model's dtype.
+
+        A linear layer's weight is used as ``columns`` uses it, without a call of the module: FSDP orders its communication by
+        such calls, and which of the two a micro-batch needs differs between processes.
+        """
+        if self.is_linear:
+            return self._finish(nn.functional.linear(hidden, self.layer.weight, self.layer.bias))
         return self._finish(self.layer(hidden))
 
     def columns(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -150,7 +157,7 @@ class OutputHead:
 
         A head that adapters wrap has no single weight matrix; its full output is indexed instead.
         """
-        if type(self.layer) is not nn.Linear:
+        if not self.is_linear:
             return self(hidden)[..., tokens].float()
         bias = None if self.layer.bias is None else self.layer.bias[tokens].float()
         with torch.autocast(hidden.device.type, enabled=False):
