@@ -39,6 +39,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
 
     s = experiment.evaluate
     runs.quiet_libraries()
+    runs.check_launch()
     state = runs.processes()
 
     # Data, SIDs and the checkpoint that goes with them

@@ -79,7 +79,7 @@ class RankingTrainer(Trainer):
         super().__init__(model, args, train_dataset=rows, eval_dataset=rows[:1], processing_class=tokenizer, **kwargs)
         self.contents, self.validate, self.group_of_row = contents, validate, group_of_row
         self.model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
-        self._copy = copy.deepcopy(model).eval() if self.is_fsdp_enabled else None
+        self._copy = copy.deepcopy(model).to(args.device).eval() if self.is_fsdp_enabled else None
         self._batches = self._global_batches()
         self._seeded = (-1, 0)
         self.stop_signal = StopSignal()

@@ -48,6 +48,27 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def check_launch() -> None:
+    """Refuse a launch configuration under which decoding would not see the whole model, or a checkpoint would not be whole.
+
+    Raises:
+        UserError: with a line for every setting to change.
+    """
+    on = lambda key: os.environ.get(key, "").lower() in ("1", "true")  # noqa: E731
+    problems = []
+    if on("ACCELERATE_USE_FSDP"):
+        for key, good in (("FSDP_VERSION", "2"), ("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT"), ("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")):
+            found = os.environ.get(key, good)
+            if found.lower() != good.lower():
+                problems.append(f"accelerate configuration: {key.lower()}: got {found}, expected {good}, as in "
+                                "configs/accelerate/fsdp.yaml")
+    if on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        problems.append("accelerate configuration: zero_stage: got 3, which shards the weights that decoding reads; expected at most 2, "
+                        "or FSDP with configs/accelerate/fsdp.yaml")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """The directory's lock, held by the first process for all of them."""
