@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
@@ -137,6 +138,38 @@ class RankingTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's formula does not hold for shared prefixes."""
         return 0
+
+    def _load_best_model(self) -> None:
+        if self._copy is None:
+            super()._load_best_model()
+        else:
+            self._spread(Path(self.state.best_model_checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._copy is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._spread(Path(resume_from_checkpoint))
+
+    def _spread(self, checkpoint: Path) -> None:
+        """A checkpoint's weights to FSDP's shards, by way of the copy: torch's broadcast of a state hangs where weights are tied."""
+        if isinstance(self._copy, PeftModel):
+            self._copy.load_adapter(str(checkpoint), self._copy.active_adapter, is_trainable=True)
+        else:
+            self._copy.load_state_dict(type(self._copy).from_pretrained(checkpoint, dtype=self._copy.dtype).state_dict())
+        with torch.no_grad():
+            for source, target in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+                whole = source.data
+                target.copy_(distribute_tensor(whole, target.device_mesh, target.placements) if isinstance(target, DTensor) else whole)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Under FSDP from the gathered copy: the Trainer's own way fails on shards of unequal size where weights are tied."""
+        whole = self.whole_model()
+        if self._copy is None:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            whole.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of ``GlobalBatches``, dealt to the processes one by one."""

@@ -64,6 +64,7 @@ def train(experiment: Experiment, path: Path) -> None:
     rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     reference = backbone.load(sft_dir, torch.float32)[0].requires_grad_(False) if s.beta > 0 else None
+    torch.manual_seed(experiment.seed)      # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(model, experiment.model, sid_token_ids)
     runs.say(f"{len(rows):,} prompts x {s.num_generations} completions; {runs.describe(model)}")
 

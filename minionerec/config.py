@@ -93,16 +93,16 @@ def one_line_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "RANK" not in os.environ or not any(text in str(error) for text in GONE):
             raise
-        _leave(f"process {os.environ['RANK']} lost the connection to another process: {str(error).splitlines()[0]}")
+        _leave(lost=True, text=f"process {os.environ['RANK']} lost the connection to another process: {str(error).splitlines()[0]}")
         os._exit(LOST_PROCESS)      # the usual way out would wait for the other process
 
 
-def _leave(text: str) -> None:
+def _leave(text: str, lost: bool = False) -> None:
     """Print an error's text, or write it where torchrun looks for it if our launcher will print it."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if LAUNCHER in os.environ and file:
         with open(file, "w", encoding="utf-8") as handle:
-            json.dump({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}, handle)
+            json.dump({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time())), "lost": lost}}}, handle)
     elif os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 

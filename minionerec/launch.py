@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 from minionerec.config import LAUNCHER, LOST_PROCESS, USER_ERROR
@@ -33,17 +34,22 @@ def main(words: list[str]) -> int:
 
 
 def report(failures: dict[int, tuple[int, dict | str]]) -> int:
-    """Print the cause among the processes' endings: an exit code and a message each; returns the exit code to end with."""
-    for code in (USER_ERROR, LOST_PROCESS):
-        said = [message["message"] for found, message in failures.values() if found == code and isinstance(message, dict)]
-        others = [found for found, _ in failures.values() if found not in (USER_ERROR, LOST_PROCESS)]
-        if said and not (code == LOST_PROCESS and others):
-            print(said[0], file=sys.stderr, flush=True)
-            return code
-    rank, (code, _) = next((rank, ending) for rank, ending in failures.items() if ending[0] != LOST_PROCESS)
-    ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
-    print(f"process {rank} ended with {ending}; what it printed is above", file=sys.stderr, flush=True)
-    return code if code >= 0 else 128 - code
+    """Print the cause among the processes' endings (an exit code and a message each); returns the exit code to end with.
+
+    A process that left a message may have been stopped while it ended: the message counts, not its exit code.
+    """
+    told = [message for _, message in failures.values() if isinstance(message, dict)]
+    causes = [message["message"] for message in told if not message["extraInfo"]["lost"]]
+    if causes:
+        print(causes[0], file=sys.stderr, flush=True)
+        return USER_ERROR
+    silent = {rank: code for rank, (code, message) in failures.items() if not isinstance(message, dict)}
+    for rank, code in sorted(silent.items(), key=lambda item: item[1] == -signal.SIGTERM):      # SIGTERM: torchrun stopped it
+        ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        print(f"process {rank} ended with {ending}; what it printed is above", file=sys.stderr, flush=True)
+        return code if code >= 0 else 128 - code
+    print(told[0]["message"], file=sys.stderr, flush=True)
+    return LOST_PROCESS
 
 
 if __name__ == "__main__":

@@ -15,8 +15,21 @@ import rl  # noqa: E402
 import sft  # noqa: E402
 from minionerec.config import UserError, one_line_errors  # noqa: E402
 
+from accelerate import DistributedType, PartialState  # noqa: E402
+
 MAIN = {"sft": sft.main, "rl": rl.main, "evaluate": evaluate.main}
 SECOND = os.environ.get("RANK") == "1"
+
+
+def fsdp_on_cpu() -> None:
+    """Accelerate leaves FSDP out for processes on the CPU, and only there; torch itself shards on gloo too."""
+    original = PartialState.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
 
 
 def die_at_third_save() -> None:

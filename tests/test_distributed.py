@@ -80,10 +80,11 @@ def configuration(folder, kind):
     return file
 
 
-def launch(folder, kind, *words, code=0):
+def launch(folder, kind, *words, code=0, faults=()):
     """Stages in two processes, started with what the shell scripts use; returns what they printed."""
     options = ["--config_file", str(configuration(folder, kind))]
-    command = [sys.executable, "-m", "minionerec.launch", *options, str(ROOT / "tests/stages.py"), *words]
+    faults = "--faults", ",".join([*(["fsdp_on_cpu"] if kind == "fsdp" else []), *faults, "show_sharding"])
+    command = [sys.executable, "-m", "minionerec.launch", *options, str(ROOT / "tests/stages.py"), *faults, *words]
     done = subprocess.run(command, env=environment("") | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=400)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-5000:]}"
     return done.stdout + done.stderr
@@ -117,7 +118,7 @@ def together(tmp_path_factory, alone):
             folder, one = tmp_path_factory.mktemp(f"{kind}-{name}"), alone(name)
             words = [f"{world(folder / 'sft', name)}:sft", f"{world(folder / 'rl', name, one, ['sft'])}:rl",
                      f"{world(folder / 'evaluate', name, one, ['sft', 'rl'])}:evaluate:evaluate.checkpoint=rl:evaluate.batch_size=7"]
-            done[kind, name] = folder, launch(folder, kind, "--faults", "show_sharding", *words)
+            done[kind, name] = folder, launch(folder, kind, *words)
         return done[kind, name]
 
     return run
@@ -178,7 +179,7 @@ def test_two_processes_resume_in_the_middle_of_the_second_epoch(together, tmp_pa
     """To the same bits as without the interruption: order of the rows, optimiser state and noise included."""
     whole, _ = together(kind, "text")
     config = world(tmp_path / "cut", "text")
-    assert "process" in launch(tmp_path, kind, "--faults", "die_at_third_save", f"{config}:sft", code=9)
+    assert "process" in launch(tmp_path, kind, f"{config}:sft", code=9, faults=["die_at_third_save"])
     partial = tmp_path / "cut/tiny/sft.partial"
     newest = max(partial.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     epoch = json.loads((newest / "trainer_state.json").read_text())["epoch"]
@@ -196,7 +197,7 @@ def test_two_processes_resume_in_the_middle_of_the_second_epoch(together, tmp_pa
 ])
 def test_an_error_of_one_process_stops_both_with_one_message(tmp_path, fault, message):
     """Even if it is not the first process, which prints for all."""
-    printed = launch(tmp_path, "ddp", "--faults", fault, f"{world(tmp_path / 'w', 'trie')}:sft", code=2)
+    printed = launch(tmp_path, "ddp", f"{world(tmp_path / 'w', 'trie')}:sft", code=2, faults=[fault])
     assert [line for line in printed.splitlines() if line][-1] == message and printed.count(message) == 1
     assert "Traceback" not in printed
 
