@@ -23,7 +23,7 @@ def main() -> None:
 
     path = artifacts.evaluation_path(experiment)
     if artifacts.is_done(experiment, "evaluate", path):
-        print(f"{path} is finished; its numbers are in {path / 'metrics.json'}")
+        runs.say(f"{path} is finished; its numbers are in {path / 'metrics.json'}")
         return
     with runs.locked(path):
         evaluate(experiment, path)
@@ -39,6 +39,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
 
     s = experiment.evaluate
     runs.quiet_libraries()
+    runs.check_launch()
     state = runs.processes()
 
     # Data, SIDs and the checkpoint that goes with them

@@ -5,10 +5,14 @@ a stop at the first NaN, a graceful stop on SIGTERM. ``SFTTrainer`` trains on pa
 there is a label. ``GRPOTrainer`` rolls out with the same beam search that evaluates, and scores a group's completions in
 one forward over the prompt and their prefix tree; its loss and gradients are those of ``trl.GRPOTrainer`` on the same
 rollouts. Devices, DDP, FSDP, DeepSpeed, schedules, clipping and resuming stay the Trainer's job.
+
+However many processes share a step, it trains on the same rows with the same weights: ``GlobalBatches`` cuts every batch
+into the same micro-batches, losses are sums over a global count, and noise comes from the seed, the step and the row.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -20,8 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
@@ -36,7 +44,7 @@ from minionerec.prompts import Template
 from minionerec.rewards import group_advantages
 from minionerec.settings import RLSettings
 from minionerec.sids import SIDS_FILE, SidTrie
-from minionerec.trees import base_causal_lm, pack_trees
+from minionerec.trees import TokenTree, base_causal_lm, pack_trees
 
 BEST_METRIC = "eval_NDCG@10"
 TIMING_KEYS = ("runtime", "per_second", "total_flos", "train_loss")    # the last one is the mean since the last resume
@@ -61,8 +69,13 @@ class RankingTrainer(Trainer):
                  contents: CheckpointContents, validate: Validate, group_of_row: Sequence[str] | None = None, **kwargs: Any):
         super().__init__(model, args, train_dataset=rows, eval_dataset=rows[:1], processing_class=tokenizer, **kwargs)
         self.contents, self.validate, self.group_of_row = contents, validate, group_of_row
+        self.model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
+        self._copy = copy.deepcopy(model).to(args.device).eval() if self.is_fsdp_enabled else None
+        self._batches = self._global_batches()
+        self._seeded = (-1, 0)
         self.stop_signal = StopSignal()
         self.add_callback(self.stop_signal)
+        self.add_callback(EpochOrder(self._batches))
         self.remove_callback(PrinterCallback)
         self.add_callback(Narrator)
         if self.pop_callback(ProgressCallback) is not None:
@@ -71,7 +84,7 @@ class RankingTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rank the validation rows; every process takes its share inside ``validate``."""
-        metrics = {f"eval_{key}": value for key, value in self.validate(self.model).items()}
+        metrics = {f"eval_{key}": value for key, value in self.validate(self.whole_model()).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -80,20 +93,82 @@ class RankingTrainer(Trainer):
         """One forward and backward.
 
         Raises:
-            UserError: the loss is not finite; the first parameter that is not, and the last good checkpoint, are named.
+            UserError: the loss of any process is not finite, in all of them; the first parameter that is not, and the
+                last good checkpoint, are named.
         """
+        self._seed_micro_batch()
         loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise UserError(f"step {self.state.global_step + 1}: the loss is {loss.item()}; {first_not_finite(self.model)}; "
+        everywhere = self.accelerator.reduce(loss).item()
+        if not math.isfinite(everywhere):
+            raise UserError(f"step {self.state.global_step + 1}: the loss is {everywhere}; {first_not_finite(self.whole_model())}; "
                             f"{self._last_good()}; lower the learning rate or check the data")
         return loss
+
+    def _seed_micro_batch(self) -> None:
+        """Dropout from the seed, the step and the micro-batch's place in it, whichever process has it."""
+        step, place = self.state.global_step, self.args.process_index
+        if self._seeded[0] == step:
+            place = self._seeded[1] + self.args.world_size
+        self._seeded = (step, place)
+        torch.manual_seed(seed_of(self.args.seed, step, place))
+
+    def whole_model(self) -> nn.Module:
+        """The model with all its weights, for what is no training forward; every process must ask at the same time.
+
+        FSDP's own model holds a share of the weights and gathers the others inside a forward that all processes make
+        together. Decoding makes another number of forwards in each, so it reads a copy that is brought up to date here.
+        """
+        if self._copy is None:
+            return self.model
+        with torch.no_grad():
+            for target, source in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+                target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
+        return self._copy
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's formula does not hold for shared prefixes."""
         return 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return GroupedSampler(self.group_of_row or [str(i) for i in range(len(self.train_dataset))], self.args.seed)
+    def _load_best_model(self) -> None:
+        if self._copy is None:
+            super()._load_best_model()
+        else:
+            self._spread(Path(self.state.best_model_checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._copy is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._spread(Path(resume_from_checkpoint))
+
+    def _spread(self, checkpoint: Path) -> None:
+        """A checkpoint's weights to FSDP's shards, by way of the copy: torch's broadcast of a state hangs where weights are tied."""
+        if isinstance(self._copy, PeftModel):
+            self._copy.load_adapter(str(checkpoint), self._copy.active_adapter, is_trainable=True)
+        else:
+            self._copy.load_state_dict(type(self._copy).from_pretrained(checkpoint, dtype=self._copy.dtype).state_dict())
+        with torch.no_grad():
+            for source, target in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+                whole = source.data
+                target.copy_(distribute_tensor(whole, target.device_mesh, target.placements) if isinstance(target, DTensor) else whole)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Under FSDP from the gathered copy: the Trainer's own way fails on shards of unequal size where weights are tied."""
+        whole = self.whole_model()
+        if self._copy is None:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            whole.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of ``GlobalBatches``, dealt to the processes one by one."""
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator))
+
+    def _global_batches(self, times: int = 1) -> GlobalBatches:
+        order = GroupedSampler(self.group_of_row or [str(i) for i in range(len(self.train_dataset))], self.args.seed)
+        pieces = self.args.gradient_accumulation_steps * self.args.world_size
+        return GlobalBatches(order, self.args.per_device_train_batch_size * pieces, pieces, times)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -103,7 +178,7 @@ class RankingTrainer(Trainer):
         name, output = f"checkpoint-{self.state.global_step}", Path(self.args.output_dir)
         if (output / name).exists():
             return
-        broken = first_not_finite(self.model)
+        broken = first_not_finite(self.whole_model())
         if broken.startswith("parameter"):
             raise UserError(f"step {self.state.global_step}: {broken}; it was not saved; {self._last_good()}; lower the learning rate")
         self._staging = output / ".staging"
@@ -154,15 +229,15 @@ class SFTTrainer(RankingTrainer):
 
     def __init__(self, *args: Any, trie: SidTrie | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
         share = base_causal_lm(self.model).takes_trees
         paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else None
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
         """Mean negative log-likelihood per completion token of the global batch."""
-        count = len(inputs["shift_labels"]) if num_items_in_batch is None else num_items_in_batch
-        return -sft_logp(model, inputs) / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        if not len(inputs["shift_labels"]):
+            return zero_loss(model, inputs["tree"])
+        return -sft_logp(model, inputs) / num_items_in_batch * self.accelerator.num_processes      # gradients are averaged over processes
 
 
 def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -186,8 +261,12 @@ def collate_sft(rows: Sequence[Row], share: bool = True, trie: SidTrie | None = 
     """Rows to one packed tree with its (slot, label) pairs.
 
     With a trie a SID's end-of-sequence token, which nothing can replace, is no label, and ``sid_pairs`` tells which pairs
-    are normalised over ``children``.
+    are normalised over ``children``. Without rows the tree is one token and there is no pair.
     """
+    if not rows:
+        none = torch.empty(0, dtype=torch.long)
+        return {"tree": pack_trees([[0]], share=share), "slots": none, "pair_rows": none, "shift_labels": none, "labels": none,
+                "sid_pairs": none, "children": none[:, None]}
     is_sid = [trie is not None and row.task.endswith("to_sid") for row in rows]
     sequences = [row.prompt + (row.completion[:-1] if sid else row.completion) for row, sid in zip(rows, is_sid, strict=True)]
     tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
@@ -196,7 +275,21 @@ def collate_sft(rows: Sequence[Row], share: bool = True, trie: SidTrie | None = 
     sid_pairs = inverse[torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))]
     above = [node for row, sid in zip(rows, is_sid, strict=True) if sid for node in [0, *paths[row.target_item][:-1]]]
     children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64))) if above else torch.empty(0, 1, dtype=torch.long)
-    return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels, "sid_pairs": sid_pairs, "children": children}
+    return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels, "labels": labels, "sid_pairs": sid_pairs,
+            "children": children}       # the Trainer counts shift_labels, and only where there are labels
+
+
+def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:
+    """0 that depends on every weight, for a process without rows: the others wait for its gradients all the same."""
+    nothing = torch.empty(0, dtype=torch.long, device=tree.input_ids.device)
+    return model(tree=tree, slots=nothing, readout=lambda hidden, head: head.columns(hidden, nothing.new_zeros(1)).sum())
+
+
+def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
+    """Numbered rows to what ``roll_out`` takes, with a label for each, as the Trainer counts labels."""
+    numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
+    labels = torch.zeros(len(rows))
+    return {"prompts": {"rows": rows, "numbers": numbers}, "shift_labels": labels, "labels": labels}
 
 
 class Rollouts(NamedTuple):
@@ -225,64 +318,80 @@ class GRPOTrainer(RankingTrainer):
     """
 
     def __init__(self, *args: Any, trie: SidTrie, settings: RLSettings, reward: Reward, ref_model: nn.Module | None, **kwargs: Any):
+        self.settings = settings
         super().__init__(*args, **kwargs)
-        self.trie, self.settings, self.reward = trie.to(self.args.device), settings, reward
+        self.trie, self.reward, self.stop_signal.every = trie.to(self.args.device), reward, settings.num_iterations
         self.ref_model = ref_model.to(self.args.device).eval() if ref_model is not None else None
-        self.data_collator = list
-        self.model_accepts_loss_kwargs = False
+        self.train_dataset = list(enumerate(self.train_dataset))
+        self.data_collator = collate_rl
         self.share = base_causal_lm(self.model).takes_trees
         first_item = [trie.items_of_leaf(leaf)[0] for leaf in range(trie.num_leaves)]
         self.item_of_leaf = torch.tensor(first_item, device=self.args.device)
         self._buffer: list[Rollouts] = []
-        self._logged: list[dict[str, float]] = []
+        self._logged: list[tuple[int, dict[str, float]]] = []
         if self.ref_model is not None and settings.sync_ref_steps:
             self.add_callback(SyncReference(self))
 
-    def compute_loss(self, model: nn.Module, inputs: list[Row], return_outputs: bool = False, num_items_in_batch: Any = None):
-        """Clipped policy loss plus KL of one micro-batch of groups."""
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
+        """Clipped policy loss plus KL of one micro-batch of groups: its share of the mean over the groups of the global batch."""
         rollouts = self._rollouts_for(inputs)
         kept = self._kept_groups(rollouts)
-        loss, metrics = self._loss(model, rollouts, kept)
-        self._logged.append(rollouts.metrics | metrics)
-        return loss
+        metrics: dict[str, float] = {}
+        if kept:
+            loss, metrics = self._loss(model, rollouts, kept, num_items_in_batch)
+        else:
+            loss = zero_loss(model, pack_trees([[0]], share=self.share).to(self.args.device))
+        self._logged += [(len(rollouts.prompts), rollouts.metrics), (len(kept), metrics)]
+        return loss * self.accelerator.num_processes      # gradients are averaged over processes
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        once = super()._get_train_sampler(train_dataset)
-        block = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return once if self.settings.num_iterations == 1 else RepeatedSampler(once, block, self.settings.num_iterations)
+    def _global_batches(self, times: int = 1) -> GlobalBatches:
+        return super()._global_batches(self.settings.num_iterations)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of the rollout metrics since the last log."""
-        if self._logged and "loss" in logs:
-            keys = sorted({key for row in self._logged for key in row})
-            logs |= {key: float(np.mean([row[key] for row in self._logged if key in row])) for key in keys}
+        """Add the means of the rollout metrics since the last log, over the groups of all processes."""
+        if "loss" in logs:
+            sums: dict[str, list[float]] = {}
+            for weight, metrics in gather_object(self._logged):
+                for key, value in metrics.items():
+                    total = sums.setdefault(key, [0.0, 0])
+                    total[0], total[1] = total[0] + weight * value, total[1] + weight
+            logs |= {key: sums[key][0] / sums[key][1] for key in sorted(sums)}
             self._logged = []
         super().log(logs, *args, **kwargs)
 
-    def _rollouts_for(self, inputs: list[Row]) -> Rollouts:
+    def _rollouts_for(self, inputs: dict[str, Any]) -> Rollouts:
         """New rollouts, or with ``num_iterations`` > 1 those made for these rows on the first of its passes."""
         if self.settings.num_iterations == 1:
-            return self.roll_out(inputs)
+            return self.roll_out(**inputs["prompts"])
         accumulation = self.args.gradient_accumulation_steps
         if self.state.global_step % self.settings.num_iterations == 0 and len(self._buffer) >= accumulation:
             self._buffer = []
         if len(self._buffer) < accumulation and self.state.global_step % self.settings.num_iterations == 0:
-            self._buffer.append(self.roll_out(inputs))
+            self._buffer.append(self.roll_out(**inputs["prompts"]))
             return self._buffer[-1]
         self._buffer.append(self._buffer.pop(0))
         return self._buffer[-1]
 
     @torch.no_grad()
-    def roll_out(self, rows: Sequence[Row]) -> Rollouts:
-        """Generate G completions per prompt with the current policy and reward them."""
+    def roll_out(self, rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Rollouts:
+        """Generate G completions per prompt with the current policy and reward them.
+
+        Args:
+            rows: at least one, but for a process without rows in a step, which must take part.
+            numbers: of the rows in the data set; they seed the noise of ``gumbel`` and ``sample``.
+        """
         s, device = self.settings, self.args.device
-        was_training = self.model.training
-        self.model.eval()
+        model = self.whole_model()
+        if not rows:
+            return Rollouts([], *([torch.empty(0, device=device)] * 4), [], {})
+        was_training = model.training
+        model.eval()
         prompts = [row.prompt for row in rows]
-        generator = torch.Generator(device=device).manual_seed(torch.randint(2**31, ()).item()) if s.rollout != "beam" else None
-        beams: Beams = constrained_beam_search(make_decoder(self.model), prompts, self.trie, s.num_generations, normalize=s.normalize,
-                                               rollout=s.rollout, temperature=s.temperature, generator=generator)
-        self.model.train(was_training)
+        seeds = [seed_of(self.args.seed, self.state.global_step, number) for number in numbers or range(len(rows))]
+        generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds] if s.rollout != "beam" else None
+        beams: Beams = constrained_beam_search(make_decoder(model), prompts, self.trie, s.num_generations, normalize=s.normalize,
+                                               rollout=s.rollout, temperature=s.temperature, generator=generators)
+        model.train(was_training)
         alive = beams.leaves >= 0
         targets = torch.tensor([row.target_item for row in rows], device=device)
         items = torch.where(alive, self.item_of_leaf[beams.leaves.clamp(min=0)], -1)
@@ -304,10 +413,15 @@ class GRPOTrainer(RankingTrainer):
         everything = list(range(len(rollouts.prompts)))
         if self.ref_model is not None or self.settings.sft_weight:
             return everything
-        return [b for b in everything if bool((rollouts.advantages[b] != 0).any())] or everything[:1]
+        return [b for b in everything if bool((rollouts.advantages[b] != 0).any())]
 
-    def _loss(self, model: nn.Module, rollouts: Rollouts, kept: list[int]) -> tuple[Tensor, dict[str, float]]:
-        s = self.settings
+    def _loss(self, model: nn.Module, rollouts: Rollouts, kept: list[int], groups: Any = None) -> tuple[Tensor, dict[str, float]]:
+        """The kept groups' share of the mean over ``groups`` (those of the rollouts unless said), each the mean of its completions.
+
+        Every group has as many live completions (all G, or the whole catalogue), so this is TRL's mean over completions;
+        as a sum over a count that is known beforehand it does not depend on how a batch is cut into micro-batches.
+        """
+        s, groups = self.settings, groups or len(rollouts.prompts)
         prompts, targets = [rollouts.prompts[b] for b in kept], [rollouts.targets[b] for b in kept] if s.sft_weight else None
         batch = GroupBatch.make(prompts, rollouts.nodes[kept], rollouts.alive[kept], self.trie, self.share, targets)
         output = batch.forward(model, s.normalize, s.kl == "exact" and self.ref_model is not None)
@@ -325,11 +439,11 @@ class GRPOTrainer(RankingTrainer):
             metrics["kl"] = (kl.detach() * mask).sum().item() / max(1, int(mask.sum()))
         lengths = mask.sum(-1).clamp(min=1)
         per_completion = (per_token * mask).sum(-1) / lengths                                              # (B, G)
-        loss = per_completion.sum() / max(1, int(rollouts.alive.sum()))
+        loss = (per_completion.sum(-1) / rollouts.alive[kept].sum(-1)).sum() / groups
         if s.sft_weight:
-            likelihood = output.target_logps.mean()
-            loss = loss - s.sft_weight * likelihood
-            metrics["target_logp"] = likelihood.item()
+            likelihood = output.target_logps.mean(-1)                                                      # (B,)
+            loss = loss - s.sft_weight * likelihood.sum() / groups
+            metrics["target_logp"] = likelihood.mean().item()
         return loss, metrics
 
     def _complete(self, staged: Path) -> None:
@@ -366,31 +480,55 @@ class GroupedSampler(Sampler[int]):
             yield from self._members[i]
 
 
-class RepeatedSampler(Sampler[int]):
-    """Every block of ``block`` rows ``times`` times in a row: the passes of ``num_iterations`` over the same rollouts."""
+class GlobalBatches(BatchSampler):
+    """The rows of every optimiser step, cut into its micro-batches: ``pieces`` for all processes, of equal size or one less.
 
-    def __init__(self, inner: GroupedSampler, block: int, times: int):
-        self.inner, self.block, self.times = inner, block, times
+    The last batch of an epoch has what rows are left: none is repeated or dropped, and a piece may be empty. With
+    ``times`` every step comes that often in a row: the passes of ``num_iterations`` over the same rollouts. Accelerate
+    deals the pieces out to the processes one by one.
+    """
+
+    def __init__(self, order: GroupedSampler, batch_size: int, pieces: int, times: int = 1):
+        self.sampler, self.global_batch_size, self.pieces, self.times = order, batch_size, pieces, times
+        self.batch_size, self.drop_last = None, False       # tells accelerate that sizes vary
 
     def set_epoch(self, epoch: int) -> None:
         """Passed on."""
-        self.inner.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.inner) // self.block * self.block * self.times
+        return -(-len(self.sampler) // self.global_batch_size) * self.times * self.pieces
 
     def __iter__(self):
-        rows = list(self.inner)
-        for start in range(0, len(rows) - self.block + 1, self.block):
+        rows = list(self.sampler)
+        for start in range(0, len(rows), self.global_batch_size):
+            batch = rows[start: start + self.global_batch_size]
             for _ in range(self.times):
-                yield from rows[start: start + self.block]
+                yield from (piece.tolist() for piece in np.array_split(np.array(batch), self.pieces))
+
+
+def seed_of(*numbers: int) -> int:
+    """One well-mixed seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class EpochOrder(TrainerCallback):
+    """Gives every epoch its order, also the one in which a run is resumed: accelerate and the Trainer do not reach so deep."""
+
+    def __init__(self, batches: GlobalBatches):
+        self.batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first row is read."""
+        self.batches.set_epoch(int(state.epoch))
 
 
 class StopSignal(TrainerCallback):
-    """SIGTERM or SIGINT: finish the step, save, stop. A second one ends the process at once."""
+    """SIGTERM or SIGINT, of any process: all finish the step, save, stop. A second one ends a lone process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.every = 1
 
     def listen(self) -> None:
         """Install the handlers; only the main thread may."""
@@ -398,11 +536,14 @@ class StopSignal(TrainerCallback):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: Any) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        self.received = number      # a launcher passes on what the terminal has sent to all already; it kills after half a minute
+        signal.signal(number, signal.SIG_DFL if PartialState().num_processes == 1 else signal.SIG_IGN)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask the Trainer to save and stop."""
+        """Ask the Trainer to save and stop; rollouts that are still to be reused are not saved, so their steps come first."""
+        if state.global_step % self.every:
+            return
+        self.received = int(gather(torch.tensor(self.received or 0, device=args.device)).max()) or None
         if self.received:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
@@ -419,7 +560,7 @@ class SyncReference(TrainerCallback):
         s = self.trainer.settings
         if state.global_step % s.sync_ref_steps == 0:
             with torch.no_grad():
-                policy = base_causal_lm(self.trainer.model).parameters()
+                policy = base_causal_lm(self.trainer.whole_model()).parameters()
                 for p, r in zip(policy, base_causal_lm(self.trainer.ref_model).parameters(), strict=True):
                     r.mul_(1 - s.sync_ref_alpha).add_(p.to(r.dtype), alpha=s.sync_ref_alpha)
 

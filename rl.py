@@ -33,7 +33,7 @@ def main() -> None:
 
     path = artifacts.stage_path(experiment, "rl")
     if artifacts.is_done(experiment, "rl"):
-        print(f"{path} is finished; next: {artifacts.COMMANDS['evaluate']} with the same --config")
+        runs.say(f"{path} is finished; next: {artifacts.COMMANDS['evaluate']} with the same --config")
         return
     with runs.locked(path):
         train(experiment, path)
@@ -51,6 +51,7 @@ def train(experiment: Experiment, path: Path) -> None:
 
     s = experiment.rl
     runs.quiet_libraries()
+    runs.check_launch()
 
     # Data and the SFT model
     data_dir, sids_dir, sft_dir = (artifacts.require_stage(experiment, stage) for stage in ("data", "sids", "sft"))
@@ -63,6 +64,7 @@ def train(experiment: Experiment, path: Path) -> None:
     rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     reference = backbone.load(sft_dir, torch.float32)[0].requires_grad_(False) if s.beta > 0 else None
+    torch.manual_seed(experiment.seed)      # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(model, experiment.model, sid_token_ids)
     runs.say(f"{len(rows):,} prompts x {s.num_generations} completions; {runs.describe(model)}")
 
@@ -87,7 +89,7 @@ def train(experiment: Experiment, path: Path) -> None:
     # Hand on whichever ranks the validation rows better
     best = trainer.state.best_metric
     improved = best is not None and best > before["NDCG@10"]
-    chosen = backbone.merged(trainer.model) if improved else backbone.load(sft_dir, torch.float32)[0]
+    chosen = backbone.merged(trainer.whole_model()) if improved else backbone.load(sft_dir, torch.float32)[0]
     facts = {"sids_sha256": sids.sha256, "improved_on_sft": improved, "sft_validation_NDCG@10": before["NDCG@10"]}
     if trainer.is_world_process_zero():
         with artifacts.committed(path, "rl", contents.settings, contents.parents, **facts) as staging:

@@ -23,7 +23,7 @@ def main() -> None:
 
     path = artifacts.stage_path(experiment, "sft")
     if artifacts.is_done(experiment, "sft"):
-        print(f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config")
+        runs.say(f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config")
         return
     with runs.locked(path):
         train(experiment, path)
@@ -38,6 +38,7 @@ def train(experiment: Experiment, path: Path) -> None:
 
     s, model_settings = experiment.sft, experiment.model
     runs.quiet_libraries()
+    runs.check_launch()
 
     # Data
     data_dir, sids_dir = artifacts.require_stage(experiment, "data"), artifacts.require_stage(experiment, "sids")
@@ -70,10 +71,10 @@ def train(experiment: Experiment, path: Path) -> None:
     runs.train_or_resume(trainer)
 
     # Save
-    best = trainer.state.best_metric
+    best, whole = trainer.state.best_metric, trainer.whole_model()
     if trainer.is_world_process_zero():
         with artifacts.committed(path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256) as staging:
-            backbone.save(backbone.merged(trainer.model), tokenizer, contents.sids_file, template, staging)
+            backbone.save(backbone.merged(whole), tokenizer, contents.sids_file, template, staging)
             runs.save_log(trainer, staging)
     runs.clean_up(experiment, "sft")
     runs.say(f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"

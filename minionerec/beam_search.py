@@ -30,6 +30,7 @@ from minionerec.output_head import LogitsHead, OutputHead, output_head
 from minionerec.sids import SidTrie
 from minionerec.trees import Blocks, attention_over_blocks, base_causal_lm, common_prefix, pack_trees
 
+Noise = torch.Generator | Sequence[torch.Generator] | None
 BEGINNING_TOKENS = 16     # a common beginning shorter than this is not worth a forward of its own
 
 
@@ -167,7 +168,7 @@ def constrained_beam_search(
     score_eos: int | None = None,
     rollout: str = "beam",
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
 ) -> Beams:
     """Search one batch of prompts.
 
@@ -182,7 +183,7 @@ def constrained_beam_search(
         rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic beam search,
             arXiv:1903.06059, algorithm 1); ``sample``: W independent draws, which may repeat. Both draw from the trie's
             own distribution at ``temperature``; scores stay those of ``normalize``.
-        generator: source of the noise.
+        generator: source of the noise; one for each prompt makes a prompt's results independent of its batch.
     """
     context = getattr(decoder.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts)) + trie.num_levels
@@ -275,14 +276,13 @@ def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, leve
 
 
 def _choose(state: _State, child: Tensor, logp: Tensor, draw: Tensor, num_beams: int, rollout: str,
-            generator: torch.Generator | None) -> tuple[_State, Tensor]:
+            generator: Noise) -> tuple[_State, Tensor]:
     """Keep the best (or the drawn) candidates; returns the new beams and which beam each one continues, ``(B, W)``."""
     batch, width, fan_out = child.shape
     score, drawn = state.scores[..., None] + logp, state.draws[..., None] + draw
     noise = _gumbel_top_down(drawn, state.noise, generator) if rollout == "gumbel" else drawn
     if rollout == "sample":
-        exponential = torch.empty_like(draw).exponential_(generator=generator)
-        picked = (draw - exponential.log()).argmax(dim=-1)                                              # Gumbel-max
+        picked = (draw - _exponential(draw, generator).log()).argmax(dim=-1)                                              # Gumbel-max
         flat = torch.arange(width, device=child.device) * fan_out + picked
     else:
         key = noise if rollout == "gumbel" else score
@@ -298,20 +298,27 @@ def _choose(state: _State, child: Tensor, logp: Tensor, draw: Tensor, num_beams:
     return _State(nodes, scores, take(drawn), take(noise), token_logps), parents
 
 
-def _gumbel_top_down(logp: Tensor, parent_noise: Tensor, generator: torch.Generator | None) -> Tensor:
+def _gumbel_top_down(logp: Tensor, parent_noise: Tensor, generator: Noise) -> Tensor:
     """Gumbels of the children, conditioned on their maximum being the parent's (arXiv:1903.06059, appendix B.3).
 
     Args:
         logp: ``(B, W, F)`` log-probability of each child's partial sequence, -inf where there is none.
         parent_noise: ``(B, W)`` the parents' perturbed log-probabilities.
     """
-    noise = logp - torch.empty_like(logp).exponential_(generator=generator).log()
+    noise = logp - _exponential(logp, generator).log()
     top = noise.amax(dim=-1, keepdim=True)
     target = parent_noise[..., None]
     gap = target - noise + torch.log1p(-torch.exp((noise - top).clamp(max=-1e-7)))
     moved = target - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
     moved = torch.where(noise == top, target, moved)
     return moved.masked_fill(logp == -torch.inf, -torch.inf)
+
+
+def _exponential(like: Tensor, generator: Noise) -> Tensor:
+    """Exponential noise of the shape ``(B, ...)``; from a generator for each prompt, if there are several."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.empty_like(like).exponential_(generator=generator)
+    return torch.stack([torch.empty_like(row).exponential_(generator=own) for row, own in zip(like, generator, strict=True)])
 
 
 def search_all(

@@ -13,11 +13,13 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
+import json
 import math
 import operator
 import os
 import re
 import sys
+import time
 import typing
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -30,6 +32,9 @@ from minionerec.settings import RL_PRESETS, Experiment
 SECTIONS = [f.name for f in dataclasses.fields(Experiment) if f.default_factory is not dataclasses.MISSING]
 TOP_LEVEL = [f.name for f in dataclasses.fields(Experiment) if f.name not in SECTIONS]
 TAG = "tag:yaml.org,2002:"
+USER_ERROR, LOST_PROCESS = 2, 3        # exit codes
+LAUNCHER = "MINIONEREC_LAUNCHER"       # set where minionerec/launch.py has started this process
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")     # gloo, when another process has ended
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 BOUNDS = (("low", ">=", operator.ge), ("high", "<=", operator.le), ("above", ">", operator.gt))
 
@@ -74,13 +79,32 @@ class Entry:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a ``UserError`` into its text on stderr (from the first process only) and exit code 2."""
+    """Turn a ``UserError`` into its text on stderr and exit code 2.
+
+    Of several processes any may be the one to fail: each leaves its text to the launcher (``minionerec/launch.py``), which
+    prints the cause once; under another launcher the first process prints. A process that only lost the failing one ends
+    quietly with an exit code of its own.
+    """
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr, flush=True)
-        sys.exit(2)
+        _leave(str(error))
+        sys.exit(USER_ERROR)
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(text in str(error) for text in GONE):
+            raise
+        _leave(lost=True, text=f"process {os.environ['RANK']} lost the connection to another process: {str(error).splitlines()[0]}")
+        os._exit(LOST_PROCESS)      # the usual way out would wait for the other process
+
+
+def _leave(text: str, lost: bool = False) -> None:
+    """Print an error's text, or write it where torchrun looks for it if our launcher will print it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if LAUNCHER in os.environ and file:
+        with open(file, "w", encoding="utf-8") as handle:
+            json.dump({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time())), "lost": lost}}}, handle)
+    elif os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_command_line(

@@ -121,9 +121,8 @@ run_python() {
 
 # launch SCRIPT ARGUMENTS...: as many processes as there are visible GPUs, or as the file ACCELERATE_CONFIG says.
 #
-# One process is started without `accelerate launch`: all that it would add are the variables set here, and in exchange
-# it hides the exit code, answers a one-line error with a traceback of its own and leaves the stage running when it is
-# told to stop.
+# One process is started without `accelerate launch`, which would only add the variables set here; several are started
+# through minionerec/launch.py, which keeps a stage's exit code and its one-line errors.
 launch() {
     local processes options=() script="$ROOT/$1" file="${ACCELERATE_CONFIG:-}"
     [[ -z "$file" ]] || check_accelerate_config "$file"
@@ -146,7 +145,7 @@ launch() {
         [[ -z "${MAIN_PROCESS_IP:-}" ]] || options+=(--main_process_ip "$MAIN_PROCESS_IP")
     fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads_for "$processes")}"
-    exec "$PYTHON" -P -m accelerate.commands.launch "${options[@]}" --num_processes "$processes" "$script" "$@"
+    exec "$PYTHON" -P -m minionerec.launch "${options[@]}" --num_processes "$processes" "$script" "$@"
 }
 
 # Refuse a file that cannot work; on the CPU, hide the GPUs from everything that the stage starts.

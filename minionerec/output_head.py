@@ -129,7 +129,8 @@ def head_weight(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         base, learnt = tokens.base_layer, not (tokens.disable_adapters or tokens.merged)
         weight = tokens.get_merged_weights(tokens.active_adapters) if learnt else base.weight
         return weight, getattr(base, "bias", None)
-    return (layer.weight, layer.bias) if type(layer) is nn.Linear else (None, None)
+    is_linear = type(layer).forward is nn.Linear.forward       # also where FSDP has changed the class
+    return (layer.weight, layer.bias) if is_linear else (None, None)
 
 
 def vocab_logps(hidden: Tensor, head: OutputHead | LogitsHead, rows: Tensor, tokens: Tensor) -> Tensor:

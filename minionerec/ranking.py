@@ -1,7 +1,8 @@
 """From samples to ranked items: what validation, evaluation and serving share.
 
-Every process ranks its own share of the samples; the shares come together in the order of the samples, so the number of
-processes, the batch size and padding change nothing in what is written.
+Every process ranks its own share of the batches that one process would make; the shares come together in the order of the
+samples, so the number of processes changes not a bit of what is written, and neither do batch size and padding but for
+rounding.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ def rank(
         ``(n, W)`` leaves of the trie, best first, -1 where there is no further one; ``(n, W)`` log-probabilities.
     """
     state = PartialState()
-    mine = range(state.process_index, len(samples), state.num_processes)
-    prompts = [renderer.prompt(TASK, samples[i].history) for i in mine]
+    prompts = [renderer.prompt(TASK, sample.history) for sample in samples]
+    order = sorted(range(len(samples)), key=lambda i: -len(prompts[i]))
+    batches = [order[start: start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = [i for batch in batches[state.process_index:: state.num_processes] for i in batch]
     excluded = [excluded_leaves(trie, samples[i].history) for i in mine] if exclude_history else None
-    leaves, scores = search_all(model, prompts, trie, num_beams, batch_size=batch_size, normalize=normalize, excluded=excluded,
-                                progress=progress if state.is_main_process else None)
-    if state.num_processes == 1:
-        return leaves, scores
-    together = gather_object(list(zip(mine, leaves, scores, strict=True)))
+    leaves, scores = search_all(model, [prompts[i] for i in mine], trie, num_beams, batch_size=batch_size, normalize=normalize,
+                                excluded=excluded, progress=progress if state.is_main_process else None)
+    together = list(zip(mine, leaves, scores, strict=True))
+    together = gather_object(together) if state.num_processes > 1 else together
     together.sort(key=lambda row: row[0])
     return np.stack([row[1] for row in together]), np.stack([row[2] for row in together])
 

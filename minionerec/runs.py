@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -46,6 +46,30 @@ def say(text: str) -> None:
 def processes() -> PartialState:
     """This process among those of the launch; on CPUs accelerate sees the others only when it is told so first."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def check_launch() -> None:
+    """Refuse a launch configuration under which decoding would not see the whole model, or a checkpoint would not be whole.
+
+    Raises:
+        UserError: with a line for every setting to change.
+    """
+    on = lambda key: os.environ.get(key, "").lower() in ("1", "true")  # noqa: E731
+    problems = []
+    if on("ACCELERATE_USE_FSDP") and processes().distributed_type == DistributedType.MULTI_CPU:
+        problems.append("accelerate configuration: distributed_type: got FSDP on the CPU, where accelerate shards nothing; use "
+                        "configs/accelerate/cpu_processes.yaml")
+    if on("ACCELERATE_USE_FSDP"):
+        for key, good in (("FSDP_VERSION", "2"), ("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT"), ("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")):
+            found = os.environ.get(key, good)
+            if found.lower() != good.lower():
+                problems.append(f"accelerate configuration: {key.lower()}: got {found}, expected {good}, as in "
+                                "configs/accelerate/fsdp.yaml")
+    if on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        problems.append("accelerate configuration: zero_stage: got 3, which shards the weights that decoding reads; expected at most 2, "
+                        "or FSDP with configs/accelerate/fsdp.yaml")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 @contextlib.contextmanager
@@ -128,7 +152,7 @@ def training_arguments(experiment: Experiment, stage: str, *, eval_steps: int, t
         logging_nan_inf_filter=False, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=s.warmup_steps,
         max_grad_norm=s.max_grad_norm, weight_decay=getattr(s, "weight_decay", 0.0), bf16=bf16, use_cpu=not torch.cuda.is_available(),
         seed=experiment.seed, data_seed=experiment.seed, report_to=report_to, run_name=experiment.name, remove_unused_columns=False,
-        disable_tqdm=not sys.stderr.isatty(), ddp_find_unused_parameters=False,
+        disable_tqdm=not sys.stderr.isatty(), log_level_replica="error", ddp_find_unused_parameters=False,
         **specific)
 
 

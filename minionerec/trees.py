@@ -255,16 +255,16 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
     ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``. For a tree without blocks
     it takes the model's plain way to the logits, whatever the architecture, and ``hidden`` are those logits.
     """
-    plain_forward = model.forward
+    plain_forward = type(model).forward      # of the class: a deep copy of the model must not run the original's
     model.plain_attention = model.config._attn_implementation
 
     def forward(self: PreTrainedModel, *args, tree: TokenTree | None = None, slots: Tensor | None = None, readout=None, **kwargs):
         if tree is None or tree.blocks is None:
             self.config._attn_implementation = self.plain_attention
             if tree is None:
-                return plain_forward(*args, **kwargs)
+                return plain_forward(self, *args, **kwargs)
             # right-padded rows need no mask: causal models read from left to right
-            return readout(plain_forward(input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead())
+            return readout(plain_forward(self, input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[slots], LogitsHead())
         hidden = tree_hidden(self, tree)
         return readout(hidden[slots], output_head(self))
 

@@ -14,7 +14,7 @@ from minionerec.dataset import Row
 from minionerec.policy import k3_kl
 from minionerec.settings import RL_PRESETS, RLSettings
 from minionerec.sids import SidTrie
-from minionerec_trainer import GRPOTrainer, GroupedSampler, RepeatedSampler, exact_kl
+from minionerec_trainer import GlobalBatches, GRPOTrainer, GroupedSampler, exact_kl
 from tests.worlds import random_catalogue, tiny_model, tiny_run, weights_digest
 
 LEVELS = [list(range(10, 15)), list(range(15, 20)), list(range(20, 25))]
@@ -244,8 +244,24 @@ def test_the_sampler_keeps_groups_together_and_depends_on_seed_and_epoch_alone()
     assert list(sampler) == first != second or first == second
 
 
-def test_reused_rollouts_repeat_whole_blocks_of_rows():
-    sampler = RepeatedSampler(GroupedSampler([""] * 7, seed=0), block=3, times=2)
-    rows = list(sampler)
-    assert len(rows) == len(sampler) == 12
-    assert rows[:3] == rows[3:6] and rows[6:9] == rows[9:] and set(rows[:3]).isdisjoint(rows[6:9])
+def test_every_row_is_in_one_step_of_an_epoch_and_steps_are_cut_evenly_for_any_number_of_processes():
+    """Accelerate's own sharding repeats rows of the epoch's beginning until its last step is full."""
+    from accelerate.data_loader import BatchSamplerShard
+
+    for count, size, pieces in ((23, 8, 4), (24, 8, 4), (3, 8, 4), (9, 8, 4)):
+        whole = list(GlobalBatches(GroupedSampler([""] * count, seed=0), size, pieces))
+        assert sorted(row for piece in whole for row in piece) == list(range(count))
+        steps = [whole[start: start + pieces] for start in range(0, len(whole), pieces)]
+        assert [sum(map(len, step)) for step in steps[:-1]] == [size] * (len(steps) - 1)
+        assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in steps)
+        for processes in (1, 2, 4):
+            shards = [list(BatchSamplerShard(GlobalBatches(GroupedSampler([""] * count, seed=0), size, pieces), processes, rank))
+                      for rank in range(processes)]
+            assert [piece for together in zip(*shards, strict=True) for piece in together] == whole
+
+
+def test_reused_rollouts_repeat_whole_steps():
+    batches = GlobalBatches(GroupedSampler([""] * 7, seed=0), 3, pieces=1, times=2)
+    pieces = list(batches)
+    assert len(pieces) == len(batches) == 6
+    assert pieces[::2] == pieces[1::2] and sorted(sum(pieces[::2], [])) == list(range(7))

@@ -1,0 +1,96 @@
+"""Several stages in one process of several, as ``accelerate launch`` starts it: importing torch once for all of them.
+
+    accelerate launch [...] tests/stages.py [--faults NAME,...] CONFIG:STAGE[:KEY=VALUE...] ...
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import evaluate  # noqa: E402
+import minionerec_trainer as trainers  # noqa: E402
+import rl  # noqa: E402
+import sft  # noqa: E402
+from minionerec.config import UserError, one_line_errors  # noqa: E402
+
+from accelerate import DistributedType, PartialState  # noqa: E402
+
+MAIN = {"sft": sft.main, "rl": rl.main, "evaluate": evaluate.main}
+SECOND = os.environ.get("RANK") == "1"
+
+
+def fsdp_on_cpu() -> None:
+    """Accelerate leaves FSDP out for processes on the CPU, and only there; torch itself shards on gloo too."""
+    original = PartialState.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
+
+
+def die_at_third_save() -> None:
+    """Every process ends as if killed, once the third checkpoint is there."""
+    saves, original = [], trainers.RankingTrainer._save_checkpoint
+
+    def save(self, *args):
+        original(self, *args)
+        saves.append(self.state.global_step)
+        if len(saves) == 3:
+            os._exit(9)
+
+    trainers.RankingTrainer._save_checkpoint = save
+
+
+def nan_in_second_process() -> None:
+    """Its loss alone is not a number in the third step."""
+    original = trainers.SFTTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan") if SECOND and self.state.global_step == 2 else loss
+
+    trainers.SFTTrainer.compute_loss = compute_loss
+
+
+def mistake_in_second_process() -> None:
+    """It alone finds something to refuse, while the first waits for its gradients."""
+    original = trainers.SFTTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if SECOND and self.state.global_step == 1:
+            raise UserError("row 7: too long; shorten it")
+        return original(self, *args, **kwargs)
+
+    trainers.SFTTrainer.compute_loss = compute_loss
+
+
+def show_sharding() -> None:
+    """Say how much of the model's weights the optimiser of the first process holds."""
+    original = trainers.RankingTrainer._prepare_for_training
+
+    def prepare(self, *args):
+        prepared = original(self, *args)
+        weights = [p.to_local() if isinstance(p, trainers.DTensor) else p for group in self.optimizer.param_groups for p in group["params"]]
+        whole = sum(p.numel() for p in trainers.base_causal_lm(self.whole_model()).parameters())
+        if not SECOND:
+            print(f"share of the weights: {sum(p.numel() for p in weights) / whole:.3f}", flush=True)
+        return prepared
+
+    trainers.RankingTrainer._prepare_for_training = prepare
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words[0] == "--faults":
+        for name in words[1].split(","):
+            globals()[name]()
+        words = words[2:]
+    with one_line_errors():
+        for word in words:
+            config, stage, *flags = word.split(":")
+            sys.argv = [stage, "--config", config, *(part for flag in flags for part in f"--{flag}".split("="))]
+            MAIN[stage]()
