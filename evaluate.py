@@ -56,8 +56,9 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     rows = samples.splits[s.split]
     runs.say(f"{len(rows):,} {s.split} rows, {s.num_beams} beams, {runs.describe(model)}")
     start = time.perf_counter()
-    leaves, scores = ranking.rank(model.to(state.device), rows, renderer, trie, s.num_beams, batch_size=s.batch_size,
-                                  normalize=s.normalize, exclude_history=s.exclude_history, progress="ranking")
+    with backbone.fits_memory("evaluate.batch_size or evaluate.num_beams"):
+        leaves, scores = ranking.rank(model.to(state.device), rows, renderer, trie, s.num_beams, batch_size=s.batch_size,
+                                      normalize=s.normalize, exclude_history=s.exclude_history, progress="ranking")
     seconds = time.perf_counter() - start
     records = ranking.predictions(rows, leaves, scores, trie, sids.item_ids, s.exclude_history)
 
@@ -69,13 +70,15 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         raise UserError(f"{metrics['invalid']} recommended ids are not in the catalogue and {metrics['duplicates']} are repeated; "
                         "nothing was written, since this must never happen: please report it with your config")
     metrics |= {"num_beams": s.num_beams, "checkpoint": str(s.checkpoint), "split": s.split, "sids_sha256": sids.sha256,
-                "normalize": s.normalize, "exclude_history": s.exclude_history}
+                "normalize": s.normalize, "exclude_history": s.exclude_history, "empty": sum(not record["item_ids"] for record in records)}
     if state.is_main_process:
         with artifacts.committed(path, "evaluate", artifacts.relevant_settings(experiment, "evaluate"), [data_dir, sids_dir, *parents],
                                  sids_sha256=sids.sha256) as staging:
             artifacts.write_json(staging / "metrics.json", metrics)
             with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
                 handle.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if metrics["empty"]:
+        runs.say(f"{metrics['empty']:,} users got an empty list: their histories exclude the whole catalogue (evaluate.exclude_history)")
     runs.say(f"\n{metrics_table({f'{Path(s.checkpoint).name} ({s.split})': metrics})}\n\n{len(rows):,} rows in {seconds:.1f} s "
              f"({len(rows) / seconds:.1f} users/s); invalid 0, duplicates 0; top-10 coverage {metrics['coverage@10']:.1%}"
              f"\nwritten to {path}; all experiments side by side: python -m minionerec.summary --config ...")

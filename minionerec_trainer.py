@@ -39,7 +39,7 @@ from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
 from minionerec.config import UserError
 from minionerec.dataset import Row
 from minionerec.output_head import LogitsHead, OutputHead, children_logps, pick_child, vocab_logps
-from minionerec.policy import GroupBatch, exact_kl, k3_kl, label_pairs
+from minionerec.policy import GroupBatch, GroupOutput, exact_kl, k3_kl, label_pairs
 from minionerec.prompts import Template
 from minionerec.rewards import group_advantages
 from minionerec.settings import RLSettings
@@ -84,7 +84,8 @@ class RankingTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rank the validation rows; every process takes its share inside ``validate``."""
-        metrics = {f"eval_{key}": value for key, value in self.validate(self.whole_model()).items()}
+        with backbone.fits_memory(f"{self.contents.stage}.eval_beams"):
+            metrics = {f"eval_{key}": value for key, value in self.validate(self.whole_model()).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -94,10 +95,11 @@ class RankingTrainer(Trainer):
 
         Raises:
             UserError: the loss of any process is not finite, in all of them; the first parameter that is not, and the
-                last good checkpoint, are named.
+                last good checkpoint, are named. Or memory ran out.
         """
         self._seed_micro_batch()
-        loss = super().training_step(*args, **kwargs)
+        with backbone.fits_memory(f"{self.contents.stage}.micro_batch_size, or set model.gradient_checkpointing: true"):
+            loss = super().training_step(*args, **kwargs)
         everywhere = self.accelerator.reduce(loss).item()
         if not math.isfinite(everywhere):
             raise UserError(f"step {self.state.global_step + 1}: the loss is {everywhere}; {first_not_finite(self.whole_model())}; "
@@ -314,7 +316,7 @@ class GRPOTrainer(RankingTrainer):
         trie: the catalogue, on the model's device.
         settings: the ``rl`` section.
         reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``, B histories) -> each weighted part ``(B, G)``; they add up.
-        ref_model: frozen copy for the KL, None when beta is 0.
+        ref_model: frozen copy for the KL; None when beta is 0, or when the model without its adapters is the reference.
     """
 
     def __init__(self, *args: Any, trie: SidTrie, settings: RLSettings, reward: Reward, ref_model: nn.Module | None, **kwargs: Any):
@@ -409,9 +411,9 @@ class GRPOTrainer(RankingTrainer):
         return Rollouts(prompts, beams.nodes, alive, beams.token_logps, advantages, targets.tolist(), metrics)
 
     def _kept_groups(self, rollouts: Rollouts) -> list[int]:
-        """Groups that have a gradient: with a KL or likelihood term all of them, else those whose rewards differ."""
+        """Groups whose rewards differ; all of them where another term is to act on every group."""
         everything = list(range(len(rollouts.prompts)))
-        if self.ref_model is not None or self.settings.sft_weight:
+        if self.settings.sft_weight or (self.settings.beta and self.settings.kl_on_flat_groups):
             return everything
         return [b for b in everything if bool((rollouts.advantages[b] != 0).any())]
 
@@ -424,15 +426,14 @@ class GRPOTrainer(RankingTrainer):
         s, groups = self.settings, groups or len(rollouts.prompts)
         prompts, targets = [rollouts.prompts[b] for b in kept], [rollouts.targets[b] for b in kept] if s.sft_weight else None
         batch = GroupBatch.make(prompts, rollouts.nodes[kept], rollouts.alive[kept], self.trie, self.share, targets)
-        output = batch.forward(model, s.normalize, s.kl == "exact" and self.ref_model is not None)
+        output = batch.forward(model, s.normalize, s.kl == "exact" and s.beta > 0)
         mask = batch.mask
         ratio = torch.exp(output.logps - rollouts.old_logps[kept] if s.num_iterations > 1 else output.logps - output.logps.detach())
         advantages = rollouts.advantages[kept][..., None]
         per_token = -torch.min(ratio * advantages, ratio.clamp(1 - s.epsilon, 1 + s.epsilon) * advantages)
         metrics = {"clip_ratio": (((ratio - 1).abs() > s.epsilon) & mask).sum().item() / max(1, int(mask.sum()))}
-        if self.ref_model is not None:
-            with torch.inference_mode():
-                reference = batch.forward(self.ref_model, s.normalize, s.kl == "exact")
+        if s.beta > 0:
+            reference = self._reference(model, batch)
             kl = exact_kl(output.children, reference.children.clone()) if s.kl == "exact" else k3_kl(output.logps, reference.logps.clone())
             kl = batch.spread(kl) if s.kl == "exact" else kl
             per_token = per_token + s.beta * kl
@@ -445,6 +446,19 @@ class GRPOTrainer(RankingTrainer):
             loss = loss - s.sft_weight * likelihood.sum() / groups
             metrics["target_logp"] = likelihood.mean().item()
         return loss, metrics
+
+    @torch.inference_mode()
+    def _reference(self, model: nn.Module, batch: GroupBatch) -> GroupOutput:
+        """The same log-probabilities from the frozen copy, or from the policy with its adapters off."""
+        with_children = self.settings.kl == "exact"
+        if self.ref_model is not None:
+            return batch.forward(self.ref_model, self.settings.normalize, with_children)
+        policy: PeftModel = self.accelerator.unwrap_model(model)
+        was_training = policy.training
+        with policy.eval().disable_adapter():
+            output = batch.forward(policy, self.settings.normalize, with_children)
+        policy.train(was_training)
+        return output
 
     def _complete(self, staged: Path) -> None:
         super()._complete(staged)

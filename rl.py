@@ -63,7 +63,9 @@ def train(experiment: Experiment, path: Path) -> None:
     trie = runs.trie(sids, tokenizer)
     rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
-    reference = backbone.load(sft_dir, torch.float32)[0].requires_grad_(False) if s.beta > 0 else None
+    # With adapters the SFT model is the policy without them, unless the reference moves or its weights are sharded
+    adapters_off = experiment.model.tune != "full" and not s.sync_ref_steps and runs.processes().distributed_type != "FSDP"
+    reference = backbone.load(sft_dir, torch.float32)[0].requires_grad_(False) if s.beta > 0 and not adapters_off else None
     torch.manual_seed(experiment.seed)      # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(model, experiment.model, sid_token_ids)
     runs.say(f"{len(rows):,} prompts x {s.num_generations} completions; {runs.describe(model)}")

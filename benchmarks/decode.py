@@ -83,15 +83,16 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
                   (({"stock": lambda: reference(middle)} if stock else {}) | sides).items()}
     shared = decoder.read_beginning(prompts)
     own = sum(len(p) - shared for p in middle) / batch
-    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of {len(middle[0])} to "
-          f"{len(middle[-1])} tokens of which {shared} are the same for all; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of "
+          f"{len(middle[0])} to {len(middle[-1])} tokens of which {shared} are the same for all; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     flops = {"levels + end": 2 * sizes.body * (own + 3 * beams) + 2 * sizes.head * (1 + 3 * beams),
              "levels": 2 * sizes.body * (own + 2 * beams) + 2 * sizes.head * (1 + 2 * beams),
              "children": 2 * sizes.body * (own + 2 * beams)}
     for name, value in seconds.items():
         floor = f", {flops[name] / 1e9:.2f} GFLOP/user, {flops[name] * batch / value / peak:.0%} of the GEMM peak" if name in flops else ""
         ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""
-        print(f"{name:>13}: {value / batch:.4f} s/user, {batch / value:.2f} users/s{ratio}, peak memory {memory[name] / 2**20:.0f} MiB{floor}")
+        print(f"{name:>13}: {value / batch:.4f} s/user, {batch / value:.2f} users/s{ratio}, "
+              f"peak memory {memory[name] / 2**20:.0f} MiB{floor}")
     if stock:
         print(f"ratio: {seconds['stock'] / seconds['levels']:.2f}  parity: {'ok' if ok else 'FAILED'}")
     sys.exit(not ok)

@@ -117,18 +117,19 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, groups: int
     model.zero_grad(set_to_none=True)
     memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
     lengths = [len(row.prompt) for row in rows]
-    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to {max(lengths)} tokens x {generations} "
-          f"completions; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to "
+          f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     for name, value in seconds.items():
-        used = f", peak memory {memory[name] / 2**20:.0f} MiB, {max(0, memory[name] - gradients) / 2**20 / groups:.1f} per prompt beyond the " \
-            "gradients" if name in memory else ""
+        own = max(0, memory.get(name, 0) - gradients) / 2**20 / groups
+        used = f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the gradients" if name in memory else ""
         ratio = f", {seconds['stock ' + name] / value:.1f} x" if stock and not name.startswith("stock") else ""
         print(f"{name:>14}: {value / groups:.4f} s per prompt{ratio}{used}")
     whole = seconds["rollouts"] + seconds["update"]
-    flops = sum(2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations)
-                + 4 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations)) for n in lengths)
-    print(f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP at most, {flops / whole / peak:.0%} of the GEMM peak")
+    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and completions without shared prefixes
+    flops = sum(5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations)) for n in lengths)
+    print(f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP at most, "
+          f"{flops / whole / peak:.0%} of the GEMM peak")
     if stock:
         print(f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: {'ok' if ok else 'FAILED'}")
     sys.exit(not ok)

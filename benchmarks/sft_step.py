@@ -78,12 +78,13 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     tree = sum(len(b["tree"].input_ids) for b in batches) / micro_batches
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
-    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} "
-          f"in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real "
+          f"tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     for name, value in seconds.items():
         floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""
         ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""
-        print(f"{name:>6}: {value:.4f} s per micro-batch, {real / value:.0f} real tokens/s{ratio}, peak memory {memory[name] / 2**20:.0f} MiB{floor}")
+        print(f"{name:>6}: {value:.4f} s per micro-batch, {real / value:.0f} real tokens/s{ratio}, "
+              f"peak memory {memory[name] / 2**20:.0f} MiB{floor}")
     if stock:
         print(f"ratio: {seconds['stock'] / seconds['trees']:.2f}  parity: {'ok' if ok else 'FAILED'}")
     sys.exit(not ok)
@@ -97,7 +98,8 @@ def check_parity(model: torch.nn.Module, rows: list[Row]) -> bool:
     gradients = {name: p.grad for name, p in model.named_parameters()}
     found = step(our_loss, model, rows)
     worst = w.gradient_gap(model, gradients)
-    print(f"float32 parity on {len(rows)} rows: loss within {abs(found - expected):.1e}, gradients within {worst:.1e} of each tensor's largest")
+    print(f"float32 parity on {len(rows)} rows: loss within {abs(found - expected):.1e}, "
+          f"gradients within {worst:.1e} of each tensor's largest")
     model.zero_grad(set_to_none=True)
     model.to(dtype)
     return abs(found - expected) <= 1e-6 * max(1.0, abs(expected)) and worst <= 2e-5

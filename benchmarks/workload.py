@@ -112,7 +112,8 @@ def load_workload(data: str, template: str = "alpaca", vocabulary: int = 30_000,
     tokenizer = qwen_like_tokenizer([f"{t}\n{d}" for t, d in zip(items["title"], items["description"], strict=True)], vocabulary)
     tokenizer.add_tokens(sids.tokens(), special_tokens=True)
     renderer = Renderer(tokenizer, TEMPLATES[template], sids.token_ids(tokenizer), items, max_tokens)
-    return Workload(Path(data).name or "embedded catalogue", Samples(items, splits, sequences), sids, tokenizer, renderer, SidTrie(codes, sids.level_token_ids(tokenizer)))
+    trie = SidTrie(codes, sids.level_token_ids(tokenizer))
+    return Workload(Path(data).name or "embedded catalogue", Samples(items, splits, sequences), sids, tokenizer, renderer, trie)
 
 
 def data_folder(named: str) -> str:

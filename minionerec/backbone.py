@@ -6,9 +6,10 @@ of ours) plus ``sids.json`` and ``prompt_template.json``: what its tokens and it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -195,6 +196,25 @@ def check_sids(checkpoint: Path, sids: SidTable) -> None:
     if {item: tuple(codes) for item, codes in theirs.items()} != dict(zip(sids.item_ids, sids.codes, strict=True)):
         raise UserError(f"{checkpoint}: was trained on other SIDs than this experiment's ({file} differs from {sids.sha256[:12]}); "
                         "use the checkpoint that was trained on them, or train again")
+
+
+@contextlib.contextmanager
+def fits_memory(advice: str) -> Iterator[None]:
+    """Inside, an allocation that fails ends with one line.
+
+    Args:
+        advice: the setting to lower.
+
+    Raises:
+        UserError: memory, of the GPU or of the machine, ran out.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "the machine's memory is used up"
+        raise UserError(f"out of memory: {reason}; lower {advice}") from error
 
 
 def precision(name: str) -> tuple[torch.dtype, bool]:

@@ -252,14 +252,9 @@ def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, leve
         child nodes ``(B, W, F)``; their scores' increments and their drawing log-probabilities, both -inf where there is
         no child. A beam that has reached its leaf on an earlier level has itself as the only child, at increment 0.
     """
-    start = trie.first_child[nodes].long()
-    count = trie.first_child[nodes + 1].long() - start
-    offsets = torch.arange(max(1, trie.fan_out[level]), device=nodes.device)
-    legal = offsets < count[..., None]                                                                  # (B, W, F)
-    child = torch.where(legal, start[..., None] + offsets, 0)
+    child, legal, codes = trie.expand(nodes, level)                                                     # (B, W, F)
     logits = head.columns(hidden, trie.level_tokens[level])                                             # (B, 1 or W, K)
-    codes = trie.code[child].long().clamp(0, logits.shape[-1] - 1)
-    logits = logits.expand(*nodes.shape, -1).gather(2, codes).masked_fill(~legal, -torch.inf)
+    logits = logits.expand(*nodes.shape, -1).gather(2, codes.long()).masked_fill(~legal, -torch.inf)
     if dead is not None:
         logits = logits.masked_fill((child[..., None] == dead[:, None, None, :]).any(-1), -torch.inf)
     within = torch.logsumexp(logits, dim=-1, keepdim=True)
@@ -282,7 +277,7 @@ def _choose(state: _State, child: Tensor, logp: Tensor, draw: Tensor, num_beams:
     score, drawn = state.scores[..., None] + logp, state.draws[..., None] + draw
     noise = _gumbel_top_down(drawn, state.noise, generator) if rollout == "gumbel" else drawn
     if rollout == "sample":
-        picked = (draw - _exponential(draw, generator).log()).argmax(dim=-1)                                              # Gumbel-max
+        picked = (draw - _exponential(draw, generator).log()).argmax(dim=-1)               # Gumbel-max
         flat = torch.arange(width, device=child.device) * fan_out + picked
     else:
         key = noise if rollout == "gumbel" else score
@@ -294,7 +289,7 @@ def _choose(state: _State, child: Tensor, logp: Tensor, draw: Tensor, num_beams:
     before = state.token_logps.gather(1, parents[..., None].expand(-1, -1, state.token_logps.shape[-1]))
     token_logps = torch.cat([before, take(logp)[..., None]], dim=-1)
     scores = take(score)
-    nodes = torch.where(scores > -torch.inf, take(child), 0)
+    nodes = torch.where(scores > -torch.inf, take(child).long(), 0)
     return _State(nodes, scores, take(drawn), take(noise), token_logps), parents
 
 
@@ -393,9 +388,5 @@ class CatalogueLogitsProcessor(LogitsProcessor):
         return scores.masked_fill(~allowed, -torch.inf)
 
     def _children(self, nodes: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        start = self.trie.first_child[nodes].long()
-        offsets = torch.arange(max(1, self.trie.fan_out[level]), device=nodes.device)
-        legal = offsets < (self.trie.first_child[nodes + 1].long() - start)[:, None]
-        child = torch.where(legal, start[:, None] + offsets, 0)
-        codes = self.trie.code[child].long().clamp(0, len(self.trie.level_tokens[level]) - 1)
-        return child, legal, self.trie.level_tokens[level][codes]
+        child, legal, codes = self.trie.expand(nodes, level)
+        return child.long(), legal, self.trie.level_tokens[level][codes.long()]

@@ -152,6 +152,7 @@ def training_arguments(experiment: Experiment, stage: str, *, eval_steps: int, t
         logging_nan_inf_filter=False, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=s.warmup_steps,
         max_grad_norm=s.max_grad_norm, weight_decay=getattr(s, "weight_decay", 0.0), bf16=bf16, use_cpu=not torch.cuda.is_available(),
         seed=experiment.seed, data_seed=experiment.seed, report_to=report_to, run_name=experiment.name, remove_unused_columns=False,
+        activation_checkpointing=experiment.model.gradient_checkpointing,
         disable_tqdm=not sys.stderr.isatty(), log_level_replica="error", ddp_find_unused_parameters=False,
         **specific)
 

@@ -108,6 +108,8 @@ class ModelSettings:
     dtype: str = setting("auto", "auto: bfloat16 on GPU, float32 on CPU", choices=("auto", "float32", "bfloat16"))
     tune: str = setting("full", "which weights learn: all, LoRA adapters, or the rows of the new SID tokens only",
                         choices=("full", "lora", "new_tokens"))
+    gradient_checkpointing: bool = setting(False, "compute activations again in the backward pass: less memory, more time "
+                                           "(docs/PERFORMANCE.md)")
     lora_rank: int = setting(16, "lora only: rank of the adapters", low=1)
     lora_alpha: int = setting(32, "lora only: scale; 2 x rank is customary", low=1)
     trust_remote_code: bool = setting(False, "run Python code that a checkpoint brings; a decision only you can take")
@@ -171,6 +173,8 @@ class RLSettings:
     beta: float = setting(1e-3, "weight of the KL to the reference (paper); 0: no reference is kept", low=0)
     kl: str = setting("k3", "k3: TRL's estimate on the sampled tokens (paper); exact: full sum over each step's legal children",
                       choices=("k3", "exact"))
+    kl_on_flat_groups: bool = setting(False, "also pull groups whose completions all earn the same, and so teach nothing, towards the "
+                                      "reference (paper: true); false saves their forwards, most of a step early on")
     sync_ref_steps: int = setting(0, "pull the reference towards the policy every so many steps (paper: 512); 0: never", low=0)
     sync_ref_alpha: float = setting(0.6, "share of the policy in a synchronised reference (paper)", above=0, high=1)
     scale_rewards: bool = setting(True, "divide advantages by their group's standard deviation (paper); false: Dr. GRPO")
@@ -186,6 +190,7 @@ RL_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "tasks": {"sid_to_sid": 1.0, "title_to_sid": 1.0, "titles_to_sid": 0.3},
         "normalize": "vocab", "rollout": "beam", "num_generations": 16, "beta": 1e-3, "kl": "k3",
+        "kl_on_flat_groups": True,
         "sync_ref_steps": 512, "sync_ref_alpha": 0.6, "learning_rate": 1e-5, "schedule": "cosine", "epochs": 2.0,
         "scale_rewards": True, "rewards": {"rule": 1.0, "ranking": 1.0}, "sft_weight": 0.0,
     },

@@ -126,7 +126,8 @@ def cheapest_block_length(depths: Sequence[int]) -> int:
         return -(-len(depths) // length) * length * (length + _aligned(max(depths[::length])))
 
     whole = _aligned(len(depths))
-    candidates = [whole, *(_aligned(whole // blocks + 1) for blocks in range(2, 9)), *range(8 * ALIGNMENT, 64 * ALIGNMENT, 4 * ALIGNMENT)]
+    even = [_aligned(whole // blocks + 1) for blocks in range(2, 9)]
+    candidates = [whole, *even, *range(8 * ALIGNMENT, 64 * ALIGNMENT, 4 * ALIGNMENT)]
     return min((length for length in candidates if length <= min(whole, LONGEST_BLOCK)), key=pairs)
 
 
@@ -147,7 +148,7 @@ def _blocks(parents: np.ndarray, depths: np.ndarray, length: int) -> Blocks:
     real = slots < len(parents)
     queries = np.where(real, slots, 0)                                                                 # (R, Q)
     depth = _aligned(int(depths[first].max()))
-    above = np.zeros((len(first), depth), dtype=np.int64)                                              # a root's chain down to the first slot
+    above = np.zeros((len(first), depth), dtype=np.int64)                                              # from the root down
     rows, slot = np.arange(len(first)), parents[first]
     while (slot >= 0).any():
         rows, slot = rows[slot >= 0], slot[slot >= 0]

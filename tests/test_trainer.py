@@ -265,3 +265,69 @@ def test_reused_rollouts_repeat_whole_steps():
     pieces = list(batches)
     assert len(pieces) == len(batches) == 6
     assert pieces[::2] == pieces[1::2] and sorted(sum(pieces[::2], [])) == list(range(7))
+
+
+def test_the_reference_of_an_adapter_is_the_policy_with_the_adapter_off(tmp_path):
+    """Equal to a frozen copy, and the adapter is on again afterwards."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_model("qwen2", 40, seed=1)
+    frozen = copy.deepcopy(base)
+    policy = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", trainable_token_indices={"embed_tokens": [12], "lm_head": [12]}))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    losses = []
+    for reference in (None, frozen):
+        trainer, rows, _ = grpo_trainer(tmp_path, RLSettings(beta=0.5, num_generations=4), policy, reference)
+        rollouts = trainer.roll_out(rows)
+        loss, metrics = trainer._loss(trainer.model, rollouts, [0, 1, 2, 3])
+        assert metrics["kl"] > 1e-3 and policy.training == trainer.model.training
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_flat_groups_are_pulled_towards_the_reference_only_where_that_is_asked_for(tmp_path):
+    model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
+    kept = {}
+    for everywhere in (True, False):
+        settings = RLSettings(beta=0.1, num_generations=6, kl_on_flat_groups=everywhere)
+        trainer, rows, _ = grpo_trainer(tmp_path, settings, model, reference, reward=lambda items, targets, alive, _: {
+            "rule": torch.where(torch.tensor([[True], [False], [True], [False]]), (items % 3).float(), 1.0)})
+        kept[everywhere] = trainer._kept_groups(trainer.roll_out(rows))
+    assert kept == {True: [0, 1, 2, 3], False: [0, 2]}
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    """Layers run a second time in the backward pass, when the forward's choice of attention is over."""
+    from minionerec.dataset import Row
+    from minionerec.trees import pack_trees
+
+    model = tiny_model("qwen2", 40).train()
+    rows = [Row("sid_to_title", "", [1, 2, 3], [4, 5, 6 + i], 0) for i in range(4)]
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        (-minionerec_trainer.sft_logp(model, minionerec_trainer.collate_sft(rows))).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    plain = model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    tree = pack_trees([[1, 2, 3]])
+    found = model(tree=tree, slots=torch.arange(3), readout=lambda hidden, head: head.columns(hidden, torch.arange(40)))
+    torch.testing.assert_close(found, plain[0], atol=1e-5, rtol=0)
+
+
+def test_memory_that_runs_out_is_one_line_with_the_setting_to_lower():
+    with pytest.raises(UserError, match=r"^out of memory: CUDA out of memory. Tried to allocate 2 GiB; lower sft.micro_batch_size$"), \
+            backbone.fits_memory("sft.micro_batch_size"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+    with pytest.raises(UserError, match=r"out of memory: .*DefaultCPUAllocator.*; lower rl.micro_batch_size"), backbone.fits_memory("rl.micro_batch_size"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape"), backbone.fits_memory("sft.micro_batch_size"):
+        torch.zeros(2).view(3)
