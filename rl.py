@@ -51,7 +51,7 @@ def train(experiment: Experiment, path: Path) -> None:
 
     s = experiment.rl
     runs.quiet_libraries()
-    runs.check_launch()
+    runs.check_launch(experiment.model.tune)
 
     # Data and the SFT model
     data_dir, sids_dir, sft_dir = (artifacts.require_stage(experiment, stage) for stage in ("data", "sids", "sft"))

@@ -38,7 +38,7 @@ def train(experiment: Experiment, path: Path) -> None:
 
     s, model_settings = experiment.sft, experiment.model
     runs.quiet_libraries()
-    runs.check_launch()
+    runs.check_launch(model_settings.tune)
 
     # Data
     data_dir, sids_dir = artifacts.require_stage(experiment, "data"), artifacts.require_stage(experiment, "sids")

@@ -48,8 +48,11 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def check_launch() -> None:
+def check_launch(tune: str = "full") -> None:
     """Refuse a launch configuration under which decoding would not see the whole model, or a checkpoint would not be whole.
+
+    Args:
+        tune: ``model.tune`` of a stage that trains.
 
     Raises:
         UserError: with a line for every setting to change.
@@ -65,6 +68,9 @@ def check_launch() -> None:
             if found.lower() != good.lower():
                 problems.append(f"accelerate configuration: {key.lower()}: got {found}, expected {good}, as in "
                                 "configs/accelerate/fsdp.yaml")
+        if tune != "full":
+            problems.append(f"model.tune: got {tune}, expected full: FSDP cannot share out the token rows that adapters train; use "
+                            "configs/accelerate/ddp.yaml, adapters need little memory")
     if on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         problems.append("accelerate configuration: zero_stage: got 3, which shards the weights that decoding reads; expected at most 2, "
                         "or FSDP with configs/accelerate/fsdp.yaml")
