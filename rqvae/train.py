@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,7 +25,7 @@ from safetensors.numpy import save
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.artifacts import (  # noqa: E402
-    append_log, committed, is_done, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
+    append_log, committed, is_done, link_or_copy, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
 )
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
@@ -187,14 +185,6 @@ def sids_json(sids: dict[str, Sid], sizes: list[int], method: str, embeddings_sh
     lines = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}: {json.dumps(list(sid))}" for item, sid in sids.items())
     rest = json.dumps({"codebook_sizes": sizes, "method": method, "embeddings_sha256": embeddings_sha256}, indent=1)
     return '{\n "sids": {\n' + lines + "\n },\n" + rest[2:] + "\n"
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 if __name__ == "__main__":

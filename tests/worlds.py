@@ -97,3 +97,20 @@ def tiny_run(folder: Path, **sections) -> Experiment:
 def weights_digest(folder: Path) -> str:
     """Digest of a checkpoint's weights."""
     return artifacts.sha256_file(folder / "model.safetensors")
+
+
+def save_encoder(folder: Path, words: Sequence[str], width: int = 16) -> Path:
+    """A sentence-transformers folder: one-layer BERT with random weights, mean pooling, word-level vocabulary."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, "for", "more", "&", *map(str, range(60))]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    size = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)).save_pretrained(folder / "hf")
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "hf")
+    transformer = Transformer(str(folder / "hf"), max_seq_length=32)
+    SentenceTransformer(modules=[transformer, Pooling(width, pooling_mode="mean")], device="cpu").save(str(folder / "model"))
+    return folder / "model"
