@@ -4,7 +4,7 @@
     python rqvae/train.py --config C --sids.method rqvae --sids.epochs 1000
 
 Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.py``); writes ``runs/<name>/sids``:
-``sids.json``, ``report.json`` and ``report.png``, the quantiser's weights, and the embeddings that the SIDs were made from.
+``sids.json``, ``report.json`` and ``report.html``, the quantiser's weights, and the embeddings that the SIDs were made from.
 
 Departures from the reference code: (1) the default is residual k-means, which needs no training; (2) collisions are
 resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
@@ -31,17 +31,18 @@ from minionerec.config import UserError, one_line_errors, read_command_line  # n
 from minionerec.settings import Experiment  # noqa: E402
 from rqvae.assign import Sid, resolve_collisions  # noqa: E402
 from rqvae.balanced import fit_balanced_rqkmeans  # noqa: E402
-from rqvae.pictures import draw_report  # noqa: E402
+from rqvae.page import write_page  # noqa: E402
 from rqvae.quantizers import Quantised, check_inputs, fit_random, fit_rqkmeans, from_codes  # noqa: E402
 from rqvae.report import build_report, summary  # noqa: E402
+from rqvae.verdict import verdict  # noqa: E402
 
 
 NEXT = "Next: bash sft.sh with the same --config"
 
 
-def main(experiment: Experiment) -> None:
-    """Read, quantise, resolve collisions, report, commit."""
-    final = stage_path(experiment, "sids")
+def main(experiment: Experiment, final: Path | None = None) -> None:
+    """Read, quantise, resolve collisions, report, commit; to another place than ``runs/<name>/sids`` for ``compare.py``."""
+    final = final or stage_path(experiment, "sids")
     if is_done(experiment, "sids", final):
         print(f"{final}: is finished already, with these settings. {NEXT}")
         return
@@ -51,7 +52,7 @@ def main(experiment: Experiment) -> None:
         interactions = pd.read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"])
         item_ids = items["item_id"].tolist()
         embeddings = read_embeddings(embedded, item_ids)
-        progress = final.with_name(".sids.rqvae-progress.safetensors")
+        progress = final.with_name(f".{final.name}.rqvae-progress.safetensors")
 
         started = time.perf_counter()
         quantised, sizes = quantise(experiment, embeddings, item_ids, data, str(embedded / "embeddings.npy"), progress)
@@ -61,6 +62,7 @@ def main(experiment: Experiment) -> None:
 
         report = {"method": experiment.sids.method, "collision": experiment.sids.collision, "seconds": seconds,
                   **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed)}
+        report["verdict"] = verdict(report)
         text = sids_json(dict(zip(item_ids, sids, strict=True)), final_sizes, experiment.sids.method,
                          sha256_file(embedded / "embeddings.npy"))
         with committed(final, "sids", relevant_settings(experiment, "sids"), [data, embedded],
@@ -71,7 +73,7 @@ def main(experiment: Experiment) -> None:
             (staging / "quantizer.safetensors").write_bytes(save(quantised.tensors))
             write_json(staging / "quantizer.json", quantizer_facts(experiment, embeddings, quantised, sizes))
             write_json(staging / "report.json", report)
-            draw_report(staging / "report.png", report, sids)
+            write_page(staging / "report.html", report, experiment.name)
             for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
         progress.unlink(missing_ok=True)
