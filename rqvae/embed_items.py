@@ -109,7 +109,8 @@ def is_there(experiment: Experiment, final: Path) -> bool:
     data, manifest = stage_path(experiment, "data"), verify(final)
     changed = settings_difference(manifest["settings"], relevant_settings(experiment, "embeddings"))
     facts = json.loads((final / "embeddings.json").read_text(encoding="utf-8"))
-    before, now = facts.get("encoder_sha256", ""), encoder_digest(experiment.sids.encoder)
+    now = encoder_digest(experiment.sids.encoder)
+    before = facts.get("encoder_sha256", now)
     if before != now:
         changed.append(f"files of sids.encoder: sha256 {before[:12]} -> {now[:12]}")
     if changed:

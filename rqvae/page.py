@@ -30,12 +30,12 @@ h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; } p { margin: .35rem 0; max-width
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; overflow-wrap: normal; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child, .left { text-align: left; }
-td.wide { min-width: 15rem; text-align: left; overflow-wrap: anywhere; } td.best { font-weight: 700; }
+td.wide { min-width: 15rem; text-align: left; overflow-wrap: anywhere; }
 .checks { list-style: none; padding: 0; margin: 0; display: grid; gap: .3rem; }
 .checks li { display: grid; grid-template-columns: 1.6rem 1fr; padding: .35rem 0; border-bottom: 1px solid var(--rule); }
 .checks b { font-weight: 600; } .sign { font-weight: 700; } .good .sign { color: var(--good); }
 .caution .sign { color: var(--caution); } .bad .sign { color: var(--bad); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1.25rem; margin: 1rem 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1.5rem; margin: 1rem 0; }
 figure { margin: 0; } figcaption { font-weight: 600; font-size: .95rem; } figcaption small { display: block; font-weight: 400; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 2; stroke: var(--c); } circle { fill: var(--c); }
@@ -46,7 +46,7 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft);
 .c0 { --c: #3b76d1; } .c1 { --c: #d9742b; } .c2 { --c: #2a9d63; } .c3 { --c: #a657c8; } .c4 { --c: #c8412f; } .c5 { --c: #8a6d3b; }
 .c6 { --c: #d4579c; } .c7 { --c: #6b7785; } .c8 { --c: #a9a21a; } .c9 { --c: #1f9eb3; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; padding: .25rem 0; }
-code { font-size: .9em; }
+code { font-size: .9em; } a { color: inherit; }
 """
 
 

@@ -38,10 +38,13 @@ class Axis:
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """About five round numbers, or every decade."""
+        """About five round numbers; on a log axis every decade, or 1, 2 and 5 of each when there are few."""
         if self.log:
-            decades = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            return [10.0**power for power in decades][::max(1, len(decades) // 5)]
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            decades = math.log10(self.high / self.low)
+            values = [float(f"{m}e{power}") for power in powers for m in ((1,) if decades > 2.5 else (1, 2, 5))]
+            inside = [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
+            return inside[::max(1, len(inside) // 5)]
         step = nice_step((self.high - self.low) / 4)
         first = math.ceil(self.low / step - 1e-9)
         return [step * n for n in range(first, math.floor(self.high / step + 1e-9) + 1)]

@@ -40,12 +40,20 @@ from rqvae.verdict import verdict  # noqa: E402
 NEXT = "Next: bash sft.sh with the same --config"
 
 
-def main(experiment: Experiment, final: Path | None = None) -> None:
-    """Read, quantise, resolve collisions, report, commit; to another place than ``runs/<name>/sids`` for ``compare.py``."""
-    final = final or stage_path(experiment, "sids")
+def main(experiment: Experiment) -> None:
+    """Build ``runs/<name>/sids`` unless it is there, and say what was made."""
+    final = stage_path(experiment, "sids")
     if is_done(experiment, "sids", final):
         print(f"{final}: is finished already, with these settings. {NEXT}")
         return
+    report = build(experiment, final)
+    print(summary(report))
+    print(f"{report['items']} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {report['method']} "
+          f"in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}")
+
+
+def build(experiment: Experiment, final: Path) -> dict:
+    """Read, quantise, resolve collisions, report, commit ``final``; returns the report."""
     with locked(final):
         data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
         items = pd.read_parquet(data / "items.parquet")
@@ -77,9 +85,7 @@ def main(experiment: Experiment, final: Path | None = None) -> None:
             for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
         progress.unlink(missing_ok=True)
-    print(summary(report))
-    print(f"{len(sids)} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {experiment.sids.method} "
-          f"in {sum(seconds.values()):.1f} s -> {final}\n{NEXT}")
+    return report
 
 
 # ---------------------------------------------------------------------------------------------------------------------

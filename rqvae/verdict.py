@@ -10,11 +10,12 @@ from typing import Any
 
 # name -> (good up to / from here, bad beyond here); which way is said in each check.
 FIRST_LEVEL = (0.85, 0.5)        # perplexity / K: 1 is an evenly used codebook
-DEEPER_LEVELS = (0.5, 0.05)
+DEEPER_LEVELS = 0.5              # lower is a caution only: plain residual k-means is uneven there and still works
 DEAD_CODES = (0.05, 0.5)         # share of a level's codes that no item has
 MOVED = (0.1, 0.5)               # share of items whose SID is not the one the quantiser gave
 ERROR = (0.6, 0.9)               # share of the embeddings' variance that the codes lose
 NEIGHBOURS = (3.0, 1.5)          # times the rate of the same SIDs dealt at random
+LEAST_PAIRS = 200                # fewer pairs of consecutive items judge nothing
 PURITY = (0.2, 0.05)             # of the way from the random control's purity to 1
 SHARED_INTERACTIONS = 0.01       # collision keep: share of interactions with items that share their SID
 IDENTICAL = 0.01                 # share of items that are listed more than once
@@ -60,8 +61,8 @@ def deeper_levels(report: dict[str, Any]) -> dict[str, str] | None:
     if not levels:
         return None
     share = min(level["perplexity"] / level["size"] for level in levels)
-    return row("perplexity of the deeper levels", f"{share:.2f} K at least", f"from {DEEPER_LEVELS[0]} K (bad below {DEEPER_LEVELS[1]})",
-               at_least(share, DEEPER_LEVELS), "a crowded deeper level wastes codes: try balanced_rqkmeans or rqvae")
+    return row("perplexity of the deeper levels", f"{share:.2f} K at least", f"from {DEEPER_LEVELS} K",
+               "good" if share >= DEEPER_LEVELS else "caution", "a crowded deeper level wastes codes: try balanced_rqkmeans or rqvae")
 
 
 def dead_codes(report: dict[str, Any]) -> dict[str, str]:
@@ -92,7 +93,7 @@ def error(report: dict[str, Any]) -> dict[str, str]:
 def neighbours(report: dict[str, Any]) -> dict[str, str] | None:
     """Items that people take one after the other begin with the same code more often than by chance."""
     first = report["prefixes"][0]
-    if first["neighbour_rate"] is None:
+    if first["next_item_pairs"] < LEAST_PAIRS:
         return None
     lift = first["neighbour_rate"] / max(first["neighbour_rate_control"], 1e-9)
     return row("next items under the same first code", f"{first['neighbour_rate']:.3f}, {min(lift, 9999):.1f} x random",
