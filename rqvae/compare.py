@@ -136,9 +136,10 @@ def html_table(reports: dict[str, dict[str, Any]]) -> str:
     """The same for the page; the best of each row is bold, the control ``random`` excepted."""
     rows = []
     for name, shown, values in cells(reports):
-        rivals = [value for method, value in zip(reports, values or [], strict=False) if value is not None and method != "random"]
-        best = max(rivals) if len(set(rivals)) > 1 else None
-        bold = [best is not None and value == best and method != "random" for method, value in zip(reports, values or shown, strict=True)]
+        rivals = [(value, cell) for method, value, cell in zip(reports, values or [None] * len(shown), shown, strict=True)
+                  if value is not None and method != "random"]
+        best = max(rivals)[1] if len({value for value, _ in rivals}) > 1 else None
+        bold = [cell == best and method != "random" for method, cell in zip(reports, shown, strict=True)]
         rows.append([html.escape(name), *(f"<b>{html.escape(cell)}</b>" if strong else html.escape(cell)
                                           for cell, strong in zip(shown, bold, strict=True))])
     links = [f'<a href="{html.escape(method)}/report.html">full report</a>' for method in reports]
