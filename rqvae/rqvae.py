@@ -24,6 +24,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -300,9 +301,7 @@ def measure(model: RQVAE, x: Tensor) -> tuple[np.ndarray, float]:
 @torch.no_grad()
 def quantise_items(model: RQVAE, x: Tensor, embeddings: np.ndarray, scaling: dict[str, np.ndarray], log: list[dict]) -> Quantised:
     """Latents, codes and reconstruction errors of all items; equal embeddings get equal latents to the bit."""
-    _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
-    distinct = x[torch.from_numpy(first).to(x.device)]
-    latents = torch.cat([model.encoder(block).cpu() for block in distinct.split(ENCODE_ROWS)]).numpy()[kind]
+    latents = encode_items(model, x, embeddings)
     fitted = fit_levels(latents, [len(codebook) for codebook in model.codebooks],
                         lambda residual, _, level: codes_of(residual, model.codebooks[level]))
     errors, total = [], torch.zeros(latents.shape)
@@ -312,7 +311,33 @@ def quantise_items(model: RQVAE, x: Tensor, embeddings: np.ndarray, scaling: dic
                    for block, target in zip(total.split(ENCODE_ROWS), x.split(ENCODE_ROWS), strict=True))
         errors.append(lost / x.numel())
     weights = {name.replace("codebooks.", "codebook."): value.cpu().numpy() for name, value in model.state_dict().items()}
-    return Quantised(fitted.codes, fitted.codebooks, latents, errors, {**weights, **scaling}, log)
+    facts = {"hidden_sizes": [layer.out_features for layer in model.encoder[:-1:2]], "latent_size": latents.shape[1]}
+    return Quantised(fitted.codes, fitted.codebooks, latents, errors, {**weights, **scaling}, log, facts)
+
+
+@torch.no_grad()
+def encode_items(model: RQVAE, x: Tensor, embeddings: np.ndarray) -> np.ndarray:
+    """Latents (N, W) of the scaled items ``x``; equal ``embeddings`` get equal latents to the bit."""
+    _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
+    distinct = x[torch.from_numpy(first).to(x.device)]
+    return torch.cat([model.encoder(block).cpu() for block in distinct.split(ENCODE_ROWS)]).numpy()[kind]
+
+
+def stored_encoder(facts: dict, tensors: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Embeddings (N, D) to latents (N, W) by the weights of ``quantizer.safetensors``, on the CPU.
+
+    Raises:
+        UserError: the weights are not those of the network that ``facts`` describes.
+    """
+    weights = {name.replace("codebook.", "codebooks."): torch.from_numpy(value) for name, value in tensors.items()}
+    try:
+        mean, scale = weights.pop("mean"), weights.pop("scale")
+        model = RQVAE(facts["embedding_width"], facts["hidden_sizes"], facts["latent_size"], facts["codebook_sizes"], beta=0.0)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"quantizer.safetensors: its weights do not fit the network of quantizer.json ({str(error).splitlines()[0]}); "
+                        "run `bash rqvae/rqvae.sh` again") from None
+    return lambda embeddings: encode_items(model, (torch.from_numpy(embeddings) - mean) / scale, embeddings)
 
 
 def codes_of(residual: np.ndarray, codebook: Tensor) -> tuple[np.ndarray, np.ndarray]:
