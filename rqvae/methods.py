@@ -26,10 +26,12 @@ from minionerec.artifacts import write_json
 from minionerec.config import UserError
 from minionerec.settings import SidSettings
 from rqvae.balanced import fit_balanced_rqkmeans
+from rqvae.fsq import add_fsq_level, grid_codes
+from rqvae.opq import fit_opq, rotate
 from rqvae.quantizers import Quantised, fit_random, fit_rqkmeans, nearest
 
 WEIGHTS, FACTS = "quantizer.safetensors", "quantizer.json"
-NETWORKS = ("rqvae",)
+NETWORKS = ("rqvae", "rqkmeans_plus")
 
 
 def fit_quantizer(embeddings: np.ndarray, settings: SidSettings, seed: int, progress: Path) -> Quantised:
@@ -38,18 +40,23 @@ def fit_quantizer(embeddings: np.ndarray, settings: SidSettings, seed: int, prog
     Args:
         progress: file that an interrupted training of a network continues from; the caller deletes it in the end.
     """
-    sizes = list(settings.codebook_sizes)
+    sizes, rounds = list(settings.codebook_sizes), settings.kmeans_iterations
+    if settings.last_level == "fsq":
+        fit = fit_balanced_rqkmeans if settings.method == "balanced_rqkmeans" else fit_rqkmeans
+        return add_fsq_level(fit(embeddings, sizes[:-1], rounds, seed), embeddings, sizes[-1])
     match settings.method:
         case "random":
             return fit_random(embeddings, sizes, seed)
         case "rqkmeans":
-            return fit_rqkmeans(embeddings, sizes, settings.kmeans_iterations, seed)
+            return fit_rqkmeans(embeddings, sizes, rounds, seed)
         case "balanced_rqkmeans":
-            return fit_balanced_rqkmeans(embeddings, sizes, settings.kmeans_iterations, seed)
-        case "rqvae":
+            return fit_balanced_rqkmeans(embeddings, sizes, rounds, seed)
+        case "opq":
+            return fit_opq(embeddings, sizes, rounds, seed)
+        case "rqvae" | "rqkmeans_plus":
             import torch                        # here, because the other methods start two seconds sooner without it
 
-            from rqvae.rqvae import fit_rqvae
+            from rqvae.training import fit_rqvae
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return fit_rqvae(embeddings, settings, seed, device, progress)
@@ -107,7 +114,9 @@ class Quantizer:
         points = self.encode(embeddings.astype(np.float32, copy=False))
         residual, codes = points.copy(), np.empty((len(points), len(self.sizes)), np.int64)
         for level, codebook in enumerate(self.codebooks):
-            codes[:, level] = nearest(residual, codebook, self.tensors.get(f"price.{level}"))
+            on_grid = "fsq.cells" in self.tensors and level == len(self.sizes) - 1
+            codes[:, level] = (grid_codes(residual, self.tensors) if on_grid
+                               else nearest(residual, codebook, self.tensors.get(f"price.{level}")))
             residual -= codebook[codes[:, level]]
         return Quantised(codes, self.codebooks, points, [], self.tensors)
 
@@ -127,15 +136,23 @@ def load_quantizer(folder: Path) -> Quantizer:
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS}: is not a safetensors file ({error}); delete {folder} and run "
                         "`bash rqvae/rqvae.sh` again") from None
-    sizes, width = facts["codebook_sizes"], facts["codebook_width"]
-    for level, size in enumerate(sizes):
-        codebook = tensors.get(f"codebook.{level}")
-        if codebook is None or codebook.shape != (size, width) or not np.isfinite(codebook).all():
-            found = "nothing" if codebook is None else f"shape {codebook.shape}"
-            raise UserError(f"{folder / WEIGHTS}: codebook.{level} has {found}, expected {size} x {width} finite numbers as "
-                            f"{FACTS} says; delete {folder} and run `bash rqvae/rqvae.sh` again")
-    return Quantizer(facts["method"], sizes, facts["embedding_width"], [tensors[f"codebook.{level}"] for level in range(len(sizes))],
-                     tensors, encoder_of(facts, tensors))
+    sizes = facts["codebook_sizes"]
+    codebooks = [named(tensors, f"codebook.{level}", (size, facts["codebook_width"])) for level, size in enumerate(sizes)]
+    return Quantizer(facts["method"], sizes, facts["embedding_width"], codebooks, tensors, encoder_of(facts, tensors))
+
+
+def named(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The tensor of this name.
+
+    Raises:
+        UserError: there is none, it has another shape, or not all its numbers are finite.
+    """
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape or not np.isfinite(tensor).all():
+        found = "nothing" if tensor is None else f"shape {tensor.shape}"
+        raise UserError(f"{WEIGHTS}: {name}: got {found}, expected finite numbers of shape {shape} as {FACTS} says; "
+                        "run `bash rqvae/rqvae.sh` again")
+    return tensor
 
 
 def encoder_of(facts: dict, tensors: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -144,6 +161,10 @@ def encoder_of(facts: dict, tensors: dict[str, np.ndarray]) -> Callable[[np.ndar
         from rqvae.rqvae import stored_encoder
 
         return stored_encoder(facts, tensors)
+    if facts["method"] == "opq":
+        mean, rotation = (named(tensors, name, shape) for name, shape in (
+            ("mean", (facts["embedding_width"],)), ("rotation", (facts["codebook_width"], facts["embedding_width"]))))
+        return lambda embeddings: rotate(embeddings, mean, rotation)
     return np.copy
 
 
