@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.settings import SidSettings  # noqa: E402
-from rqvae.rqvae import RQVAE, WEIGHT_DECAY, Run, initialise_codebooks, learning_rate_factor  # noqa: E402
+from rqvae.rqvae import RQVAE  # noqa: E402
+from rqvae.training import WEIGHT_DECAY, Run, initialise_codebooks, learning_rate_factor  # noqa: E402
 
 class Rows(Dataset):
     """Embeddings as a map-style dataset, an item at a time."""

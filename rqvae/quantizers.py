@@ -35,6 +35,7 @@ class Quantised:
         errors: per level, what is left of the embeddings' variance when they are rebuilt from the codes up to there.
         tensors: what ``quantizer.safetensors`` stores, by name.
         log: rows for ``log.jsonl``.
+        facts: what ``quantizer.json`` stores beside method and sizes.
     """
 
     codes: np.ndarray
@@ -43,6 +44,7 @@ class Quantised:
     errors: list[float]
     tensors: dict[str, np.ndarray]
     log: list[dict] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
 
 
 def fit_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
@@ -107,12 +109,13 @@ def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
     return points[np.sort(np.random.default_rng(seed).choice(len(points), limit, replace=False))]
 
 
-def nearest(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """``(N,)`` number of each point's nearest code, the lowest of equally near ones."""
+def nearest(points: np.ndarray, codebook: np.ndarray, price: np.ndarray | None = None) -> np.ndarray:
+    """``(N,)`` number of each point's nearest code, the lowest of equally near ones; ``price`` (K,) is added to the distances."""
     codes = np.empty(len(points), np.int64)
     rows = max(1, CHUNK_NUMBERS // len(codebook))
     for start in range(0, len(points), rows):
-        codes[start:start + rows] = squared_distances(points[start:start + rows], codebook).argmin(axis=1)
+        distances = squared_distances(points[start:start + rows], codebook)
+        codes[start:start + rows] = (distances if price is None else distances + price).argmin(axis=1)
     return codes
 
 
@@ -143,6 +146,19 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
     """``sum ||x - x_hat||^2 / sum ||x - mean(x)||^2``: 0 exact, 1 as bad as one vector for all items."""
     spread = np.square(embeddings - embeddings.mean(axis=0, dtype=np.float64)).sum(dtype=np.float64)
     return float(np.square(difference).sum(dtype=np.float64) / max(spread, np.finfo(np.float64).tiny))
+
+
+def identical_listings(embeddings: np.ndarray, item_ids: list[str]) -> list[list[str]]:
+    """Items that no code can tell apart: groups of ids with bit-equal embeddings, i.e. the same text, in catalogue order.
+
+        >>> identical_listings(np.array([[1, 0], [0, 1], [1, 0], [0, 2]]), list("abcd"))
+        [['a', 'c']]
+    """
+    _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
+    groups: dict[int, list[str]] = {}
+    for row in np.flatnonzero(np.bincount(kind)[kind] > 1):
+        groups.setdefault(int(first[kind[row]]), []).append(item_ids[row])
+    return list(groups.values())
 
 
 def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], where: str, fitted: bool = True,

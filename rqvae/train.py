@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,9 +29,9 @@ from minionerec.artifacts import (  # noqa: E402
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
 from rqvae.assign import Sid, resolve_collisions  # noqa: E402
-from rqvae.balanced import fit_balanced_rqkmeans  # noqa: E402
+from rqvae.methods import fit_quantizer, save_quantizer  # noqa: E402
 from rqvae.page import write_page  # noqa: E402
-from rqvae.quantizers import Quantised, check_inputs, fit_random, fit_rqkmeans, from_codes  # noqa: E402
+from rqvae.quantizers import Quantised, check_inputs, from_codes  # noqa: E402
 from rqvae.report import build_report, summary  # noqa: E402
 from rqvae.verdict import verdict  # noqa: E402
 
@@ -78,8 +77,7 @@ def build(experiment: Experiment, final: Path) -> dict:
             (staging / "sids.json").write_text(text, encoding="utf-8")
             link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
             link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
-            (staging / "quantizer.safetensors").write_bytes(save(quantised.tensors))
-            write_json(staging / "quantizer.json", quantizer_facts(experiment, embeddings, quantised, sizes))
+            save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
             write_json(staging / "report.json", report)
             write_page(staging / "report.html", report, experiment.name)
             for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
@@ -163,29 +161,7 @@ def quantise(experiment: Experiment, embeddings: np.ndarray, item_ids: list[str]
         return from_codes(embeddings, codes, sizes), sizes
     sizes = list(sids.codebook_sizes)
     check_inputs(embeddings, item_ids, sizes, where, distinct=distinct)
-    match sids.method:
-        case "random":
-            return fit_random(embeddings, sizes, seed), sizes
-        case "rqkmeans":
-            return fit_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
-        case "balanced_rqkmeans":
-            return fit_balanced_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
-        case "rqvae":
-            import torch                        # here, because the other methods start two seconds sooner without it
-
-            from rqvae.rqvae import fit_rqvae
-
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            return fit_rqvae(embeddings, sids, seed, device, progress), sizes
-
-
-def quantizer_facts(experiment: Experiment, embeddings: np.ndarray, quantised: Quantised, sizes: list[int]) -> dict:
-    """``quantizer.json``: what it takes to build the module that ``quantizer.safetensors`` has the weights of."""
-    facts = {"method": experiment.sids.method, "codebook_sizes": sizes, "embedding_width": int(embeddings.shape[1]),
-             "codebook_width": int(quantised.codebooks[0].shape[1])}
-    if experiment.sids.method == "rqvae":
-        facts |= {"hidden_sizes": list(experiment.sids.hidden_sizes), "latent_size": experiment.sids.latent_size}
-    return facts
+    return fit_quantizer(embeddings, sids, seed, progress), sizes
 
 
 def sids_json(sids: dict[str, Sid], sizes: list[int], method: str, embeddings_sha256: str) -> str:

@@ -30,7 +30,8 @@ from rqvae.quantizers import (
     residual_before,
     sample,
 )
-from rqvae.rqvae import RQVAE, Run, fit_rqvae, learning_rate_factor, nearest_code
+from rqvae.rqvae import RQVAE, code_distances
+from rqvae.training import Run, fit_rqvae, learning_rate_factor
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_nearest_is_the_brute_force_argmin(monkeypatch):
     brute = [min(range(7), key=lambda k: sum((float(a) - float(b)) ** 2 for a, b in zip(point, codebook[k], strict=True)))
              for point in points]
     assert nearest(points, codebook).tolist() == brute
-    assert nearest_code(torch.from_numpy(points), torch.from_numpy(codebook)).tolist() == brute
+    assert code_distances(torch.from_numpy(points), torch.from_numpy(codebook)).argmin(1).tolist() == brute
 
 
 def test_of_equally_near_codes_the_lowest_is_taken():
@@ -243,7 +244,7 @@ def test_commitment_of_later_levels_reaches_the_encoder_weights():
     model, x = small_rqvae(), torch.from_numpy(cloud(9))
     _, _, residuals, _ = model.quantise(model.encoder(x))
     residual = model.encoder(x) - (residuals[0] - residuals[1])      # r_2 with its graph
-    q = model.codebooks[1][nearest_code(residual.detach(), model.codebooks[1].detach())].detach()
+    q = model.codebooks[1][code_distances(residual.detach(), model.codebooks[1].detach()).argmin(1)].detach()
     expected = torch.autograd.grad(0.25 * torch.nn.functional.mse_loss(residual, q), model.encoder[0].weight)[0]
     assert expected.abs().max() > 0
     two, one = (small_rqvae(levels=levels) for levels in (2, 1))
