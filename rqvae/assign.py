@@ -49,7 +49,7 @@ def as_tuples(codes: np.ndarray) -> list[Sid]:
 
 
 def prefix_ids(codes: np.ndarray) -> np.ndarray:
-    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order.
+    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order; -1 pads shorter SIDs.
 
         >>> prefix_ids(np.array([[3, 1], [0, 5], [3, 1], [3, 0]])).tolist()
         [[1, 2], [0, 0], [1, 2], [1, 1]]
@@ -57,6 +57,7 @@ def prefix_ids(codes: np.ndarray) -> np.ndarray:
     ids = np.empty(codes.shape, np.int64)
     above = np.zeros(len(codes), np.int64)
     for depth, column in enumerate(codes.T):
+        column = column + 1                                       # 0 where a SID has ended (-1)
         _, above = np.unique(above * (int(column.max()) + 1) + column, return_inverse=True)   # above < N: no overflow
         ids[:, depth] = above
     return ids

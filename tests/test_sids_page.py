@@ -88,6 +88,8 @@ def test_the_report_holds_every_figure_of_the_page(tmp_path):
     report = json.loads((stage_path(experiment, "sids") / "report.json").read_text())
     text, _ = parsed(stage_path(experiment, "sids") / "report.html")
     assert report["verdict"]["line"] in text
+    assert report["collisions"]["after"] == {"collision_rate": 0.0, "collision_rate_by_interactions": 0.0, "distinct_sids": 40,
+                                             "largest_group": 1}
     assert len(report["curves"]["usage"]) == len(report["levels"]) == 3         # the further level has usage but no error of its own
     assert f"{report['levels'][0]['perplexity']:.1f}" in text and f"{report['reconstruction_error'][1]:.3f}" in text
 
