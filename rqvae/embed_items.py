@@ -13,7 +13,7 @@ vectors are ever all in memory (``texts.py``; the output is memory-mapped part b
 (mean for MiniLM, last token for Qwen3-Embedding).
 
 The texts and the encoder decide whether anything is embedded again: a data stage that was made anew with the same texts
-keeps its embeddings.
+keeps its embeddings, and another experiment in the same ``output_dir`` hands its own on.
 """
 
 from __future__ import annotations
@@ -59,17 +59,19 @@ PARTS, MOST_ITEMS_PER_PART = 64, 1024       # enough parts to keep processes bus
 def main(experiment: Experiment) -> None:
     """Embed every item of the experiment's catalogue."""
     final = stage_path(experiment, "embeddings")
-    if is_there(experiment, final):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{final}: item embeddings are there already, made from these texts with this encoder; reused.")
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and is_there(experiment, final):          # before torch is imported: a run that has nothing to do says so at once
         return
     data = require_stage(experiment, "data")
 
-    import torch                                # here, because a run that has nothing to do should say so at once
+    import torch
     from accelerate import PartialState
 
     # Without cpu=True several CPU processes would each believe to be alone. They wait for the slowest, however long.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    with state.main_process_first():
+        if not alone and is_there(experiment, final):
+            return
     started = time.perf_counter()
     with locked(final) if state.is_main_process else contextlib.nullcontext():
         scratch = scratch_folder(experiment, data / "items.parquet", final)
@@ -99,31 +101,67 @@ def embed_texts(experiment: Experiment, items: Path, scratch: Path, state: Parti
 
 
 def is_there(experiment: Experiment, final: Path) -> bool:
-    """Whether the embeddings are those of the catalogue's texts by this encoder, whatever else of the data changed.
+    """Whether the catalogue's texts need not be embedded: this encoder did it before, here or in another experiment.
 
     Raises:
-        UserError: they were made with other settings, from other texts, or by a folder that now holds another model.
+        UserError: the embeddings here were made with other settings, from other texts, or by a folder that now holds
+            another model.
     """
+    data = stage_path(experiment, "data")
     if not final.exists():
-        return False
-    data, manifest = stage_path(experiment, "data"), verify(final)
-    changed = settings_difference(manifest["settings"], relevant_settings(experiment, "embeddings"))
-    facts = json.loads((final / "embeddings.json").read_text(encoding="utf-8"))
+        source = other_experiment(experiment, data) if data.exists() else None
+        if source is None:
+            return False
+        with locked(final):
+            commit_copy(experiment, source, final, data)
+        say(f"{final}: item embeddings taken from {source}, which holds the same texts by the same encoder.")
+        return True
+    changed = settings_difference(verify(final)["settings"], relevant_settings(experiment, "embeddings"))
     now = encoder_digest(experiment.sids.encoder)
-    before = facts.get("encoder_sha256", now)
+    before = embedding_facts(final).get("encoder_sha256", now)
     if before != now:
         changed.append(f"files of sids.encoder: sha256 {before[:12]} -> {now[:12]}")
     if changed:
         raise UserError(f"{final}: was made with other settings ({'; '.join(changed)}); "
                         "delete it, or give this experiment another name with --name NAME")
-    if not data.exists() or read_manifest(data)["manifest_sha256"] in manifest["parents"].values():
-        return True
-    same = texts_sha256(require_stage(experiment, "data") / "items.parquet") == facts.get("texts_sha256")
-    ids = pd.read_parquet(data / "items.parquet", columns=["item_id"])["item_id"].tolist() if same else []
-    if not same or ids != json.loads((final / "item_ids.json").read_text(encoding="utf-8")):
-        raise UserError(f"{final}: was made from other items than {data} now holds; delete it and run `bash rqvae/rqvae.sh` again")
-    adopt(experiment, final, data)
+    if data.exists() and read_manifest(data)["manifest_sha256"] not in read_manifest(final)["parents"].values():
+        if not holds(final, require_stage(experiment, "data") / "items.parquet"):
+            raise UserError(f"{final}: was made from other items than {data} now holds; delete it and run `bash rqvae/rqvae.sh` again")
+        adopt(experiment, final, data)
+    say(f"{final}: item embeddings are there already, made from these texts with this encoder; reused.")
     return True
+
+
+def say(text: str) -> None:
+    """Print from the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+def embedding_facts(folder: Path) -> dict:
+    """``embeddings.json``; empty if there is none."""
+    file = folder / "embeddings.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def holds(folder: Path, items: Path) -> bool:
+    """Whether embeddings are of just these texts and ids, in this order."""
+    if embedding_facts(folder).get("texts_sha256") != texts_sha256(items):
+        return False
+    ids = pd.read_parquet(items, columns=["item_id"])["item_id"].tolist()
+    return ids == json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
+
+
+def other_experiment(experiment: Experiment, data: Path) -> Path | None:
+    """Embeddings of an experiment beside this one that are what this one would make; damaged ones are passed over."""
+    wanted = {"encoder": experiment.sids.encoder, "encoder_sha256": encoder_digest(experiment.sids.encoder)}
+    for folder in sorted(Path(experiment.output_dir).glob("*/embeddings")):
+        with contextlib.suppress(UserError):
+            settings = verify(folder)["settings"]
+            same = wanted.items() <= embedding_facts(folder).items() and settings == relevant_settings(experiment, "embeddings")
+            if same and holds(folder, require_stage(experiment, "data") / "items.parquet"):
+                return folder
+    return None
 
 
 def adopt(experiment: Experiment, final: Path, data: Path) -> None:
@@ -132,12 +170,17 @@ def adopt(experiment: Experiment, final: Path, data: Path) -> None:
     with locked(final):
         for leftover in (renewed, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        with committed(renewed, "embeddings", relevant_settings(experiment, "embeddings"), [data]) as staging:
-            for name in ("embeddings.npy", "item_ids.json", "embeddings.json"):
-                link_or_copy(final / name, staging / name)
+        commit_copy(experiment, final, renewed, data)
         os.rename(final, old)
         os.rename(renewed, final)
         shutil.rmtree(old)
+
+
+def commit_copy(experiment: Experiment, source: Path, final: Path, data: Path) -> None:
+    """Commit embeddings that are there already under another name or with another parent; the files are shared."""
+    with committed(final, "embeddings", relevant_settings(experiment, "embeddings"), [data]) as staging:
+        for name in ("embeddings.npy", "item_ids.json", "embeddings.json"):
+            link_or_copy(source / name, staging / name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

