@@ -4,7 +4,7 @@
 
 ``new.csv`` (or .tsv, .jsonl, .parquet) has the item columns of the data stage, under the names of ``data.columns``. The
 items are embedded with the experiment's encoder, quantised with its codebooks as they are, and get the nearest SIDs that
-are free. ``runs/<name>`` stays as it is; a new experiment ``runs/<NAME>`` (default ``<name>-extended``) holds ``data`` (the
+are free (``free_sids``). ``runs/<name>`` stays as it is; a new experiment ``runs/<NAME>`` (default ``<name>-extended``) holds ``data`` (the
 same interactions, the longer catalogue) and ``sids`` (every SID as it was, and the new ones). The code space is the same, so
 that every token exists in the old model, which then ranks the longer catalogue:
 
@@ -22,6 +22,7 @@ import html
 import json
 import shutil
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def main() -> None:
         quantizer = load_quantizer(sids)
         quantised = quantizer.quantise(embeddings)
         old_sids = [tuple(stored["sids"][item]) for item in old["item_id"]]
-        new_sids = as_tuples(free_sids(quantised, quantizer, old_sids, experiment.sids.collision))
+        new_sids = free_sids(quantised, stored["codebook_sizes"], quantizer.sizes, old_sids, experiment.sids.collision)
         extended = dict(zip([*old["item_id"], *new["item_id"]], [*old_sids, *new_sids], strict=True))
         facts = {"added": len(new), "churn": churn(stored["sids"], extended), "same_text_as_an_old_item": twins,
                  **describe(old, new, extended, quantised, quantizer, np.load(sids / "embeddings.npy", mmap_mode="r"))}
@@ -171,19 +172,50 @@ def forget_scratch(target: Experiment) -> None:
         shutil.rmtree(parts)
 
 
-def free_sids(quantised: Quantised, quantizer: Quantizer, old_sids: list[Sid], policy: str) -> np.ndarray:
-    """``(M, L)`` SIDs of the new items, of the levels of the quantiser.
+def free_sids(quantised: Quantised, final_sizes: list[int], sizes: list[int], old_sids: list[Sid], policy: str) -> list[Sid]:
+    """SIDs of the new items: the nearest free ones; with ``keep`` those that the quantiser gives, shared or not.
 
-    Old SIDs with a further level (``extra_level``) keep their first L codes to themselves: no SID may begin another. With
-    ``keep`` items may share a SID, as before.
+    With ``extra_level`` a new item whose codes a group of items has gets the group's next further code, as long as there
+    is one (the model has no tokens for more). Items that have a SID of L codes keep these to themselves, since no SID may
+    begin another.
+
+    Args:
+        final_sizes: of the catalogue's SIDs, with the further level if there is one.
+        sizes: of the quantiser's L levels.
 
     Raises:
         UserError: the code space is full.
     """
     if policy == "keep":
-        return quantised.codes
-    taken = np.array([sid[:len(quantizer.sizes)] for sid in old_sids], np.int64)
-    return nearest_free(quantised, quantizer.sizes, taken=taken)
+        return as_tuples(quantised.codes)
+    num_further = final_sizes[len(sizes)] if len(final_sizes) > len(sizes) else 0
+    placed = further_codes(as_tuples(quantised.codes), old_sids, len(sizes), num_further)
+    rest = np.array([row for row in range(len(quantised.codes)) if row not in placed], np.int64)
+    if len(rest):
+        taken = np.array([sid[:len(sizes)] for sid in [*old_sids, *placed.values()]], np.int64)
+        some = dataclasses.replace(quantised, codes=quantised.codes[rest], points=quantised.points[rest])
+        placed |= dict(zip(rest.tolist(), as_tuples(nearest_free(some, sizes, taken=taken)), strict=True))
+    return [placed[row] for row in range(len(quantised.codes))]
+
+
+def further_codes(codes: list[Sid], old_sids: list[Sid], num_levels: int, num_further: int) -> dict[int, Sid]:
+    """Rows of new items whose group has a further code left, and the SID that they get.
+
+        >>> further_codes([(0, 0), (0, 1), (0, 0)], [(0, 0, 0), (0, 1)], num_levels=2, num_further=2)
+        {0: (0, 0, 1)}
+    """
+    alone, times = {sid for sid in old_sids if len(sid) == num_levels}, Counter(codes)
+    used: defaultdict[Sid, set[int]] = defaultdict(set)
+    for sid in old_sids:
+        if len(sid) > num_levels:
+            used[sid[:num_levels]].add(sid[num_levels])
+    placed = {}
+    for row, code in enumerate(codes):
+        further = next((k for k in range(num_further) if k not in used[code]), None)
+        if further is not None and code not in alone and (used[code] or times[code] > 1):
+            placed[row] = (*code, further)
+            used[code].add(further)
+    return placed
 
 
 def churn(before: dict[str, list[int]], after: dict[str, Sid]) -> int:
@@ -207,7 +239,7 @@ def describe(old: pd.DataFrame, new: pd.DataFrame, extended: dict[str, Sid], qua
         ("new", quantised), ("old", quantizer.quantise(np.array(old_embeddings[sample]))))}
     return {
         "items": len(codes), "items_that_share_a_sid": int(colliding(codes).sum()),
-        "re_assigned": int(sum(tuple(code) != sid for code, sid in zip(quantised.codes.tolist(), new_sids, strict=True))),
+        "re_assigned": sum(tuple(code) != sid[:len(code)] for code, sid in zip(quantised.codes.tolist(), new_sids, strict=True)),
         "quantisation_error": {name: round(error, 6) for name, error in errors.items()},
         "examples": [{"item_id": new["item_id"].iloc[row], "title": new["title"].iloc[row], "sid": list(new_sids[row]),
                       "shares": shared, "beside": old["title"].iloc[beside]}

@@ -88,6 +88,15 @@ def test_no_sid_moves_and_every_new_one_is_free(here, policy, capsys):
     assert (report["added"], report["churn"], report["items"]) == (10, 0, 50)
 
 
+def test_further_codes_are_given_to_groups_as_long_as_there_are_any():
+    """(0, 0) is a group with codes 0 and 2; (1, 1) is a lone item; (2, 2) is nobody's; three further codes."""
+    old = [(0, 0, 0), (0, 0, 2), (1, 1)]
+    codes = [(0, 0), (1, 1), (2, 2), (0, 0), (2, 2), (3, 3), (2, 2), (2, 2)]
+    assert add_items.further_codes(codes, old, num_levels=2, num_further=3) == {
+        0: (0, 0, 1), 2: (2, 2, 0), 4: (2, 2, 1), 6: (2, 2, 2)}
+    assert add_items.further_codes(codes, [(1, 1)], num_levels=2, num_further=0) == {}
+
+
 def test_the_extended_experiment_is_whole_and_says_what_it_was_made_from(here):
     here()
     extend()

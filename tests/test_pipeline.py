@@ -50,7 +50,7 @@ data:
   items: items.csv
   columns: {{user_id: customer, item_id: sku, timestamp: bought_at, title: name}}
   split: leave_one_out
-sids: {{codebook_sizes: [6, 6], collision: extra_level}}
+sids: {{codebook_sizes: [5, 5], collision: extra_level}}
 model:
   template: compact
   text_vocab_size: 300
