@@ -219,6 +219,13 @@ def test_what_no_quantiser_can_work_with_is_one_line(embeddings, sizes, message)
         check_inputs(embeddings, list("abcd"), sizes, "e.npy")
 
 
+def test_an_id_that_occurs_twice_is_named_with_its_rows():
+    said = ("item_ids: 'b' is in rows 1 and 3 (1 ids occur more than once), expected every id once; give the items ids of their "
+            "own and run `bash data/prepare.sh` again")
+    with pytest.raises(UserError, match="^" + re.escape(said) + "$"):
+        check_inputs(cloud(4), list("abcb"), [2, 2], "e.npy")
+
+
 def test_several_problems_are_reported_together():
     with pytest.raises(UserError) as caught:
         check_inputs(broken(1, np.nan), list("abcd"), [9, 1], "e.npy")
