@@ -3,7 +3,7 @@
 ``z = tanh(0.8 (r - m) V / s)``; per dimension ``n_i`` cells of equal width on (-1, 1); the code is the cell's number in
 mixed radix (FSQ, arXiv:2309.15505, section 3.1). Each code's vector is ``[1, cell centres] W`` with W from least squares on the
 residuals r, so that distances, reconstruction and the collision step work as for any codebook. As the last level after
-residual k-means this is the quantiser of QARM v2 (Res-KmeansFSQ).
+residual k-means this is Res-KmeansFSQ of QARM V2 (arXiv:2602.08559).
 
 Departures: the projections are not trained but closed forms, V the first principal directions with the finest grid on the
 widest, W the least squares solution, which is what a linear autoencoder would learn around the rounding; and the cells are those of

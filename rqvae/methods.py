@@ -12,6 +12,7 @@ embeddings (OPQ, whose codebooks are zero outside their own part of the vector).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from rqvae.opq import fit_opq, rotate
 from rqvae.quantizers import Quantised, fit_random, fit_rqkmeans, nearest
 
 WEIGHTS, FACTS = "quantizer.safetensors", "quantizer.json"
+METHODS = next(key.metadata["choices"] for key in dataclasses.fields(SidSettings) if key.name == "method")
 NETWORKS = ("rqvae", "rqkmeans_plus")
 
 
@@ -181,6 +183,9 @@ def read_facts(path: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not a quantiser's facts ({type(error).__name__}: {error}); delete {path.parent} and run "
                         "`bash rqvae/rqvae.sh` again") from None
+    if not wrong and facts["method"] not in METHODS:
+        raise UserError(f"{path}: method is {facts['method']!r}, expected one of {', '.join(METHODS)}; delete {path.parent} and run "
+                        "`bash rqvae/rqvae.sh` again")
     if wrong:
         raise UserError(f"{path}: {wrong[0]} is {facts[wrong[0]]!r}, expected {expected[wrong[0]].__name__}; delete {path.parent} "
                         "and run `bash rqvae/rqvae.sh` again")

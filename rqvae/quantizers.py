@@ -10,6 +10,7 @@ Shapes: N items, D width of what is quantised, L levels, K codes of a level (may
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -171,10 +172,15 @@ def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], 
         distinct: every item is to have a SID of its own, of these sizes.
 
     Raises:
-        UserError: ids and rows differ in number, NaN, infinite or all-zero rows (the first is named), fewer items than
-            codes of a level, or more items than SIDs.
+        UserError: ids and rows differ in number, an id occurs twice, NaN, infinite or all-zero rows (the first is named),
+            fewer items than codes of a level, or more items than SIDs.
     """
     problems = []
+    repeated = [item_id for item_id, times in Counter(item_ids).items() if times > 1]
+    if repeated:
+        rows = [row for row, item_id in enumerate(item_ids) if item_id == repeated[0]]
+        problems.append(f"item_ids: '{repeated[0]}' is in rows {rows[0]} and {rows[1]} ({len(repeated)} ids occur more than once), "
+                        "expected every id once; give the items ids of their own and run `bash data/prepare.sh` again")
     if embeddings.ndim != 2 or len(embeddings) != len(item_ids):
         raise UserError(f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} ids in "
                         "item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again")

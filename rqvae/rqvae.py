@@ -122,7 +122,7 @@ def code_distances(residual: Tensor, codebook: Tensor) -> Tensor:
 
 
 def rotated(z: Tensor, quantised: Tensor) -> Tensor:
-    """``quantised`` as a function of z: z turned and stretched onto it (rotation trick, arXiv:2410.06424, section 4.2).
+    """``quantised`` as a function of z: z turned and stretched onto it (rotation trick, arXiv:2410.06424, section 4).
 
     ``lambda R z``, where R = I - 2 r r^T + 2 q^ z^^T turns z^ = z / ||z|| into q^ = q / ||q||, r = (z^ + q^) / ||z^ + q^||, and
     lambda = ||q|| / ||z||; R and lambda are constants of the backward pass, so the gradient is turned along with the vector. The
