@@ -1,7 +1,7 @@
 """Peak memory of the encoder stage as the catalogue grows, against the stock way (``SentenceTransformer.encode`` of a list).
 
     python benchmarks/embeddings.py                              # 20,000 and 200,000 items
-    python benchmarks/embeddings.py --items 100000,1000000
+    python benchmarks/embeddings.py --items 100000,1000000 --ways disk      # the stage with a constant instead of a network
 
 The encoder is a random one-layer BERT with 384-wide output, so that memory and not the model is what is measured. Each run
 is a process of its own; its peak resident memory includes Python, torch and the mapped output. Parity: on the smallest
@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 WORDS = ["steel", "bolt", "nut", "red", "blue", "long", "short", "heavy", "pump", "valve", "filter", "glove", "tape", "drill"]
 
 
-def main(items: str | tuple[int, ...] | int = (20_000, 200_000)) -> None:
-    """Measure every size both ways and print a table."""
+def main(items: tuple[int, ...] | int = (20_000, 200_000), ways: tuple[str, ...] | str = ("stock", "ours")) -> None:
+    """Measure every size in every way (stock, ours, disk) and print a table."""
+    ways = (ways,) if isinstance(ways, str) else ways
     sizes = [int(size) for size in (items if isinstance(items, tuple) else [items])]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -35,12 +36,12 @@ def main(items: str | tuple[int, ...] | int = (20_000, 200_000)) -> None:
         print(f"{'items':>10} {'way':>6} {'peak MB':>8} {'seconds':>8} {'items/s':>8}")
         for size in sizes:
             make_catalogue(folder, size)
-            for way in ("stock", "ours"):
+            for way in ways:
                 done = subprocess.run([sys.executable, __file__, "one", str(folder), str(size), way], check=True, text=True,
                                       stdout=subprocess.PIPE)
                 row = json.loads(done.stdout.splitlines()[-1])
                 print(f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} {size / row['seconds']:>8.0f}", flush=True)
-            if size == min(sizes):
+            if size == min(sizes) and {"stock", "ours"} <= set(ways):
                 ours, stock = np.load(folder / f"ours-{size}" / "bench" / "embeddings" / "embeddings.npy"), np.load(folder / "stock.npy")
                 print(f"parity: largest difference {np.abs(ours - stock).max():.1e}")
 
@@ -48,7 +49,7 @@ def main(items: str | tuple[int, ...] | int = (20_000, 200_000)) -> None:
 def one(folder: str, size: int, way: str) -> None:
     """One size one way, in a process of its own; prints peak memory and seconds as JSON."""
     start = time.perf_counter()
-    (ours if way == "ours" else stock)(Path(folder), int(size))
+    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), int(size))
     print(json.dumps({"seconds": time.perf_counter() - start,
                       "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
@@ -57,6 +58,14 @@ def ours(folder: Path, size: int) -> None:
     """The stage."""
     from rqvae import embed_items
 
+    embed_items.main(experiment(folder, size))
+
+
+def disk(folder: Path, size: int) -> None:
+    """The stage with a network that costs nothing: what texts, parts and output take."""
+    from rqvae import embed_items
+
+    embed_items.encode_with = lambda _: lambda texts: np.full((len(texts), 384), 384**-0.5, np.float32)
     embed_items.main(experiment(folder, size))
 
 

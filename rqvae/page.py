@@ -158,7 +158,7 @@ def largest(prefixes: list[dict[str, Any]]) -> str:
                  "<br>".join(html.escape(title) for title in row["titles"])] for row in prefixes if row["depth"] == depth]
         word = "code" if depth == 1 else "codes"
         parts.append(f'<details{" open" if depth == 1 else ""}><summary>{depth} {word}</summary>'
-                     f'{table(["prefix", "items", "some titles"], rows, wide=2)}</details>')
+                     f'{table(["prefix", "items", "some titles"], rows, wide=(2,))}</details>')
     return "".join(parts) or "<p>SIDs of one level have no prefixes.</p>"
 
 
@@ -172,16 +172,16 @@ def identical(listings: dict[str, Any]) -> str:
     shown = f", the first {len(rows)} groups" if len(rows) < listings["groups"] else ""
     return (f"<p>{listings['items']:,} items in {listings['groups']:,} groups have the same text as another{shown}. "
             f"Policy: {html.escape(listings['policy'])}.</p>"
-            f"<details><summary>Groups</summary>{table(['title', 'items and SIDs'], rows, wide=0)}</details>")
+            f"<details><summary>Groups</summary>{table(['title', 'items and SIDs'], rows, wide=(0,))}</details>")
 
 
-def table(head: list[str], rows: list[list[str]], wide: int | None = None) -> str:
-    """A table that scrolls sideways where it does not fit. Cells are HTML; column ``wide`` holds text."""
+def table(head: list[str], rows: list[list[str]], wide: tuple[int, ...] = ()) -> str:
+    """A table that scrolls sideways where it does not fit. Cells are HTML; the columns ``wide`` hold text."""
     def cell(column: int, text: str) -> str:
-        return f'<td class="wide">{text}</td>' if column == wide else f"<td>{text}</td>"
+        return f'<td class="wide">{text}</td>' if column in wide else f"<td>{text}</td>"
 
     body = "".join(f"<tr>{''.join(cell(column, text) for column, text in enumerate(row))}</tr>" for row in rows)
-    names = "".join(f'<th{" class=left" if column == wide else ""}>{html.escape(name)}</th>' for column, name in enumerate(head))
+    names = "".join(f'<th{" class=left" if column in wide else ""}>{html.escape(name)}</th>' for column, name in enumerate(head))
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
