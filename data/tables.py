@@ -73,10 +73,8 @@ def load(settings: DataSettings) -> Source:
     names = settings.columns
     interactions_path = find_file(folder, settings.interactions, "interactions")
     items_path = find_file(folder, settings.items, "items")
-    items = read_table(items_path, {**{name: names.get(name, name) for name in ITEM_COLUMNS},
-                                    "item_id": names.get("items_item_id", names.get("item_id", "item_id"))})
+    items = read_items(items_path, names)
     interactions = read_table(interactions_path, {name: names.get(name, name) for name in INTERACTION_COLUMNS})
-    require_columns(items, ["item_id", "title"], names)
     require_columns(interactions, ["user_id", "item_id", "timestamp", *(["split"] if settings.split == "own" else [])], names)
     problems: list[str] = []
     item_frame = convert_items(items, problems)
@@ -88,6 +86,18 @@ def load(settings: DataSettings) -> Source:
         raise UserError("\n".join(problems))
     notes = note_cut_lists(items, "description") + note_calendar_numbers(interactions, interaction_frame["timestamp"].to_numpy())
     return Source(item_frame, interaction_frame, notes=notes)
+
+
+def read_items(path: Path, names: dict[str, str]) -> Table:
+    """The item columns of a file; ``names`` is ``data.columns``.
+
+    Raises:
+        UserError: it cannot be read, or lacks ids, titles or a column that ``names`` mentions.
+    """
+    items = read_table(path, {**{name: names.get(name, name) for name in ITEM_COLUMNS},
+                              "item_id": names.get("items_item_id", names.get("item_id", "item_id"))})
+    require_columns(items, ["item_id", "title"], names)
+    return items
 
 
 def find_file(folder: Path, name: str, word: str) -> Path:

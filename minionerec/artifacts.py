@@ -162,7 +162,7 @@ def check_parents(path: Path, manifest: dict[str, Any]) -> None:
         found = read_manifest(parent)["manifest_sha256"]
         if found != digest:
             raise UserError(f"{path}: was made from another {parent} (manifest {digest[:12]}, now {found[:12]}); "
-                            f"delete {path} and run `{COMMANDS[manifest['stage']]}` again")
+                            f"delete {path} and run `{manifest.get('made_by', COMMANDS[manifest['stage']])}` again")
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def committed(final: Path, stage: str, settings: dict[str, Any], parents: list[P
         stage: key of ``COMMANDS``.
         settings: flat settings for the manifest.
         parents: committed directories this one is made from.
-        facts: further manifest entries, e.g. ``sids_sha256``.
+        facts: further manifest entries, e.g. ``sids_sha256``, or ``made_by`` where another command than the stage's makes it.
 
     Raises:
         UserError: the disk is full or not writable; ``final`` is then still absent.
@@ -245,6 +245,14 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def sha256_file(path: Path) -> str:

@@ -184,18 +184,26 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sids_file: 
 
 
 def check_sids(checkpoint: Path, sids: SidTable) -> None:
-    """Refuse a checkpoint that was trained on other SIDs than the experiment's.
+    """Refuse a checkpoint to which the experiment's SIDs mean something else.
+
+    Every item that it was trained with must have the same codes from the same codebooks. The experiment may have further
+    items (``rqvae/add_items.py``): their codes have tokens, and the trie reaches them.
 
     Raises:
-        UserError: naming both digests.
+        UserError: naming an item that has another SID.
     """
     file = checkpoint / SIDS_FILE
     if not file.is_file():
         return
-    theirs = json.loads(file.read_text(encoding="utf-8"))["sids"]
-    if {item: tuple(codes) for item, codes in theirs.items()} != dict(zip(sids.item_ids, sids.codes, strict=True)):
-        raise UserError(f"{checkpoint}: was trained on other SIDs than this experiment's ({file} differs from {sids.sha256[:12]}); "
-                        "use the checkpoint that was trained on them, or train again")
+    trained = json.loads(file.read_text(encoding="utf-8"))
+    ours = dict(zip(sids.item_ids, map(list, sids.codes), strict=True))
+    moved = [f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}" for item, codes in trained["sids"].items()
+             if ours.get(item) != codes]
+    if trained["codebook_sizes"] != sids.codebook_sizes:
+        moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained['codebook_sizes']}")
+    if moved:
+        raise UserError(f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; {len(moved)} differences between "
+                        f"{file} and {sids.sha256[:12]}); use the checkpoint that was trained on them, or train again")
 
 
 @contextlib.contextmanager

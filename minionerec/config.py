@@ -176,6 +176,8 @@ def cross_check(experiment: Experiment) -> list[str]:
          f"data.split: own needs a source that carries a split, {data.source} has none; use global_time or leave_one_out"),
         (sids.method == "given" and data.source != "minionerec",
          f"sids.method: given needs data.source minionerec, got {data.source}"),
+        (sids.last_level == "fsq" and sids.method not in ("rqkmeans", "balanced_rqkmeans"),
+         f"sids.last_level: fsq needs sids.method rqkmeans or balanced_rqkmeans, got {sids.method}"),
         (model.backbone == "scratch" and "model_type" not in model.config,
          "model.config: has no model_type, which a model from scratch needs; write e.g. model_type: qwen2"),
         (not any(sft.tasks.values()), "sft.tasks: every task is off; give one a positive share"),

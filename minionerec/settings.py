@@ -71,26 +71,38 @@ class SidSettings:
     max_text_tokens: int = setting(256, "longer item texts are truncated, in tokens of the encoder", low=8)
     method: str = setting(
         "rqkmeans",
-        "quantiser; given: the SIDs that came with the data (minionerec source)",
-        choices=("rqvae", "rqkmeans", "balanced_rqkmeans", "random", "given"),
+        "quantiser: residual k-means, plain, with clusters of equal size, or refined by a network (rqkmeans_plus); rqvae; "
+        "opq: rotation and product quantisation; random: control; given: the SIDs that came with the data (minionerec source)",
+        choices=("rqvae", "rqkmeans", "balanced_rqkmeans", "rqkmeans_plus", "opq", "random", "given"),
     )
     codebook_sizes: list[int] = setting([256, 256, 256], "codes per level, one number per level (paper: 3 x 256)", low=1)
     collision: str = setting(
         "nearest_free",
         "items that share a SID: nearest_free re-assigns last-level codes at least cost; extra_level adds a token; "
-        "keep leaves them shared",
+        "keep leaves them shared. Identical listings (the same text twice): the earlier item of the catalogue gets the nearer "
+        "code, or the lower further one",
         choices=("nearest_free", "extra_level", "keep"),
     )
-    kmeans_iterations: int = setting(50, "Lloyd iterations per level, also of the RQ-VAE's initialisation", low=1)
+    last_level: str = setting(
+        "codebook", "rqkmeans and balanced_rqkmeans: the last level is a codebook, or fsq: a fixed grid over what the levels "
+        "before leave over, which spreads items at the cost of reconstruction", choices=("codebook", "fsq"))
+    kmeans_iterations: int = setting(50, "Lloyd iterations per level, also of initial codebooks", low=1)
     hidden_sizes: list[int] = setting(
-        [512, 256, 128], "rqvae: encoder widths, mirrored by the decoder; measured on 384-wide embeddings (paper, 2560 wide: "
+        [512, 256, 128], "networks: encoder widths, mirrored by the decoder; measured on 384-wide embeddings (paper, 2560 wide: "
         "2048, 1024, 512, 256, 128, 64)", low=1)
     latent_size: int = setting(32, "rqvae: width of the latent and of the codebooks (paper)", low=1)
-    epochs: int = setting(100, "rqvae: passes over the items (reference recipe: 10000 steps of all items)", low=1)
-    batch_size: int = setting(256, "rqvae: items per step; small batches converge in fewer passes (reference: 20480)", low=1)
-    learning_rate: float = setting(3e-3, "rqvae: AdamW peak step size, warmed up and annealed (paper: constant 1e-3)", above=0)
-    beta: float = setting(0.25, "rqvae: weight of the commitment term (paper)", low=0)
-    dead_code_steps: int = setting(50, "rqvae: a code unused for this many steps restarts at a random residual; 0: never", low=0)
+    epochs: int = setting(100, "networks: passes over the items (reference recipe: 10000 steps of all items)", low=1)
+    batch_size: int = setting(256, "networks: items per step; small batches converge in fewer passes (reference: 20480)", low=1)
+    learning_rate: float = setting(3e-3, "networks: AdamW peak step size, warmed up and annealed (paper: constant 1e-3)", above=0)
+    beta: float = setting(0.25, "networks: weight of the commitment term (paper)", low=0)
+    kmeans_init: bool = setting(True, "networks: codebooks start at centroids of the untrained latents (paper); false: tiny random")
+    dead_code_steps: int = setting(50, "networks: a code unused for this many steps restarts at a random residual; 0: never", low=0)
+    gradient: str = setting("straight_through", "networks: how the decoder's gradient passes the codes: unchanged (paper), or turned "
+                            "with the vector (rotation trick, arXiv:2410.06424)", choices=("straight_through", "rotation"))
+    ema_decay: float = setting(0.0, "networks: codes are moving averages of their items with this decay per step (VQ-VAE: "
+                               "0.99); 0: codes learn by gradient (paper)", low=0, high=0.9999)
+    sinkhorn_epsilon: float = setting(0.0, "networks: entropy with which training batches are spread evenly over the codes "
+                                      "(LC-Rec: 0.003 at the last level); 0: the nearest code (paper)", low=0)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ keep L codes, so no SID is a prefix of another. ``keep``: nothing changes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from minionerec.config import UserError
 from rqvae.quantizers import Quantised, residual_before, squared_distances
 
 Sid = tuple[int, ...]
@@ -47,7 +49,7 @@ def as_tuples(codes: np.ndarray) -> list[Sid]:
 
 
 def prefix_ids(codes: np.ndarray) -> np.ndarray:
-    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order.
+    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order; -1 pads shorter SIDs.
 
         >>> prefix_ids(np.array([[3, 1], [0, 5], [3, 1], [3, 0]])).tolist()
         [[1, 2], [0, 0], [1, 2], [1, 1]]
@@ -55,6 +57,7 @@ def prefix_ids(codes: np.ndarray) -> np.ndarray:
     ids = np.empty(codes.shape, np.int64)
     above = np.zeros(len(codes), np.int64)
     for depth, column in enumerate(codes.T):
+        column = column + 1                                       # 0 where a SID has ended (-1)
         _, above = np.unique(above * (int(column.max()) + 1) + column, return_inverse=True)   # above < N: no overflow
         ids[:, depth] = above
     return ids
@@ -82,47 +85,69 @@ def extra_level(quantised: Quantised) -> np.ndarray:
 # nearest_free
 
 
-def nearest_free(quantised: Quantised, sizes: list[int]) -> np.ndarray:
-    """``(N, L)`` codes without collisions. There must be no more items than SIDs."""
+def nearest_free(quantised: Quantised, sizes: list[int], taken: np.ndarray | None = None) -> np.ndarray:
+    """``(N, L)`` codes without collisions.
+
+    Args:
+        quantised: the items to place.
+        sizes: K per level.
+        taken: ``(M, L)`` SIDs that other items have and keep; none by default.
+
+    Raises:
+        UserError: there are more items than SIDs.
+    """
     codes = quantised.codes.copy()
+    taken = codes[:0] if taken is None else np.unique(taken, axis=0)
+    space = math.prod(sizes)
+    if len(codes) + len(taken) > space:
+        raise UserError(f"sids.codebook_sizes: {list(sizes)} makes {space} SIDs for {len(codes) + len(taken)} items; add a level "
+                        "or codes")
     overfull = []
-    for members in prefixes_with_collisions(codes):
-        if len(members) <= sizes[-1]:
-            share_out_last_codes(quantised, codes, members, sizes[-1])
+    for members, held in prefixes_with_collisions(codes, taken):
+        if len(members) + len(held) <= sizes[-1]:
+            share_out_last_codes(quantised, codes, members, held, sizes[-1])
         else:
-            overfull.append(members)
+            overfull.append((members, held))
     if overfull:
-        room = FreeRoom(codes, overfull, sizes)
-        for members in overfull:
-            spill_surplus(quantised, codes, members, sizes[-1], room)
+        room = FreeRoom(codes, taken, [members for members, _ in overfull], sizes)
+        for members, held in overfull:
+            spill_surplus(quantised, codes, members, held, sizes[-1], room)
     return codes
 
 
-def prefixes_with_collisions(codes: np.ndarray) -> Iterator[np.ndarray]:
-    """The item numbers under each prefix of L-1 codes that holds a collision, prefixes in lexicographic order."""
-    ids = prefix_ids(codes)
-    prefix = ids[:, -2] if codes.shape[1] > 1 else np.zeros(len(codes), np.int64)
+def prefixes_with_collisions(codes: np.ndarray, taken: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Item numbers and last codes taken under each prefix of L-1 codes that holds a collision, in lexicographic order."""
+    ids, num_items = prefix_ids(np.concatenate([codes, taken])), len(codes)
+    prefix = ids[:, -2] if codes.shape[1] > 1 else np.zeros(len(ids), np.int64)
     order = np.argsort(prefix, kind="stable")
-    crowded = np.unique(prefix[np.bincount(ids[:, -1])[ids[:, -1]] > 1])
+    shared = np.bincount(ids[:, -1])[ids[:num_items, -1]] > 1
+    crowded = np.unique(prefix[:num_items][shared])
     starts, ends = (np.searchsorted(prefix[order], crowded, side=side) for side in ("left", "right"))
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield order[start:end]
+        rows = order[start:end]
+        yield rows[rows < num_items], taken[rows[rows >= num_items] - num_items, -1]
 
 
-def share_out_last_codes(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int) -> None:
-    """Give the colliding items among ``members`` (all items of one prefix, at most ``size``) last codes of their own."""
-    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, size)
+def share_out_last_codes(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int) -> None:
+    """Give the colliding items among ``members`` last codes of their own.
+
+    Args:
+        members: all items of one prefix.
+        held: last codes under it that are not to be had; with the members at most ``size``.
+    """
+    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     rows, columns = _earlier_twin_first(*_cheapest_assignment(cost, own), cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
 
 
-def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int, room: FreeRoom) -> None:
+def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int,
+                  room: FreeRoom) -> None:
     """As ``share_out_last_codes`` for a prefix with more than ``size`` items: fill it, place the rest elsewhere.
 
     Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that leave, which is an
     assignment on the difference of the two because every open code is taken.
     """
-    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, size)
+    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
     rows, columns = _earlier_twin_first(*_cheapest_assignment(cost - elsewhere[:, None], own), cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
@@ -133,11 +158,11 @@ def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, 
         codes[movers[row]] = sid
 
 
-def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
     """What one prefix has to share out.
 
     Returns:
-        movers: ``(m,)`` the items among ``members`` that collide.
+        movers: ``(m,)`` the items among ``members`` that collide with each other or with ``held``.
         open_codes: ``(A,)`` last codes that nobody has or that a colliding group has.
         cost: ``(m, A)`` squared distances, float64; bit-equal rows for items with equal vectors.
         own: ``(m, A)`` bool, the code is the one that the item has.
@@ -145,8 +170,9 @@ def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: 
     """
     last = codes.shape[1] - 1
     uses = np.bincount(codes[members, last], minlength=size)
+    uses[held] += np.where(uses[held] > 0, size, 1)               # an item on a held code shares it
     movers = members[uses[codes[members, last]] > 1]
-    open_codes = np.flatnonzero(uses != 1)
+    open_codes = np.setdiff1d(np.flatnonzero(uses != 1), held)
     vectors, kind = np.unique(residual_before(quantised, last, movers), axis=0, return_inverse=True)
     cost = squared_distances(vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64))[kind]
     own = codes[movers, last][:, None] == open_codes
@@ -156,7 +182,7 @@ def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, size: 
 
 def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the assignments in which most items (one per group) keep their own code, the cheapest: rows and their columns."""
-    bonus = 2 * len(cost) * np.abs(cost).max() + 1                # outweighs all costs together
+    bonus = 2 * len(cost) * np.abs(cost).max(initial=0) + 1                # outweighs all costs together
     return linear_sum_assignment(cost - own * bonus)
 
 
@@ -175,20 +201,22 @@ class FreeRoom:
 
     Args:
         codes: ``(N, L)``, L at least 2.
+        taken: ``(M, L)`` distinct SIDs of items that are not among these.
         overfull: the members of each overfull prefix; all its SIDs count as taken, theirs to share out.
         sizes: K of every level.
     """
 
-    def __init__(self, codes: np.ndarray, overfull: list[np.ndarray], sizes: list[int]) -> None:
+    def __init__(self, codes: np.ndarray, taken: np.ndarray, overfull: list[np.ndarray], sizes: list[int]) -> None:
         self.sizes = sizes
         self.used: Counter[Sid] = Counter()                    # prefix of 0..L-2 codes -> SIDs taken below it
         self.taken: defaultdict[Sid, list[int]] = defaultdict(list)      # prefix of L-2 codes -> pairs taken, k * K_L + k'
         settled = np.ones(len(codes), bool)
         settled[np.concatenate(overfull)] = False
-        for sid in as_tuples(codes[settled]):
-            self.take(sid)
-        for members in overfull:
-            prefix = tuple(codes[members[0], :-1].tolist())
+        full = {tuple(codes[members[0], :-1].tolist()) for members in overfull}
+        for sid in as_tuples(np.concatenate([codes[settled], taken])):
+            if sid[:-1] not in full:
+                self.take(sid)
+        for prefix in sorted(full):
             for last in range(sizes[-1]):
                 self.take((*prefix, last))
 

@@ -11,6 +11,8 @@ fit the centroids on a sample, and assign all items once per level.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rqvae.quantizers import Quantised, cluster_means, fit_levels, kmeans, sample, squared_distances
@@ -21,17 +23,25 @@ BALANCED_ROUNDS = 10           # balanced Lloyd iterations after the plain ones,
 
 
 def fit_balanced_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
-    """Residual k-means whose clusters have equal size, within one item, at every level."""
+    """Residual k-means whose clusters have equal size, within one item, at every level.
+
+    The prices are stored as ``price.<level>``: with them a new item joins the code that it would have had as one of the
+    fitted ones, and near-duplicates stay together.
+    """
+    prices = {}
+
     def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
         points = sample(residual, size, seed + level)
         codebook = kmeans(points, size, iterations, seed + level)
         codes, price, codebook = balanced_lloyd(points, codebook, min(iterations, BALANCED_ROUNDS))
         if len(points) < len(residual):
-            codes, _ = balanced_assignment(squared_distances(residual, codebook), price)
+            codes, price = balanced_assignment(squared_distances(residual, codebook), price)
             codebook = cluster_means(residual, codes, size)
+        prices[f"price.{level}"] = price.astype(np.float32)
         return codes, codebook
 
-    return fit_levels(embeddings, sizes, fit_level)
+    fitted = fit_levels(embeddings, sizes, fit_level)
+    return replace(fitted, tensors={**fitted.tensors, **prices})
 
 
 def balanced_lloyd(points: np.ndarray, codebook: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

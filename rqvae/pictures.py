@@ -1,56 +1,114 @@
-"""``report.png``: how evenly codes are used, how the trie branches, and what prefixes mean, for the eye."""
+"""Line charts as inline SVG: no files, no fonts, no scripts, readable on a phone and in dark mode (colours are the page's)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import html
+import math
+from dataclasses import dataclass
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from rqvae.assign import Sid, prefix_ids
-from rqvae.report import pad
-
-
-def draw_report(path: Path, report: dict, sids: list[Sid]) -> None:
-    """Three panels from ``report.json`` and the SIDs, written as PNG."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    usage, sizes, meaning = figure.subplots(1, 3)
-    codes = pad(sids, len(report["codebook_sizes"]))
-    draw_usage(usage, codes, report["codebook_sizes"])
-    draw_prefix_sizes(sizes, codes)
-    draw_meaning(meaning, report["prefixes"])
-    after = report["collisions"]["after"]
-    figure.suptitle(f"{report['items']} items, {after['distinct_sids']} distinct SIDs by {report['method']}")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+WIDTH, HEIGHT = 360, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 190      # the plotting area inside the SVG
+COLOURS = 10                                     # classes c0 .. c9 of the page's style sheet
 
 
-def draw_usage(axes: Axes, codes: np.ndarray, sizes: list[int]) -> None:
-    """Items per code, most used code first; a flat line is a level that tells items apart as well as it could."""
-    for level, size in enumerate(sizes):
-        counts = np.bincount(codes[codes[:, level] >= 0, level], minlength=size)
-        axes.plot(np.arange(size) / max(size - 1, 1), np.sort(counts)[::-1], label=f"level {level + 1} ({size} codes)")
-    axes.set(xlabel="codes, most used first", ylabel="items", yscale="symlog", title="use of codes")
-    axes.legend()
+@dataclass(frozen=True)
+class Line:
+    """One line: equally many x and y, and which colour of the page it has."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    colour: int = 0
+    dashed: bool = False
 
 
-def draw_prefix_sizes(axes: Axes, codes: np.ndarray) -> None:
-    """How many items share a prefix, from the items' side: share of items whose prefix holds at least so many."""
-    for depth, ids in enumerate(prefix_ids(codes).T):
-        crowd = np.sort(np.bincount(ids)[ids])[::-1]
-        axes.step(crowd, np.arange(1, len(crowd) + 1) / len(crowd), label=f"{depth + 1} codes")
-    axes.set(xlabel="items under the same prefix", ylabel="share of items with at least as many", xscale="log", title="prefixes")
-    axes.legend()
+@dataclass(frozen=True)
+class Axis:
+    """From numbers to places along one side of the plotting area."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def place(self, value: float) -> float:
+        """Where a number lies, in SVG units."""
+        low, high, value = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return self.start + (self.end - self.start) * (value - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """About five round numbers; on a log axis every decade, or 1, 2 and 5 of each when there are few."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            decades = math.log10(self.high / self.low)
+            values = [float(f"{m}e{power}") for power in powers for m in ((1,) if decades > 2.5 else (1, 2, 5))]
+            inside = [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
+            return inside[::max(1, len(inside) // 5)]
+        step = nice_step((self.high - self.low) / 4)
+        first = math.ceil(self.low / step - 1e-9)
+        return [step * n for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def draw_meaning(axes: Axes, prefixes: list[dict]) -> None:
-    """Category purity and next-item rate per depth, beside the same SIDs dealt at random (dashed)."""
-    depths = [row["depth"] for row in prefixes]
-    kinds = (("category_purity", "category purity", "C0"), ("neighbour_rate", "next item has the same prefix", "C1"))
-    for name, label, colour in kinds:
-        if prefixes[0][name] is not None:
-            axes.plot(depths, [row[name] for row in prefixes], marker="o", color=colour, label=label)
-            axes.plot(depths, [row[f"{name}_control"] for row in prefixes], linestyle="--", color=colour)
-    axes.set(xlabel="codes of the prefix", xticks=depths, ylim=(0, None), title="meaning (dashed: dealt at random)")
-    if axes.lines:
-        axes.legend()
+def nice_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, ... times a power of ten that is at least this.
+
+        >>> [nice_step(v) for v in (0.03, 1.2, 26)]
+        [0.05, 2.0, 50.0]
+    """
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(round(power * m, 12) for m in (1, 2, 5, 10) if power * m >= least * (1 - 1e-9))
+
+
+def chart(title: str, lines: list[Line], xlabel: str, ylabel: str, log_x: bool = False, log_y: bool = False,
+          points: bool = False) -> str:
+    """A ``<figure>`` with title, picture and legend; "" when there is nothing to draw.
+
+    Args:
+        points: mark every point, and let the x axis count in whole steps.
+    """
+    lines = [line for line in lines if line.x]
+    if not lines:
+        return ""
+    x_axis = span([value for line in lines for value in line.x], LEFT, RIGHT, log_x, from_zero=False)
+    y_axis = span([value for line in lines for value in line.y], BOTTOM, TOP, log_y, from_zero=True)
+    ticks = [float(v) for v in sorted({v for line in lines for v in line.x})] if points else x_axis.ticks()
+    parts = [*grid(x_axis, ticks, y_axis), *(draw(line, x_axis, y_axis, points) for line in lines),
+             f'<text class="name" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(xlabel)}</text>']
+    legend = "".join(f'<li class="c{line.colour % COLOURS}{" dashed" if line.dashed else ""}">{html.escape(line.label)}</li>'
+                     for line in lines)
+    return (f'<figure><figcaption>{html.escape(title)}<small>{html.escape(ylabel)}</small></figcaption>'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+            f'<ul class="legend">{legend}</ul></figure>')
+
+
+def span(values: list[float], start: float, end: float, log: bool, from_zero: bool) -> Axis:
+    """An axis that holds all values, with a little room above."""
+    low, high = min(values), max(values)
+    if log:
+        high = max(high, low * 10) if from_zero or high == low else high
+        return Axis(low, high, start, end, True)
+    low = min(low, 0.0) if from_zero else low
+    high = high + 0.05 * (high - low) if from_zero else high
+    return Axis(low, high if high > low else low + 1, start, end, False)
+
+
+def grid(x_axis: Axis, x_ticks: list[float], y_axis: Axis) -> list[str]:
+    """Numbers along both axes and a faint line at each of y."""
+    parts = []
+    for value in y_axis.ticks():
+        y = y_axis.place(value)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>'
+                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in x_ticks:
+        parts.append(f'<text x="{x_axis.place(value):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{value:g}</text>')
+    return parts
+
+
+def draw(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> str:
+    """A line's path and points."""
+    places = [(x_axis.place(x), y_axis.place(y)) for x, y in zip(line.x, line.y, strict=True)]
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    style = f'c{line.colour % COLOURS}{" dashed" if line.dashed else ""}'
+    dots = "".join(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places) if points else ""
+    return f'<path class="line {style}" d="M{path}"/>{dots}'

@@ -10,6 +10,7 @@ Shapes: N items, D width of what is quantised, L levels, K codes of a level (may
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class Quantised:
         errors: per level, what is left of the embeddings' variance when they are rebuilt from the codes up to there.
         tensors: what ``quantizer.safetensors`` stores, by name.
         log: rows for ``log.jsonl``.
+        facts: what ``quantizer.json`` stores beside method and sizes.
     """
 
     codes: np.ndarray
@@ -43,6 +45,7 @@ class Quantised:
     errors: list[float]
     tensors: dict[str, np.ndarray]
     log: list[dict] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
 
 
 def fit_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
@@ -107,12 +110,13 @@ def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
     return points[np.sort(np.random.default_rng(seed).choice(len(points), limit, replace=False))]
 
 
-def nearest(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """``(N,)`` number of each point's nearest code, the lowest of equally near ones."""
+def nearest(points: np.ndarray, codebook: np.ndarray, price: np.ndarray | None = None) -> np.ndarray:
+    """``(N,)`` number of each point's nearest code, the lowest of equally near ones; ``price`` (K,) is added to the distances."""
     codes = np.empty(len(points), np.int64)
     rows = max(1, CHUNK_NUMBERS // len(codebook))
     for start in range(0, len(points), rows):
-        codes[start:start + rows] = squared_distances(points[start:start + rows], codebook).argmin(axis=1)
+        distances = squared_distances(points[start:start + rows], codebook)
+        codes[start:start + rows] = (distances if price is None else distances + price).argmin(axis=1)
     return codes
 
 
@@ -145,6 +149,19 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
     return float(np.square(difference).sum(dtype=np.float64) / max(spread, np.finfo(np.float64).tiny))
 
 
+def identical_listings(embeddings: np.ndarray, item_ids: list[str]) -> list[list[str]]:
+    """Items that no code can tell apart: groups of ids with bit-equal embeddings, i.e. the same text, in catalogue order.
+
+        >>> identical_listings(np.array([[1, 0], [0, 1], [1, 0], [0, 2]]), list("abcd"))
+        [['a', 'c']]
+    """
+    _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
+    groups: dict[int, list[str]] = {}
+    for row in np.flatnonzero(np.bincount(kind)[kind] > 1):
+        groups.setdefault(int(first[kind[row]]), []).append(item_ids[row])
+    return list(groups.values())
+
+
 def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], where: str, fitted: bool = True,
                  distinct: bool = True) -> None:
     """Refuse what no quantiser can work with.
@@ -155,10 +172,15 @@ def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], 
         distinct: every item is to have a SID of its own, of these sizes.
 
     Raises:
-        UserError: ids and rows differ in number, NaN, infinite or all-zero rows (the first is named), fewer items than
-            codes of a level, or more items than SIDs.
+        UserError: ids and rows differ in number, an id occurs twice, NaN, infinite or all-zero rows (the first is named),
+            fewer items than codes of a level, or more items than SIDs.
     """
     problems = []
+    repeated = [item_id for item_id, times in Counter(item_ids).items() if times > 1]
+    if repeated:
+        rows = [row for row, item_id in enumerate(item_ids) if item_id == repeated[0]]
+        problems.append(f"item_ids: '{repeated[0]}' is in rows {rows[0]} and {rows[1]} ({len(repeated)} ids occur more than once), "
+                        "expected every id once; give the items ids of their own and run `bash data/prepare.sh` again")
     if embeddings.ndim != 2 or len(embeddings) != len(item_ids):
         raise UserError(f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} ids in "
                         "item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again")

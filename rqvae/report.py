@@ -1,5 +1,7 @@
 """What the semantic IDs of a catalogue are worth, before any language model is trained: ``report.json`` and a table.
 
+``verdict.py`` judges the figures, ``page.py`` shows them.
+
 Levels: codes used, dead codes, perplexity (``exp`` of the entropy: how many codes an equally spread level would need) and
 Gini coefficient (0 all codes equally often, towards 1 few codes have everything). Collisions: share of items that share
 their SID with another, and the same weighted by train interactions. Meaning: do items with a common prefix of d codes
@@ -16,6 +18,7 @@ import pandas as pd
 
 from rqvae.assign import Sid, colliding, prefix_ids
 from rqvae.quantizers import Quantised
+from rqvae.texts import clean
 
 EXAMPLES = 3
 
@@ -52,6 +55,7 @@ def build_report(items: pd.DataFrame, interactions: pd.DataFrame, quantised: Qua
         "fan_out": fan_out(final),
         "largest_prefixes": [row for depth in range(1, len(sizes)) for row in largest_prefixes(final, depth, items["title"])],
         "duplicate_listings": duplicate_listings(items, sids),
+        "curves": {"usage": [usage_curve(final[:, level], size) for level, size in enumerate(sizes)], "crowds": crowd_curves(final)},
     }
 
 
@@ -162,6 +166,36 @@ def fan_out(codes: np.ndarray) -> list[dict]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Curves, for the pictures
+
+
+def usage_curve(codes: np.ndarray, size: int) -> list[list[float]]:
+    """``[share of codes, items of such a code / even share]``, most used code first, without the dead ones, some 60 points.
+
+        >>> usage_curve(np.array([0, 0, 0, 2]), 3)
+        [[0.0, 2.25], [0.5, 0.75]]
+    """
+    counts = np.sort(np.bincount(codes[codes >= 0], minlength=size))[::-1]
+    at = thin(int((counts > 0).sum()))
+    return [[round(float(i / max(size - 1, 1)), 4), round(float(counts[i] * size / counts.sum()), 4)] for i in at]
+
+
+def crowd_curves(codes: np.ndarray) -> list[list[list[float]]]:
+    """Per depth ``[n, share of items whose prefix holds at least n items]``, some 60 points."""
+    curves = []
+    for ids in prefix_ids(codes).T:
+        crowd = np.sort(np.bincount(ids)[ids])                                   # (N,) ascending
+        sizes, first = np.unique(crowd, return_index=True)
+        curves.append([[int(sizes[i]), round(1 - float(first[i]) / len(crowd), 4)] for i in thin(len(sizes))])
+    return curves
+
+
+def thin(count: int, points: int = 60) -> list[int]:
+    """At most ``points`` of ``count`` positions, evenly spread, with both ends."""
+    return sorted(set(np.linspace(0, count - 1, min(count, points)).round().astype(int).tolist()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Examples
 
 
@@ -178,10 +212,10 @@ def largest_prefixes(codes: np.ndarray, depth: int, titles: pd.Series, top: int 
 
 
 def duplicate_listings(items: pd.DataFrame, sids: list[Sid], show: int = 50) -> dict:
-    """Items with the same title and description: no code can tell them apart, so item order decided their SIDs."""
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row, text in enumerate(zip(items["title"], items["description"], strict=True)):
-        groups[text].append(row)
+    """Items with the same text (as it is embedded): no code can tell them apart, so item order decided their SIDs."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, (title, description) in enumerate(zip(items["title"], items["description"], strict=True)):
+        groups[clean(f"{title} {description}")].append(row)
     twins = [rows for rows in groups.values() if len(rows) > 1]
     return {
         "groups": len(twins), "items": sum(map(len, twins)),
@@ -207,6 +241,7 @@ def summary(report: dict) -> str:
         f"largest group {before['largest_group']} -> {after['largest_group']}; "
         f"{report['collisions']['items_with_another_sid_than_quantised']} items re-assigned; "
         f"{report['duplicate_listings']['items']} items are listed more than once")
+    lines.append(report["verdict"]["line"])
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
     python rqvae/train.py --config C --sids.method rqvae --sids.epochs 1000
 
 Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.py``); writes ``runs/<name>/sids``:
-``sids.json``, ``report.json`` and ``report.png``, the quantiser's weights, and the embeddings that the SIDs were made from.
+``sids.json``, ``report.json`` and ``report.html``, the quantiser's weights, and the embeddings that the SIDs were made from.
 
 Departures from the reference code: (1) the default is residual k-means, which needs no training; (2) collisions are
 resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
@@ -14,46 +14,52 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.artifacts import (  # noqa: E402
-    append_log, committed, is_done, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
+    append_log, committed, is_done, link_or_copy, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
 )
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
 from rqvae.assign import Sid, resolve_collisions  # noqa: E402
-from rqvae.balanced import fit_balanced_rqkmeans  # noqa: E402
-from rqvae.pictures import draw_report  # noqa: E402
-from rqvae.quantizers import Quantised, check_inputs, fit_random, fit_rqkmeans, from_codes  # noqa: E402
+from rqvae.methods import fit_quantizer, save_quantizer  # noqa: E402
+from rqvae.page import write_page  # noqa: E402
+from rqvae.quantizers import Quantised, check_inputs, from_codes  # noqa: E402
 from rqvae.report import build_report, summary  # noqa: E402
+from rqvae.verdict import verdict  # noqa: E402
 
 
 NEXT = "Next: bash sft.sh with the same --config"
 
 
 def main(experiment: Experiment) -> None:
-    """Read, quantise, resolve collisions, report, commit."""
+    """Build ``runs/<name>/sids`` unless it is there, and say what was made."""
     final = stage_path(experiment, "sids")
     if is_done(experiment, "sids", final):
         print(f"{final}: is finished already, with these settings. {NEXT}")
         return
+    report = build(experiment, final)
+    print(summary(report))
+    print(f"{report['items']} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {report['method']} "
+          f"in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}")
+
+
+def build(experiment: Experiment, final: Path) -> dict:
+    """Read, quantise, resolve collisions, report, commit ``final``; returns the report."""
     with locked(final):
         data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
         items = pd.read_parquet(data / "items.parquet")
         interactions = pd.read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"])
         item_ids = items["item_id"].tolist()
         embeddings = read_embeddings(embedded, item_ids)
-        progress = final.with_name(".sids.rqvae-progress.safetensors")
+        progress = final.with_name(f".{final.name}.rqvae-progress.safetensors")
 
         started = time.perf_counter()
         quantised, sizes = quantise(experiment, embeddings, item_ids, data, str(embedded / "embeddings.npy"), progress)
@@ -63,6 +69,7 @@ def main(experiment: Experiment) -> None:
 
         report = {"method": experiment.sids.method, "collision": experiment.sids.collision, "seconds": seconds,
                   **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed)}
+        report["verdict"] = verdict(report)
         text = sids_json(dict(zip(item_ids, sids, strict=True)), final_sizes, experiment.sids.method,
                          sha256_file(embedded / "embeddings.npy"))
         with committed(final, "sids", relevant_settings(experiment, "sids"), [data, embedded],
@@ -70,16 +77,13 @@ def main(experiment: Experiment) -> None:
             (staging / "sids.json").write_text(text, encoding="utf-8")
             link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
             link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
-            (staging / "quantizer.safetensors").write_bytes(save(quantised.tensors))
-            write_json(staging / "quantizer.json", quantizer_facts(experiment, embeddings, quantised, sizes))
+            save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
             write_json(staging / "report.json", report)
-            draw_report(staging / "report.png", report, sids)
+            write_page(staging / "report.html", report, experiment.name)
             for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
         progress.unlink(missing_ok=True)
-    print(summary(report))
-    print(f"{len(sids)} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {experiment.sids.method} "
-          f"in {sum(seconds.values()):.1f} s -> {final}\n{NEXT}")
+    return report
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,29 +161,7 @@ def quantise(experiment: Experiment, embeddings: np.ndarray, item_ids: list[str]
         return from_codes(embeddings, codes, sizes), sizes
     sizes = list(sids.codebook_sizes)
     check_inputs(embeddings, item_ids, sizes, where, distinct=distinct)
-    match sids.method:
-        case "random":
-            return fit_random(embeddings, sizes, seed), sizes
-        case "rqkmeans":
-            return fit_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
-        case "balanced_rqkmeans":
-            return fit_balanced_rqkmeans(embeddings, sizes, sids.kmeans_iterations, seed), sizes
-        case "rqvae":
-            import torch                        # here, because the other methods start two seconds sooner without it
-
-            from rqvae.rqvae import fit_rqvae
-
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            return fit_rqvae(embeddings, sids, seed, device, progress), sizes
-
-
-def quantizer_facts(experiment: Experiment, embeddings: np.ndarray, quantised: Quantised, sizes: list[int]) -> dict:
-    """``quantizer.json``: what it takes to build the module that ``quantizer.safetensors`` has the weights of."""
-    facts = {"method": experiment.sids.method, "codebook_sizes": sizes, "embedding_width": int(embeddings.shape[1]),
-             "codebook_width": int(quantised.codebooks[0].shape[1])}
-    if experiment.sids.method == "rqvae":
-        facts |= {"hidden_sizes": list(experiment.sids.hidden_sizes), "latent_size": experiment.sids.latent_size}
-    return facts
+    return fit_quantizer(embeddings, sids, seed, progress), sizes
 
 
 def sids_json(sids: dict[str, Sid], sizes: list[int], method: str, embeddings_sha256: str) -> str:
@@ -187,14 +169,6 @@ def sids_json(sids: dict[str, Sid], sizes: list[int], method: str, embeddings_sh
     lines = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}: {json.dumps(list(sid))}" for item, sid in sids.items())
     rest = json.dumps({"codebook_sizes": sizes, "method": method, "embeddings_sha256": embeddings_sha256}, indent=1)
     return '{\n "sids": {\n' + lines + "\n },\n" + rest[2:] + "\n"
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 if __name__ == "__main__":

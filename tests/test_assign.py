@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minionerec.config import UserError
 from rqvae.assign import colliding, extra_level, nearest_free, prefix_ids, resolve_collisions
 from rqvae.quantizers import Quantised, fit_rqkmeans, nearest, residual_before
 
@@ -175,6 +176,88 @@ def test_a_single_item_too_many_is_spilled_at_least_total_cost(seed):
         for stay in [[item for item in range(4) if item != leaver]] for places in itertools.permutations(range(3))
         if {code for item, code in zip(stay, places, strict=True) if code == fitted.codes[item, 1]} == {0, 1})
     assert final_error(fitted, codes, np.arange(4)).sum() == pytest.approx(least, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Items that are there already
+
+
+def test_a_new_item_takes_the_nearest_code_that_nobody_has():
+    # Codes at 0, 1, 5, 9 under prefix 0; old items have codes 0 and 1, and code 2 under another prefix.
+    fitted = quantised([0.4, 8.0], [[0, 0], [0, 3]], [[0, 100], [0, 1, 5, 9]])
+    assert nearest_free(fitted, [2, 4], np.array([[0, 0], [0, 1], [1, 2]])).tolist() == [[0, 2], [0, 3]]
+
+
+def test_a_new_item_leaves_a_prefix_that_old_items_fill():
+    fitted = quantised([0.4], [[0, 0]], [[0, 1, 8], [-0.1, 0.1]])
+    assert nearest_free(fitted, [3, 2], np.array([[0, 0], [0, 1], [1, 0]])).tolist() == [[1, 1]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_new_items_never_take_what_old_ones_have_and_free_lone_ones_stay(sizes, share_old, seed):
+    """Up to a catalogue that fills every SID there is."""
+    space = int(np.prod(sizes))
+    rng = np.random.default_rng(seed)
+    num_old = int(share_old * (space - 1))
+    num_new = int(rng.integers(1, space - num_old + 1))
+    taken = np.stack(np.unravel_index(rng.permutation(space)[:num_old], sizes), axis=1).reshape(num_old, len(sizes))
+    fitted = random_quantised(num_new, sizes, seed)
+    codes = nearest_free(fitted, sizes, taken)
+    final = [*map(tuple, codes.tolist()), *map(tuple, taken.tolist())]
+    assert len(set(final)) == num_old + num_new
+    before = [*map(tuple, fitted.codes.tolist()), *map(tuple, taken.tolist())]
+    assert all(codes[row].tolist() == list(sid) for row, sid in enumerate(before[:num_new]) if before.count(sid) == 1)
+    if not num_old:
+        assert (codes == nearest_free(fitted, sizes)).all()
+
+
+def test_more_items_than_sids_are_refused_in_one_line():
+    fitted = quantised([0.0, 0.1], [[0], [0]], [[0, 1]])
+    with pytest.raises(UserError, match=r"^sids.codebook_sizes: \[2\] makes 2 SIDs for 3 items; add a level or codes$"):
+        nearest_free(fitted, [2], np.array([[1]]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Against the reference's way
+
+
+def sinkhorn_rounds(fitted: Quantised, rounds: int = 20, epsilon: float = 0.003) -> np.ndarray:
+    """The reference's ``generate_indices.py``: each colliding group again, alone, through Sinkhorn at the last level."""
+    codes, last = fitted.codes.copy(), fitted.codes.shape[1] - 1
+    for _ in range(rounds):
+        if not colliding(codes).any():
+            break
+        group_of = prefix_ids(codes)[:, -1]
+        for group in np.unique(group_of[colliding(codes)]):
+            items = np.flatnonzero(group_of == group)
+            distances = np.square(residual_before(fitted, last, items).astype(np.float64)[:, None] - fitted.codebooks[last]).sum(axis=2)
+            middle = (distances.max() + distances.min()) / 2
+            plan = np.exp(-(distances - middle) / (distances.max() - middle) / epsilon)
+            for _ in range(50):
+                plan /= plan.sum(axis=1, keepdims=True) * len(plan)
+                plan /= plan.sum(axis=0, keepdims=True) * plan.shape[1]
+            codes[items, last] = plan.argmax(axis=1)
+    return codes
+
+
+def test_re_assigned_codes_are_near_where_the_reference_s_are_anywhere():
+    """Median rank of a new code among all 64 by distance, 0 the nearest; the reference also leaves collisions."""
+    fitted = crowd(3000, 64, 8)
+
+    def ranks(codes: np.ndarray) -> np.ndarray:
+        moved = np.flatnonzero((codes != fitted.codes).any(axis=1))
+        first = codes.copy()
+        first[:, -1] = 0
+        before = Quantised(first, fitted.codebooks, fitted.points, [], {})
+        distances = np.square(residual_before(before, 2, moved)[:, None] - fitted.codebooks[2]).sum(axis=2)
+        return (distances < distances[np.arange(len(moved)), codes[moved, 2]][:, None]).sum(axis=1)
+
+    ours, theirs = nearest_free(fitted, [64] * 3), sinkhorn_rounds(fitted)
+    print(f"median rank: ours {np.median(ranks(ours))}, Sinkhorn {np.median(ranks(theirs))}; still colliding: "
+          f"{colliding(ours).sum()} and {colliding(theirs).sum()} of {colliding(fitted.codes).sum()} items")
+    assert np.median(ranks(ours)) <= 2 and np.median(ranks(theirs)) >= 10
+    assert not colliding(ours).any()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

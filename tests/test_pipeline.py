@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ data:
   items: items.csv
   columns: {{user_id: customer, item_id: sku, timestamp: bought_at, title: name}}
   split: leave_one_out
-sids: {{codebook_sizes: [6, 6], collision: extra_level}}
+sids: {{codebook_sizes: [5, 5], collision: extra_level}}
 model:
   template: compact
   text_vocab_size: 300
@@ -74,6 +75,7 @@ def test_the_five_stages_run_in_sequence_on_tables_of_ones_own(shop):
     runs = shop / "runs" / "shop"
     sids = json.loads((runs / "sids" / "sids.json").read_text())["sids"]
     assert len({tuple(sid) for sid in sids.values()}) == 36 and {"000", "035"} <= set(sids)
+    assert {len(sid) for sid in sids.values()} == {2, 3}
     for checkpoint in ("sft", "rl"):
         metrics = json.loads((runs / "evaluate" / f"{checkpoint}-test" / "metrics.json").read_text())
         rows = [json.loads(line) for line in (runs / "evaluate" / f"{checkpoint}-test" / "predictions.jsonl").read_text().splitlines()]
@@ -82,6 +84,9 @@ def test_the_five_stages_run_in_sequence_on_tables_of_ones_own(shop):
         hits = sum(row["target_item_id"] in row["item_ids"][:10] for row in rows)
         assert metrics["HR@10"] == pytest.approx(hits / 60)
         assert all(len(row["item_ids"]) == len(set(row["item_ids"])) == len(row["scores"]) == 36 for row in rows)
+    run("bash", ROOT / "evaluate.sh", *config, "--evaluate.split", "valid", "--evaluate.normalize", "vocab", cwd=shop)
+    lines = (runs / "evaluate" / "rl-valid" / "predictions.jsonl").read_text().splitlines()
+    assert all(sorted(json.loads(line)["item_ids"]) == sorted(sids) for line in lines)      # short and long SIDs, all of them
     shown = run(sys.executable, "-m", "minionerec.summary", *config, cwd=ROOT)
     assert all(name in shown for name in ("popularity", "markov", "SFT", "RL", "NDCG@10"))
 
@@ -103,6 +108,58 @@ def test_recommend_ranks_items_with_titles_and_excludes_history_on_request(shop)
     assert len(ranked) == 34 and not {"001", "007"} & set(ranked)
     unknown = run(python, ROOT / "recommend.py", "--config", shop / "shop.yaml", "--history", "001,999x", cwd=shop, code=2)
     assert "1 of 2 ids are not in" in unknown and "Traceback" not in unknown
+
+
+NEW_ITEMS = {"900": "purple drill", "901": "purple saw", "902": "pink ladder"}
+
+
+def test_an_old_model_ranks_items_that_came_later(shop):
+    """SIDs of different lengths, new items under the file's own column names, the checkpoint of the shorter catalogue."""
+    (shop / "new.csv").write_text("sku,name,description\n" + "".join(f"{sku},{name},a thing\n" for sku, name in NEW_ITEMS.items()))
+    config = ("--config", shop / "shop.yaml")
+    said = run(sys.executable, ROOT / "rqvae/add_items.py", *config, "--items", shop / "new.csv", cwd=shop)
+    assert "3 items added to 36; churn 0 (SIDs that moved), items that share a SID now: 0." in said
+    longer = (*config, "--name", "shop-extended", "--evaluate.checkpoint", shop / "runs/shop/rl")
+    run("bash", ROOT / "evaluate.sh", *longer, cwd=shop)
+    lines = (shop / "runs/shop-extended/evaluate/rl-test/predictions.jsonl").read_text().splitlines()
+    assert all(len(json.loads(line)["item_ids"]) == len(set(json.loads(line)["item_ids"])) == 39 for line in lines)
+    before, after = (json.loads((shop / f"runs/{name}/evaluate/rl-test/metrics.json").read_text()) for name in ("shop", "shop-extended"))
+    assert after["num_users"] == 60 and after["invalid"] == 0 and after["sids_sha256"] != before["sids_sha256"]
+    assert after["HR@10"] <= before["HR@10"]                        # three more rivals and no target among them
+
+
+def test_a_new_item_is_recommended_first_when_the_model_scores_it_high(shop):
+    words = ("--config", shop / "shop.yaml", "--name", "shop-extended", "--history", "001,900", "--k", "3")
+    python = sys.executable
+    shown = run(python, ROOT / "recommend.py", *words, "--evaluate.checkpoint", checkpoint_that_likes("902", shop), cwd=shop)
+    assert re.search(r"^ +1 +-\d+\.\d+ +902  pink ladder$", shown, re.M)
+
+
+def checkpoint_that_likes(sku: str, shop: Path) -> Path:
+    """The SFT checkpoint of the shorter catalogue after some steps towards one new item: same tokens, same ``sids.json``."""
+    import torch
+
+    from minionerec import backbone, runs
+    from minionerec.prompts import load_template
+
+    folder = shop / "likes"
+    if folder.exists():
+        return folder
+    shutil.copytree(shop / "runs/shop/sft", folder, ignore=shutil.ignore_patterns("MANIFEST.json"))
+    experiment = read_experiment(shop / "shop.yaml", {"name": "shop-extended"})
+    samples, sids = runs.load_catalogue(experiment, *(shop / "runs/shop-extended" / stage for stage in ("data", "sids")))
+    model, tokenizer = backbone.load(folder, torch.float32)
+    renderer = runs.renderer(tokenizer, load_template(folder, "compact"), sids, samples, 256)
+    target = sids.token_ids(tokenizer)[sids.item_ids.index(sku)]
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        ids = torch.tensor([[*renderer.prompt("sid_to_sid", (1, sids.item_ids.index("900"))), *target]])
+        loss = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, -len(target) - 1:-1], torch.tensor(target))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))

@@ -1,11 +1,10 @@
-"""Quantisers: k-means family, balanced transport, RQ-VAE.
+"""Quantisers: k-means family, balanced transport, checks of inputs.
 
     python -m pytest tests/test_quantizers.py
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import numpy as np
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from minionerec.config import UserError
-from minionerec.settings import SidSettings
 from rqvae.balanced import balanced_assignment, fit_balanced_rqkmeans
 from rqvae.quantizers import (
     check_inputs,
@@ -30,9 +28,7 @@ from rqvae.quantizers import (
     residual_before,
     sample,
 )
-from rqvae.rqvae import RQVAE, Run, fit_rqvae, learning_rate_factor, nearest_code
-
-CPU = torch.device("cpu")
+from rqvae.rqvae import code_distances
 
 
 def cloud(num_items: int = 60, width: int = 6, seed: int = 0) -> np.ndarray:
@@ -65,7 +61,7 @@ def test_nearest_is_the_brute_force_argmin(monkeypatch):
     brute = [min(range(7), key=lambda k: sum((float(a) - float(b)) ** 2 for a, b in zip(point, codebook[k], strict=True)))
              for point in points]
     assert nearest(points, codebook).tolist() == brute
-    assert nearest_code(torch.from_numpy(points), torch.from_numpy(codebook)).tolist() == brute
+    assert code_distances(torch.from_numpy(points), torch.from_numpy(codebook)).argmin(1).tolist() == brute
 
 
 def test_of_equally_near_codes_the_lowest_is_taken():
@@ -194,201 +190,6 @@ def test_balanced_kmeans_finds_planted_levels_of_equal_size():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# RQ-VAE
-
-
-def small_rqvae(seed: int = 0, levels: int = 3) -> RQVAE:
-    torch.manual_seed(seed)
-    model = RQVAE(width=6, hidden_sizes=[12, 8], latent_size=4, codebook_sizes=[5, 7, 3][:levels], beta=0.25)
-    for codebook in model.codebooks:
-        torch.nn.init.normal_(codebook, std=0.3)
-    return model
-
-
-def test_loss_equals_the_formula_written_out_item_by_item():
-    model, x = small_rqvae(), torch.from_numpy(cloud(9))
-    loss, reconstruction, codes, residuals = model(x)
-    z = model.encoder(x).detach().double()
-    rebuilt, terms = torch.zeros_like(z), []
-    for level, codebook in enumerate(model.codebooks):
-        book = codebook.detach().double()
-        squares = 0.0
-        for item in range(9):
-            distances = [float(((z[item] - rebuilt[item] - code) ** 2).sum()) for code in book]
-            best = distances.index(min(distances))
-            assert codes[item, level] == best
-            torch.testing.assert_close(residuals[level, item].double(), z[item] - rebuilt[item], atol=1e-6, rtol=0)
-            squares += distances[best]
-            rebuilt[item] += book[best]
-        terms.append(squares / (9 * 4) * 1.25)                  # MSE(q, sg r) + 0.25 MSE(r, sg q)
-    expected = float(((model.decoder(rebuilt.float()) - x) ** 2).mean().detach())
-    assert reconstruction.item() == pytest.approx(expected, rel=1e-5)
-    assert loss.item() == pytest.approx(expected + sum(terms) / 3, rel=1e-5)
-
-
-def test_commitment_of_every_level_pulls_the_encoder():
-    """d/dz of mean_l beta MSE(r_l, sg q_l) is 2 beta / (L B W) sum_l (r_l - q_l): with the straight-through residual of
-    the reference code the levels after the first would add nothing."""
-    model = small_rqvae()
-    z = torch.randn(9, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    codes, _, residuals, loss = model.quantise(z)
-    gradient = torch.autograd.grad(loss, z)[0]
-    per_level = [residuals[level] - codebook[codes[:, level]].detach() for level, codebook in enumerate(model.codebooks)]
-    torch.testing.assert_close(gradient, 2 * 0.25 / (3 * 9 * 4) * sum(per_level))
-    first_level_alone = 2 * 0.25 / (3 * 9 * 4) * per_level[0]
-    assert (gradient - first_level_alone).norm() > 0.3 * first_level_alone.norm()
-
-
-def test_commitment_of_later_levels_reaches_the_encoder_weights():
-    model, x = small_rqvae(), torch.from_numpy(cloud(9))
-    _, _, residuals, _ = model.quantise(model.encoder(x))
-    residual = model.encoder(x) - (residuals[0] - residuals[1])      # r_2 with its graph
-    q = model.codebooks[1][nearest_code(residual.detach(), model.codebooks[1].detach())].detach()
-    expected = torch.autograd.grad(0.25 * torch.nn.functional.mse_loss(residual, q), model.encoder[0].weight)[0]
-    assert expected.abs().max() > 0
-    two, one = (small_rqvae(levels=levels) for levels in (2, 1))
-    same_encoder = small_rqvae().state_dict()
-    for m in (two, one):
-        m.load_state_dict({k: v for k, v in same_encoder.items() if k in m.state_dict()})
-    grads = [torch.autograd.grad(m.quantise(m.encoder(x))[3] * len(m.codebooks), m.encoder[0].weight)[0] for m in (two, one)]
-    torch.testing.assert_close(grads[0] - grads[1], expected)
-
-
-def test_reconstruction_reaches_the_encoder_straight_through_and_not_the_codebooks():
-    model, x = small_rqvae(), torch.from_numpy(cloud(9))
-    _, reconstruction, codes, _ = model(x)
-    gradients = torch.autograd.grad(reconstruction, [model.encoder[0].weight, *model.codebooks], allow_unused=True)
-    quantised = sum(book[codes[:, level]] for level, book in enumerate(model.codebooks)).detach().requires_grad_()
-    at_decoder = torch.autograd.grad(torch.nn.functional.mse_loss(model.decoder(quantised), x), quantised)[0]
-    through = torch.autograd.grad(model.encoder(x), model.encoder[0].weight, grad_outputs=at_decoder)[0]
-    torch.testing.assert_close(gradients[0], through)
-    assert all(gradient is None for gradient in gradients[1:])
-
-
-def tiny_settings(**changes) -> SidSettings:
-    small = SidSettings(method="rqvae", codebook_sizes=[8, 8], hidden_sizes=[16, 8], latent_size=4, epochs=20, batch_size=32,
-                        learning_rate=1e-2, kmeans_iterations=10, dead_code_steps=20)
-    return dataclasses.replace(small, **changes)
-
-
-def test_training_lowers_the_reconstruction_error_and_keeps_the_best_epoch(tmp_path):
-    fitted = fit_rqvae(cloud(120), tiny_settings(), 0, CPU, tmp_path / "progress")
-    scores = [row["reconstruction_error"] + row["collision_rate"] for row in fitted.log]
-    best = fitted.log[scores.index(min(scores))]
-    assert best["reconstruction_error"] < 0.85 * fitted.log[0]["reconstruction_error"]
-    assert fitted.errors[-1] == pytest.approx(best["reconstruction_error"], rel=1e-4)
-    assert fitted.log[-1]["epoch"] == 20
-
-
-def test_saved_weights_alone_give_the_same_codes(tmp_path):
-    points = cloud(120)
-    fitted = fit_rqvae(points, tiny_settings(), 0, CPU, tmp_path / "progress")
-    model = RQVAE(6, [16, 8], 4, [8, 8], beta=0.25)
-    stored = {name.replace("codebook.", "codebooks."): torch.from_numpy(value) for name, value in fitted.tensors.items()}
-    mean, scale = stored.pop("mean"), stored.pop("scale")
-    model.load_state_dict(stored)
-    with torch.no_grad():
-        codes = model.quantise(model.encoder((torch.from_numpy(points) - mean) / scale))[0]
-    assert codes.tolist() == fitted.codes.tolist()
-
-
-def test_scale_and_offset_of_the_embeddings_do_not_matter(tmp_path):
-    points = cloud(120)
-    plain, moved = (fit_rqvae(p, tiny_settings(epochs=5), 0, CPU, tmp_path / "none") for p in (points, points * 64 + 3))
-    np.testing.assert_allclose(plain.errors, moved.errors, rtol=1e-2)
-
-
-def test_the_same_seed_trains_the_same_bits(tmp_path):
-    first, again, other = (fit_rqvae(cloud(), tiny_settings(epochs=4), seed, CPU, tmp_path / str(seed) / str(turn))
-                           for turn, seed in enumerate((1, 1, 2)))
-    assert all((first.tensors[name] == again.tensors[name]).all() for name in first.tensors)
-    assert (first.tensors["encoder.0.weight"] != other.tensors["encoder.0.weight"]).any()
-
-
-class Killed(Exception):
-    """Stands for the power cut."""
-
-
-@pytest.mark.parametrize("killed_in", [1, 4, 7])
-def test_a_killed_training_continues_to_the_same_bits(tmp_path, monkeypatch, killed_in):
-    settings, plain_epoch = tiny_settings(epochs=8, dead_code_steps=3), Run.train_epoch
-    whole = fit_rqvae(cloud(), settings, 0, CPU, tmp_path / "whole")
-
-    def dying_epoch(run):
-        if run.epoch == killed_in:
-            raise Killed
-        return plain_epoch(run)
-
-    monkeypatch.setattr(Run, "train_epoch", dying_epoch)
-    with pytest.raises(Killed):
-        fit_rqvae(cloud(), settings, 0, CPU, tmp_path / "cut")
-    monkeypatch.setattr(Run, "train_epoch", plain_epoch)
-    torch.rand(5)                                                 # another process's random state
-    resumed = fit_rqvae(cloud(), settings, 0, CPU, tmp_path / "cut")
-    assert resumed.log == whole.log
-    assert all((resumed.tensors[name] == whole.tensors[name]).all() for name in whole.tensors)
-
-
-def test_progress_of_other_settings_is_not_continued(tmp_path, capsys):
-    fit_rqvae(cloud(), tiny_settings(epochs=2), 0, CPU, tmp_path / "progress")
-    fitted = fit_rqvae(cloud(), tiny_settings(epochs=3), 0, CPU, tmp_path / "progress")
-    assert "starting afresh" in capsys.readouterr().out
-    assert [row["epoch"] for row in fitted.log] == [1, 2, 3]
-
-
-def test_damaged_progress_says_what_to_delete(tmp_path):
-    path = tmp_path / "progress"
-    fit_rqvae(cloud(), tiny_settings(epochs=2), 0, CPU, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=re.escape(f"{path}: is damaged (") + ".*delete it to start the training afresh"):
-        fit_rqvae(cloud(), tiny_settings(epochs=2), 0, CPU, path)
-
-
-def test_a_code_that_stays_unused_restarts_at_a_residual_of_the_batch():
-    x = torch.from_numpy(cloud(32))
-    run = Run(small_rqvae(), x, tiny_settings(dead_code_steps=3, batch_size=32, learning_rate=1e-9), seed=0)
-    with torch.no_grad():
-        run.model.codebooks[1][4] = 1000.0                        # nobody will choose it
-    for _ in range(3):
-        assert float(run.model.codebooks[1][4, 0].detach()) == pytest.approx(1000, abs=1)
-        residuals = run.model.quantise(run.model.encoder(x))[2]
-        run.train_epoch()
-    gap = (residuals[1] - run.model.codebooks[1][4].detach()).abs().amax(dim=1).min()
-    assert float(gap) < 1e-4
-    assert int(run.idle[1][4]) == 0 and float(run.optimiser.state[run.model.codebooks[1]]["exp_avg_sq"][4].max()) == 0
-
-
-def test_dead_codes_stay_where_they_are_when_restarts_are_off():
-    run = Run(small_rqvae(), torch.from_numpy(cloud(32)), tiny_settings(dead_code_steps=0, learning_rate=1e-9), seed=0)
-    with torch.no_grad():
-        run.model.codebooks[1][4] = 1000.0
-    for _ in range(5):
-        run.train_epoch()
-    assert float(run.model.codebooks[1][4, 0].detach()) == pytest.approx(1000, abs=1)
-
-
-def test_items_with_equal_embeddings_get_equal_codes(tmp_path):
-    points = cloud(50)
-    points[40:] = points[:10]
-    fitted = fit_rqvae(points, tiny_settings(epochs=3), 0, CPU, tmp_path / "progress")
-    assert (fitted.codes[40:] == fitted.codes[:10]).all()
-    assert (fitted.points[40:] == fitted.points[:10]).all()
-
-
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
-    said = r"rqvae: the loss became (nan|inf) in epoch \d+; lower sids.learning_rate \(now 1e\+30\)"
-    with pytest.raises(UserError, match=said):
-        fit_rqvae(cloud(), tiny_settings(learning_rate=1e30), 0, CPU, tmp_path / "progress")
-
-
-def test_learning_rate_warms_up_then_falls_to_zero():
-    assert learning_rate_factor(0.025) == pytest.approx(0.5)
-    assert learning_rate_factor(0.05) == pytest.approx(1)
-    assert learning_rate_factor(0.525) == pytest.approx(0.5)
-    assert learning_rate_factor(1) == pytest.approx(0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Inputs
 
 
@@ -416,6 +217,13 @@ AGAIN = " (so have 1 rows in all); delete the folder and embed again, with anoth
 def test_what_no_quantiser_can_work_with_is_one_line(embeddings, sizes, message):
     with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
         check_inputs(embeddings, list("abcd"), sizes, "e.npy")
+
+
+def test_an_id_that_occurs_twice_is_named_with_its_rows():
+    said = ("item_ids: 'b' is in rows 1 and 3 (1 ids occur more than once), expected every id once; give the items ids of their "
+            "own and run `bash data/prepare.sh` again")
+    with pytest.raises(UserError, match="^" + re.escape(said) + "$"):
+        check_inputs(cloud(4), list("abcb"), [2, 2], "e.npy")
 
 
 def test_several_problems_are_reported_together():

@@ -105,3 +105,20 @@ def plain_logps(model: torch.nn.Module, sequence: Sequence[int], start: int) -> 
     """Independent reference: one forward for one sequence."""
     logps = model(input_ids=torch.tensor([sequence])).logits[0].float().log_softmax(-1)
     return [logps[i - 1, sequence[i]] for i in range(start, len(sequence))]
+
+
+def save_encoder(folder: Path, words: Sequence[str], width: int = 16) -> Path:
+    """A sentence-transformers folder: one-layer BERT with random weights, mean pooling, word-level vocabulary."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, "for", "more", "&", *map(str, range(60))]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    size = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)).save_pretrained(folder / "hf")
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "hf")
+    transformer = Transformer(str(folder / "hf"), max_seq_length=32)
+    SentenceTransformer(modules=[transformer, Pooling(width, pooling_mode="mean")], device="cpu").save(str(folder / "model"))
+    return folder / "model"

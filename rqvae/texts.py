@@ -1,0 +1,132 @@
+"""The texts of a catalogue, streamed from ``items.parquet`` into a scratch folder, so that a million need no memory.
+
+``texts.bin`` holds the cleaned texts end to end (UTF-8); ``texts.npz`` says where each begins, how many tokens it has and
+which items have equal ones. What a catalogue takes in memory is some 300 bytes per item at the peak (measured: benchmarks/embeddings.py).
+
+Shapes: N items, U distinct texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minionerec.artifacts import fsync
+from minionerec.config import UserError
+
+BATCH_ITEMS = 4096
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class TextStore:
+    """Distinct texts on disk.
+
+    Attributes:
+        file: ``texts.bin``.
+        offsets: ``(N + 1,)`` where the text of each item begins in it, and where the last one ends.
+        tokens: ``(U,)`` length of each distinct text in tokens, after truncation.
+        first: ``(U,)`` the first item with that text.
+        text_of_item: ``(N,)`` number of each item's distinct text.
+        sha256: of all texts in item order: the same texts give the same embeddings.
+    """
+
+    file: Path
+    offsets: np.ndarray
+    tokens: np.ndarray
+    first: np.ndarray
+    text_of_item: np.ndarray
+    sha256: str
+
+    def read(self, numbers: np.ndarray) -> list[str]:
+        """The distinct texts with these numbers."""
+        with open(self.file, "rb") as handle:
+            return [self._text(handle, int(self.first[number])) for number in numbers]
+
+    def _text(self, handle, item: int) -> str:
+        handle.seek(self.offsets[item])
+        return handle.read(self.offsets[item + 1] - self.offsets[item]).decode()
+
+
+def store_texts(items: Path, folder: Path, count_tokens: Callable[[list[str]], list[int]]) -> TextStore:
+    """Write the store into ``folder``, or open the one that an interrupted run left there."""
+    if not (folder / "texts.npz").exists():
+        sizes, tokens, digests = [], [], []                                     # arrays: a list of numbers is 36 bytes each
+        with open(folder / "texts.bin", "wb") as handle:
+            for _, texts in read_items(items):
+                sizes.append(np.array([handle.write(text.encode()) for text in texts], np.int64))
+                tokens.append(np.array(count_tokens(texts), np.int32))
+                digests.append(digests_of(texts))
+        write_index(folder, *map(np.concatenate, (sizes, tokens, digests)))
+    return open_texts(folder)
+
+
+def write_index(folder: Path, sizes: np.ndarray, tokens: np.ndarray, digests: np.ndarray) -> None:
+    """Write ``texts.npz`` from bytes (N,), tokens (N,) and digests (N, 16) of all items' texts."""
+    offsets = np.concatenate([[0], sizes.cumsum()])
+    _, first, text_of_item = np.unique(digests.view(np.uint64), axis=0, return_index=True, return_inverse=True)
+    sha256 = hashlib.sha256(digests.tobytes()).hexdigest()
+    fsync(folder / "texts.bin")
+    with open(folder / ".texts.npz", "wb") as handle:
+        np.savez(handle, offsets=offsets, tokens=tokens[first], first=first, text_of_item=text_of_item.ravel(), sha256=sha256)
+    fsync(folder / ".texts.npz")
+    os.replace(folder / ".texts.npz", folder / "texts.npz")
+
+
+def open_texts(folder: Path) -> TextStore:
+    """The store that ``store_texts`` wrote, maybe in another process."""
+    with np.load(folder / "texts.npz", allow_pickle=False) as saved:
+        arrays = {name: saved[name] for name in ("offsets", "tokens", "first", "text_of_item")}
+        return TextStore(folder / "texts.bin", **arrays, sha256=str(saved["sha256"]))
+
+
+def texts_sha256(items: Path) -> str:
+    """``TextStore.sha256`` of a catalogue, without storing anything."""
+    digest = hashlib.sha256()
+    for _, texts in read_items(items):
+        digest.update(digests_of(texts).tobytes())
+    return digest.hexdigest()
+
+
+def digests_of(texts: list[str]) -> np.ndarray:
+    """``(len(texts), 16)`` uint8 BLAKE2b digests."""
+    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
+    return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and cleaned ``title + " " + description`` of ``items.parquet``, some thousand items at a time.
+
+    Raises:
+        UserError: an item has no text (its row and id are named).
+    """
+    import pyarrow.parquet as pq
+
+    row = 0
+    with pq.ParquetFile(path, buffer_size=2**20) as file:                        # else a whole row group is held
+        for batch in file.iter_batches(BATCH_ITEMS, columns=["item_id", "title", "description"]):
+            ids, titles, descriptions = (batch.column(name).to_pylist() for name in ("item_id", "title", "description"))
+            texts = [clean(f"{title} {description}") for title, description in zip(titles, descriptions, strict=True)]
+            if "" in texts:
+                bad = texts.index("")
+                raise UserError(f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold no text; "
+                                "give the item a title, or drop it, and run `bash data/prepare.sh` again")
+            yield ids, texts
+            row += len(texts)
+
+
+def clean(text: str) -> str:
+    """Plain text on one line: HTML entities decoded, tags and runs of white space removed.
+
+        >>> clean("Nuts &amp; Bolts<br>5 &lt; 6 mm\\n<b>Steel</b>")
+        'Nuts & Bolts 5 < 6 mm Steel'
+    """
+    without_tags = re.sub(r"</?[A-Za-z!][^<>]*>", " ", text)
+    return " ".join(html.unescape(without_tags).split())
