@@ -35,6 +35,7 @@ def train(experiment: Experiment, path: Path) -> None:
     from minionerec import artifacts, backbone, runs
     from minionerec.dataset import fixed_subset, mixture
     from minionerec.ranking import validator
+    from minionerec.training import early_stopping
 
     s, model_settings = experiment.sft, experiment.model
     runs.quiet_libraries()
@@ -67,7 +68,7 @@ def train(experiment: Experiment, path: Path) -> None:
                                            sids_dir / "sids.json", template)
     groups = [row.user_id for row in rows] if s.group_by_user else None
     trainer = trainers.SFTTrainer(model, arguments, rows, tokenizer, contents, validate, groups,
-                                  trie=trie if s.normalize == "trie" else None, callbacks=trainers.early_stopping(s.patience))
+                                  trie=trie if s.normalize == "trie" else None, callbacks=early_stopping(s.patience))
     runs.train_or_resume(trainer)
 
     # Save

@@ -78,8 +78,8 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     tree = sum(len(b["tree"].input_ids) for b in batches) / micro_batches
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
-    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: {real:.0f} real "
-          f"tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: "
+          f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
     for name, value in seconds.items():
         floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""
         ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""

@@ -27,6 +27,7 @@ from minionerec.prompts import TEMPLATES, Renderer, Template
 from minionerec.report import curves
 from minionerec.settings import Experiment, ModelSettings
 from minionerec.sids import SIDS_FILE, SidTable, SidTrie, load_sids
+from minionerec.training import clean_history, last_checkpoint
 
 
 def quiet_libraries() -> None:
@@ -171,8 +172,6 @@ def train_or_resume(trainer: Trainer) -> None:
     Raises:
         UserError: the interrupted run had other settings (each is listed) or other parents.
     """
-    from minionerec_trainer import last_checkpoint
-
     last = last_checkpoint(Path(trainer.args.output_dir))
     if last:
         manifest = artifacts.read_manifest(last)
@@ -192,8 +191,6 @@ def train_or_resume(trainer: Trainer) -> None:
 
 def save_log(trainer: Trainer, directory: Path) -> None:
     """``log.jsonl`` and ``curves.png`` of a finished run."""
-    from minionerec_trainer import clean_history
-
     rows = clean_history(trainer.state.log_history)
     with open(directory / "log.jsonl", "w", encoding="utf-8") as handle:
         handle.writelines(json.dumps(row) + "\n" for row in rows)

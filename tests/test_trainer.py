@@ -11,10 +11,11 @@ import sft
 from minionerec import artifacts, backbone, runs
 from minionerec.config import UserError
 from minionerec.dataset import Row
-from minionerec.policy import k3_kl
+from minionerec.policy import exact_kl, k3_kl
 from minionerec.settings import RL_PRESETS, RLSettings
 from minionerec.sids import SidTrie
-from minionerec_trainer import GlobalBatches, GRPOTrainer, GroupedSampler, exact_kl
+from minionerec.training import GlobalBatches, GroupedSampler
+from minionerec_trainer import GRPOTrainer
 from tests.worlds import random_catalogue, tiny_model, tiny_run, weights_digest
 
 LEVELS = [list(range(10, 15)), list(range(15, 20)), list(range(20, 25))]
