@@ -235,7 +235,7 @@ def test_one_process_is_started_directly_and_may_use_every_core(tmp_path, gpus, 
 def test_several_gpus_get_a_process_each_and_share_the_cores(tmp_path):
     settings, words = launched(tmp_path, 4)
     assert settings == "cpu= gpus=all threads=2"
-    assert " ".join(words[:-3]) == ("-P -m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no "
+    assert " ".join(words[:-3]) == ("-P -m minionerec.launch --multi_gpu --num_machines 1 --mixed_precision no "
                                     "--dynamo_backend no --main_process_port 0 --num_processes 4")
     assert words[-3:] == [f"{ROOT}/sft.py", "--a", "b c"]
 
@@ -251,7 +251,7 @@ def test_an_accelerate_file_decides_and_visible_gpus_fill_in_the_rest(tmp_path, 
     file = ROOT / "configs" / "accelerate" / f"{name}.yaml"
     found, words = launched(tmp_path, gpus, ACCELERATE_CONFIG=file, **variables)
     assert found == settings
-    assert " ".join(words[:-3]) == f"-P -m accelerate.commands.launch --config_file {file} {options}"
+    assert " ".join(words[:-3]) == f"-P -m minionerec.launch --config_file {file} {options}"
     assert words[-3:] == [f"{ROOT}/sft.py", "--a", "b c"]
 
 

@@ -182,8 +182,8 @@ def test_the_cut_into_micro_batches_changes_no_step(tmp_path, stage):
     for micro in (16, 4):
         experiment = tiny_run(tmp_path / str(micro), sft={
             "tasks": {"sid_to_sid": 1.0, "sid_to_title": 1.0}, "epochs": 1, "batch_size": 16, "micro_batch_size": micro,
-            "learning_rate": 1e-2, "eval_rows": 10}, rl={
-            "num_generations": 4, "batch_size": 16, "micro_batch_size": micro, "epochs": 0.6, "evals": 2, "eval_rows": 10,
+            "learning_rate": 1e-2, "eval_rows": 10, "dropout": 0.0}, rl={
+            "num_generations": 4, "batch_size": 16, "micro_batch_size": micro, "epochs": 1.3, "evals": 2, "eval_rows": 10,
             "eval_beams": 10, "learning_rate": 1e-3, "rollout": "gumbel", "beta": 0.1, "sft_weight": 0.1})
         if stage is rl:
             train(sft, tiny_run(tmp_path / str(micro), sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 16, "eval_rows": 10}))
