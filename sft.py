@@ -53,6 +53,7 @@ def train(experiment: Experiment, path: Path) -> None:
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     model = backbone.add_adapters(model, model_settings, sid_token_ids)
     rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
+    runs.check_context(model, rows, "sft.max_tokens")
     runs.say(f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {runs.describe(model)}")
 
     # Train

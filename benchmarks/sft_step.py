@@ -55,8 +55,8 @@ def step(loss_of, model: torch.nn.Module, rows: list[Row]) -> float:
 
 
 def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int = 16, micro_batches: int = 2, parity: int = 4,
-         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True) -> None:
-    """Print seconds per micro-batch, tokens, memory, ratio and parity."""
+         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True, checkpointing: bool = False) -> None:
+    """Print seconds per micro-batch, tokens, memory, ratio and parity; with gradient checkpointing on both sides if asked for."""
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     rows = mixture(SFTSettings().tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0)
@@ -64,6 +64,8 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     random.Random(0).shuffle(rows)
     drawn = [rows[i * batch: (i + 1) * batch] for i in range(micro_batches)]
     model = w.build_model(sizes, device=device).train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     ok = check_parity(model, drawn[0][:parity])
     peak = w.gemm_peak(sizes.dtype, device)
     ways = ({"stock": stock_loss} if stock else {}) | {"trees": our_loss}
@@ -79,7 +81,8 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
     print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: "
-          f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+          f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; "
+          f"GEMM peak {peak / 1e9:.0f} GFLOP/s")
     for name, value in seconds.items():
         floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""
         ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""

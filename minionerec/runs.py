@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from transformers.utils import logging as transformers_logging
 
 from minionerec import artifacts, backbone
 from minionerec.config import UserError
-from minionerec.dataset import Samples, load_samples
+from minionerec.dataset import Row, Samples, load_samples
 from minionerec.prompts import TEMPLATES, Renderer, Template
 from minionerec.report import curves
 from minionerec.settings import Experiment, ModelSettings
 from minionerec.sids import SIDS_FILE, SidTable, SidTrie, load_sids
 from minionerec.training import clean_history, last_checkpoint
+from minionerec.trees import base_causal_lm
 
 
 def quiet_libraries() -> None:
@@ -117,6 +118,18 @@ def renderer(tokenizer: PreTrainedTokenizerBase, template: Template, sids: SidTa
 def trie(sids: SidTable, tokenizer: PreTrainedTokenizerBase) -> SidTrie:
     """The catalogue as token tables."""
     return SidTrie(sids.codes, sids.level_token_ids(tokenizer))
+
+
+def check_context(model: nn.Module, rows: Sequence[Row], setting: str) -> None:
+    """Refuse rows that are longer than what the model can read.
+
+    Raises:
+        UserError: naming the setting to lower.
+    """
+    longest = max(len(row.prompt) + len(row.completion) for row in rows)
+    context = getattr(base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+    if context and longest > context:
+        raise UserError(f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, the model's context is {context}; lower it")
 
 
 def describe(model: nn.Module) -> str:

@@ -24,7 +24,8 @@ def test_a_training_benchmark_on_the_embedded_catalogue_ends_with_its_ratio_and_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, flags", [("decode", ["--batch", 1]), ("rl_step", ["--groups", 2]), ("sids", []), ("rows", []), ("trie", [])])
+@pytest.mark.parametrize("name, flags", [
+    ("decode", ["--batch", 1]), ("rl_step", ["--groups", 2]), ("sids", []), ("rows", []), ("trie", [])])
 def test_every_benchmark_ends_with_its_ratio_and_parity(name, flags):
     repeats = [] if name == "sids" else ["--repeats", 1]
     last = run(f"benchmarks/{name}.py", *repeats, *flags).strip().splitlines()[-1]

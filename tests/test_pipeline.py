@@ -169,7 +169,8 @@ def test_every_shipped_experiment_file_is_valid(name):
 
 def test_every_command_and_file_of_the_readme_exists():
     text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"(?:bash|python) ([\w./]+\.(?:sh|py))", text) + re.findall(r"configs/[\w/]+\.yaml", text.replace("/X.yaml", "/cpu.yaml")):
+    settings = re.findall(r"configs/[\w/]+\.yaml", text.replace("/X.yaml", "/cpu.yaml"))
+    for path in re.findall(r"(?:bash|python) ([\w./]+\.(?:sh|py))", text) + settings:
         assert (ROOT / path).is_file(), path
     for name in re.findall(r"^\| `([\w./]+)`", text, re.M):
         assert (ROOT / name).exists(), name

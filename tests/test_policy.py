@@ -68,7 +68,8 @@ def test_a_loss_over_the_legal_children_equals_one_forward_per_row():
             logits = model(input_ids=torch.tensor([row.prompt + row.completion])).logits[0]
         for level, code in enumerate(sid):
             legal = sorted({s[level] for s in sids if s[:level] == sid[:level] and len(s) > level})
-            expected.append(logits[len(row.prompt) - 1 + level, [tokens[level][c] for c in legal]].log_softmax(-1)[legal.index(code)].item())
+            children = logits[len(row.prompt) - 1 + level, [tokens[level][c] for c in legal]]
+            expected.append(children.log_softmax(-1)[legal.index(code)].item())
     assert found.tolist() == pytest.approx(expected, abs=2e-5)
     text = [i for i in range(len(everything)) if i not in set(pairs.tolist())]
     with torch.no_grad():

@@ -46,7 +46,8 @@ def test_collaborative_scales_scores_to_the_unit_interval_within_the_catalogue()
 def test_prefix_counts_levels_from_the_top_and_stops_at_the_first_wrong_one():
     codes = torch.tensor([[1, 2, 3], [1, 2, 9], [1, 9, 3], [9, 2, 3], [5, 6, -1]])
     items = torch.tensor([[0, 1, 2, 3]])
-    assert rewards.prefix(items, torch.tensor([0]), torch.ones(1, 4, dtype=torch.bool), codes)[0].tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    found = rewards.prefix(items, torch.tensor([0]), torch.ones(1, 4, dtype=torch.bool), codes)
+    assert found[0].tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0])
     assert rewards.prefix(torch.tensor([[4, 0]]), torch.tensor([4]), torch.ones(1, 2, dtype=torch.bool), codes)[0].tolist() == [1, 0]
 
 

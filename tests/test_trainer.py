@@ -29,7 +29,8 @@ def grpo_trainer(folder, settings, model, ref_model=None, reward=None):
     trie = SidTrie(random_catalogue(2, 60, 3, 5), LEVELS)
     reward = reward or (lambda items, targets, alive, _: {"rule": (items == targets[:, None]).float(), "noise": (items % 7) / 7.0})
     rows = [Row("sid_to_sid", f"u{i}", [1, 2, 3 + i, 4][: 3 + i % 2], [], i) for i in range(4)]
-    trainer = GRPOTrainer(model, arguments, rows, None, None, lambda _: {}, trie=trie, settings=settings, reward=reward, ref_model=ref_model)
+    trainer = GRPOTrainer(model, arguments, rows, None, None, lambda _: {}, trie=trie, settings=settings, reward=reward,
+                          ref_model=ref_model)
     return trainer, rows, trie
 
 
@@ -55,7 +56,8 @@ def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(t
         prompt = rows[i // 8].prompt
         prompts[i, 4 - len(prompt):], prompt_mask[i, 4 - len(prompt):] = torch.tensor(prompt), 1
     config = GRPOConfig(output_dir=str(tmp_path / "trl"), beta=0.0, loss_type="grpo", num_generations=8, per_device_train_batch_size=32,
-                        report_to=[], use_cpu=True, bf16=False, disable_dropout=True, gradient_checkpointing=False, use_bias_correction_kl=False)
+                        report_to=[], use_cpu=True, bf16=False, disable_dropout=True, gradient_checkpointing=False,
+                        use_bias_correction_kl=False)
     from datasets import Dataset
 
     from tests.worlds import word_tokenizer
@@ -146,7 +148,8 @@ def test_a_run_resumed_from_any_checkpoint_ends_in_the_same_bits(tmp_path, monke
     """Weights, log and choice of the best step; with dropout, accumulation, a synced reference and reused rollouts."""
     small = {"rl": {"num_generations": 4, "batch_size": 16, "micro_batch_size": 8, "epochs": 0.6, "evals": 3, "eval_rows": 10,
                     "eval_beams": 10, "learning_rate": 1e-3, **sections.get("rl", {})}, "sft": {"epochs": 2, "evals_per_epoch": 2,
-             "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-2, "eval_rows": 10, "tasks": {"sid_to_sid": 1.0}, "dropout": 0.1}}
+             "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-2, "eval_rows": 10, "tasks": {"sid_to_sid": 1.0},
+             "dropout": 0.1}}
     whole = tiny_run(tmp_path / "whole", **small)
     if stage is rl:
         train(sft, whole)
@@ -222,7 +225,8 @@ def test_resuming_with_other_settings_is_refused_and_lists_them(tmp_path, monkey
 
 
 def test_rl_that_never_helps_hands_on_the_sft_weights_and_says_so(tmp_path, monkeypatch, capsys):
-    experiment = tiny_run(tmp_path, sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 12, "batch_size": 32, "learning_rate": 1e-2, "patience": 0},
+    experiment = tiny_run(tmp_path, sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 12, "batch_size": 32, "learning_rate": 1e-2,
+                                         "patience": 0},
                           rl={"num_generations": 8, "batch_size": 16, "epochs": 1.0, "evals": 2, "learning_rate": 1e-2, "beta": 0.0,
                               "rewards": {"rule": -1.0}})           # punishes the target: no step can help
     before = train(sft, experiment)
@@ -296,7 +300,8 @@ def test_the_reference_of_an_adapter_is_the_policy_with_the_adapter_off(tmp_path
 
     base = tiny_model("qwen2", 40, seed=1)
     frozen = copy.deepcopy(base)
-    policy = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", trainable_token_indices={"embed_tokens": [12], "lm_head": [12]}))
+    policy = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear",
+                                             trainable_token_indices={"embed_tokens": [12], "lm_head": [12]}))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad:
@@ -348,7 +353,15 @@ def test_memory_that_runs_out_is_one_line_with_the_setting_to_lower():
     with pytest.raises(UserError, match=r"^out of memory: CUDA out of memory. Tried to allocate 2 GiB; lower sft.micro_batch_size$"), \
             backbone.fits_memory("sft.micro_batch_size"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
-    with pytest.raises(UserError, match=r"out of memory: .*DefaultCPUAllocator.*; lower rl.micro_batch_size"), backbone.fits_memory("rl.micro_batch_size"):
+    expected = r"out of memory: .*DefaultCPUAllocator.*; lower rl.micro_batch_size"
+    with pytest.raises(UserError, match=expected), backbone.fits_memory("rl.micro_batch_size"):
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="shape"), backbone.fits_memory("sft.micro_batch_size"):
         torch.zeros(2).view(3)
+
+
+def test_rows_longer_than_the_context_are_refused_before_training(tmp_path):
+    config = {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+              "intermediate_size": 32, "max_position_embeddings": 8}
+    with pytest.raises(UserError, match=r"sft.max_tokens: the longest of \d+ rows has 1\d tokens, the model's context is 8; lower it"):
+        train(sft, tiny_run(tmp_path, model={"template": "compact", "text_vocab_size": 300, "config": config}))

@@ -33,10 +33,10 @@ def random_catalogue(seed: int, num_items: int, num_levels: int, num_codes: int,
 
 def tiny_model(model_type: str, vocab_size: int, seed: int = 0, **changes) -> torch.nn.Module:
     """A random causal language model of a few thousand parameters, with margins between its logits."""
-    settings = dict(vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256,
-                    bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=False)
+    settings = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False}
     if model_type != "gpt2":
-        settings |= dict(num_key_value_heads=2, intermediate_size=64, head_dim=8)
+        settings |= {"num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(settings | changes))).eval()
     with torch.no_grad():
