@@ -76,12 +76,12 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     modes = ("levels + end", "levels", "children")
     with torch.inference_mode():
         ok = check_parity(model, work, [prompts[i] for i in range(0, len(prompts), len(prompts) // parity)][:parity], beams)
+        shared = decoder.read_beginning(prompts)            # once per run, as ``search_all`` does
         sides = {mode: lambda mode=mode: ours(mode, middle) for mode in modes}
         seconds = w.in_turns(({"stock": lambda: reference(middle)} if stock else {}) | sides, repeats, device)
         peak = w.gemm_peak(sizes.dtype, device)
         memory = {name: w.peak_memory(side, device) for name, side in
                   (({"stock": lambda: reference(middle)} if stock else {}) | sides).items()}
-    shared = decoder.read_beginning(prompts)
     own = sum(len(p) - shared for p in middle) / batch
     print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of "
           f"{len(middle[0])} to {len(middle[-1])} tokens of which {shared} are the same for all; GEMM peak {peak / 1e9:.0f} GFLOP/s")
