@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def build(settings: ModelSettings, sids: SidTable, texts: Iterable[str], seed: i
     else:
         model, tokenizer = load(settings.backbone, torch.float32, settings.trust_remote_code)
         extend_vocabulary(model, tokenizer, sids, seed)
-    return enable_trees(model), tokenizer
+    return warn_if_slow(enable_trees(model)), tokenizer
 
 
 def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -77,10 +78,14 @@ def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
                         "(config.json, model.safetensors, tokenizer.json)") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
-    model = enable_trees(model.eval())
-    if not model.takes_trees:
-        print(f"warning: {type(model).__name__} takes no tree masks; using the exact but slow way without shared prefixes")
-    return model, tokenizer
+    return warn_if_slow(enable_trees(model.eval())), tokenizer
+
+
+def warn_if_slow(model: PreTrainedModel) -> PreTrainedModel:
+    """Say so where prefixes cannot be shared; results are the same."""
+    if not model.takes_trees and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {type(model).__name__} takes no token trees; using the exact but slow way without shared prefixes")
+    return model
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -1,6 +1,7 @@
 """The trainers: TRL's loss and gradients, exact resume, no silent NaN, no checkpoint without its meaning."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -365,3 +366,16 @@ def test_rows_longer_than_the_context_are_refused_before_training(tmp_path):
               "intermediate_size": 32, "max_position_embeddings": 8}
     with pytest.raises(UserError, match=r"sft.max_tokens: the longest of \d+ rows has 1\d tokens, the model's context is 8; lower it"):
         train(sft, tiny_run(tmp_path, model={"template": "compact", "text_vocab_size": 300, "config": config}))
+
+
+def test_a_model_without_attention_runs_both_stages_the_slow_way_and_says_so(tmp_path, capsys):
+    """Mamba has nothing that a tree could be told to: rows stay separate and beams are read in full."""
+    config = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "expand": 2, "conv_kernel": 2}
+    model = {"template": "compact", "text_vocab_size": 300, "config": config}
+    experiment = tiny_run(tmp_path, model=model, sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 32, "dropout": 0.0},
+                          rl={"num_generations": 4, "batch_size": 16, "epochs": 0.3, "evals": 1, "beta": 0.1})
+    train(sft, experiment)
+    assert "warning: MambaForCausalLM takes no token trees; using the exact but slow way" in capsys.readouterr().out
+    path = train(rl, experiment)
+    losses = [row["loss"] for row in map(json.loads, (path / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    assert losses and all(math.isfinite(loss) for loss in losses)
