@@ -195,7 +195,8 @@ def constrained_beam_search(
     state = _start(len(prompts), num_beams if rollout == "sample" else 1, hidden.device)
     dead = _dead_nodes(trie, excluded, hidden.device) if excluded is not None and any(excluded) else None
     for level in range(trie.num_levels):
-        child, logp, draw = _expand(decoder.head, hidden, state.nodes, trie, level, normalize, temperature, dead, sid_tokens)
+        child, logp, draw = _expand(decoder.head, hidden, state.nodes, trie, level, normalize, None if rollout == "beam" else temperature,
+                                    dead, sid_tokens)
         state, parents = _choose(state, child, logp, draw, num_beams, rollout, generator)
         if level + 1 < trie.num_levels or score_eos is not None:
             codes = trie.code[state.nodes].long().clamp(min=0).clamp(max=len(trie.level_tokens[level]) - 1)
@@ -244,24 +245,26 @@ def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.
     return table.to(device)
 
 
-def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, level: int, normalize: str, temperature: float,
-            dead: Tensor | None, sid_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, level: int, normalize: str,
+            temperature: float | None, dead: Tensor | None, sid_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Children of every beam with their log-probabilities.
 
     Returns:
-        child nodes ``(B, W, F)``; their scores' increments and their drawing log-probabilities, both -inf where there is
-        no child. A beam that has reached its leaf on an earlier level has itself as the only child, at increment 0.
+        child nodes ``(B, W, F)``; their scores' increments and their drawing log-probabilities (only with a temperature),
+        both -inf where there is no child. A beam that has reached its leaf on an earlier level has itself as the only child,
+        at increment 0.
     """
     child, legal, codes = trie.expand(nodes, level)                                                     # (B, W, F)
     logits = head.columns(hidden, trie.level_tokens[level])                                             # (B, 1 or W, K)
     logits = logits.expand(*nodes.shape, -1).gather(2, codes.long()).masked_fill(~legal, -torch.inf)
     if dead is not None:
         logits = logits.masked_fill((child[..., None] == dead[:, None, None, :]).any(-1), -torch.inf)
-    within = torch.logsumexp(logits, dim=-1, keepdim=True)
-    total = within if normalize == "trie" else head.logsumexp(hidden, sid_tokens)[..., None]
-    logp = (logits - total).masked_fill(logits == -torch.inf, -torch.inf)
-    scaled = logits / temperature
-    draw = (scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)).masked_fill(logits == -torch.inf, -torch.inf)
+    dead_end = logits == -torch.inf
+    total = torch.logsumexp(logits, dim=-1, keepdim=True) if normalize == "trie" else head.logsumexp(hidden, sid_tokens)[..., None]
+    logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
+    if temperature is not None:
+        scaled = logits / temperature
+        draw = (scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)).masked_fill(dead_end, -torch.inf)
     if trie.has_short_sids:
         finished = trie.leaf[nodes] >= 0
         child[..., 0] = torch.where(finished, nodes, child[..., 0])
