@@ -213,14 +213,15 @@ def block_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
     Returns:
         ``(1, T, H, d)``, and no weights.
     """
-    q, k, v = _gather(query, blocks.queries), _gather(key, blocks.keys), _gather(value, blocks.keys)     # (R, H, Q or K, d)
+    q, k, v = _gather(query, blocks.queries), _gather(key, blocks.keys), _gather(value, blocks.keys)     # (R, H or H', Q or K, d)
+    # repeated here: with a mask, SDPA on CUDA has no fused kernel that takes fewer key heads than query heads
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     mask = blocks.mask
     if sliding_window is not None:
         mask = mask & (blocks.query_positions[:, :, None] - blocks.key_positions[:, None, :] < sliding_window)
     if softcap is None:
-        out = F.scaled_dot_product_attention(q, k, v, mask[:, None], dropout, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        out = F.scaled_dot_product_attention(q, k, v, mask[:, None], dropout, scale=scaling)
     else:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scaling / softcap)
         weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
         out = F.dropout(weights, dropout) @ v
