@@ -53,6 +53,8 @@ def fit_rqvae(embeddings: np.ndarray, settings: SidSettings, seed: int, device: 
     run = Run(model, x, settings, seed)
     told = fingerprint(embeddings, settings, seed)
     if not run.resume(progress, told):
+        if settings.method == "rqvae":
+            start_at_principal_components(model, x, seed)
         initialise_codebooks(model, x, settings, seed)
         run.forget()
     every = max(1, settings.epochs // EVALUATIONS)
@@ -228,6 +230,34 @@ def fingerprint(embeddings: np.ndarray, settings: SidSettings, seed: int) -> str
 def learning_rate_factor(share: float) -> float:
     """Linear warm-up over the first 5 % of the steps, then a half cosine down to 0; ``share`` of the steps is done."""
     return min(share / 0.05, 1.0) if share < 0.05 else 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
+
+
+@torch.no_grad()
+def start_at_principal_components(model: RQVAE, x: Tensor, seed: int) -> None:
+    """Let the first P latent numbers be principal components and the decoder their inverse, through all ReLUs.
+
+    A number a passes ReLUs as the pair ``relu(a), relu(-a)``, so P is at most W and half the narrowest layer. Component
+    i goes through units 2i and 2i+1 of every layer, the other units keep their random weights and are not read yet by
+    the last layer. The scale ``sqrt(W / D)`` gives latents the mean square that they explain, as the embeddings have 1,
+    which keeps quantisation and reconstruction loss in balance.
+    """
+    encoder, decoder = (model.encoder[::2], model.decoder[::2])                     # the linear layers
+    latent, width = encoder[-1].out_features, x.shape[1]
+    narrowest = min((layer.out_features // 2 for layer in encoder[:-1]), default=latent)
+    count = min(latent, narrowest, *x.shape)
+    rows = torch.from_numpy(sample(np.arange(len(x)), latent, seed)).to(x.device)
+    axes = torch.svd_lowrank(x[rows], q=min(count + 10, *x[rows].shape), niter=4)[2].T[:count]     # (P, D); 10 more for accuracy
+    scale = math.sqrt(latent / width)
+    pairs = torch.kron(torch.eye(count, device=x.device), torch.tensor([[1.0], [-1.0]], device=x.device))    # (2P, P)
+    if len(encoder) == 1:
+        encoder[0].weight[:count], decoder[0].weight[:, :count] = axes * scale, axes.T / scale
+        return
+    encoder[0].weight[:2 * count] = pairs @ axes * scale
+    for layer in (*encoder[1:-1], *decoder[1:-1]):
+        layer.weight[:2 * count] = torch.eye(2 * count, layer.in_features, device=x.device)
+    encoder[-1].weight.zero_()[:count, :2 * count] = pairs.T
+    decoder[0].weight[:2 * count] = torch.nn.functional.pad(pairs, (0, latent - count))
+    decoder[-1].weight.zero_()[:, :2 * count] = (pairs @ axes / scale).T
 
 
 @torch.no_grad()

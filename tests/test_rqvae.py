@@ -17,7 +17,14 @@ from minionerec.settings import SidSettings
 from rqvae.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers import relative_error
 from rqvae.rqvae import RQVAE, balanced_codes, code_distances, rotated
-from rqvae.training import Run, build_model, fit_rqvae, initialise_codebooks, learning_rate_factor
+from rqvae.training import (
+    Run,
+    build_model,
+    fit_rqvae,
+    initialise_codebooks,
+    learning_rate_factor,
+    start_at_principal_components,
+)
 
 CPU = torch.device("cpu")
 
@@ -103,12 +110,15 @@ def tiny_settings(**changes) -> SidSettings:
 
 
 def test_training_lowers_the_reconstruction_error_and_keeps_the_best_epoch(tmp_path):
-    fitted = fit_rqvae(cloud(120), tiny_settings(), 0, CPU, tmp_path / "progress")
+    """A curved surface in six dimensions and a latent of two: principal components, the start, cannot follow it."""
+    a, b = np.random.default_rng(0).uniform(-1.5, 1.5, size=(2, 200))
+    surface = np.stack([np.cos(2 * a), np.sin(2 * a), np.cos(2 * b), np.sin(2 * b), a * b, a + b], axis=1).astype(np.float32)
+    fitted = fit_rqvae(surface, tiny_settings(latent_size=2, codebook_sizes=[16, 16], epochs=40), 0, CPU, tmp_path / "progress")
     scores = [row["reconstruction_error"] + row["collision_rate"] for row in fitted.log]
     best = fitted.log[scores.index(min(scores))]
     assert best["reconstruction_error"] < 0.85 * fitted.log[0]["reconstruction_error"]
     assert fitted.errors[-1] == pytest.approx(best["reconstruction_error"], rel=1e-4)
-    assert fitted.log[-1]["epoch"] == 20
+    assert fitted.log[-1]["epoch"] == 40
 
 
 def test_saved_weights_alone_give_the_same_codes(tmp_path):
@@ -224,7 +234,7 @@ def test_learning_rate_warms_up_then_falls_to_zero():
 
 
 @pytest.mark.parametrize("changes", [
-    {"gradient": "rotation"}, {"ema_decay": 0.9}, {"sinkhorn_epsilon": 0.05}, {"kmeans_init": False}, {"dead_code_steps": 2},
+    {"gradient": "rotation"}, {"ema_decay": 0.9}, {"sinkhorn_epsilon": 0.05}, {"kmeans_init": False}, {"dead_code_steps": 1},
     {"method": "rqkmeans_plus"}, {"beta": 0.5},
 ])
 def test_every_option_changes_the_codes(tmp_path, changes):
@@ -288,6 +298,23 @@ def test_moving_averages_are_worked_by_hand_and_no_gradient_reaches_the_codes():
     torch.testing.assert_close(after[4], 0.75 * before[4] + torch.tensor([0, 2.0, 0, 0]))
     torch.testing.assert_close(after[[0, 1, 3]], before[[0, 1, 3]])
     assert not run.model.codebooks[0].requires_grad
+
+
+@pytest.mark.parametrize("hidden, latent, kept", [([16, 8], 4, 4), ([16, 6], 4, 3), ([], 4, 4), ([40], 9, 6)])
+def test_the_untrained_network_is_principal_component_analysis(hidden, latent, kept):
+    """As many components as the latent, half the narrowest layer and the embeddings have room for."""
+    x = torch.from_numpy(cloud(200) * np.arange(1, 7, dtype=np.float32))
+    x -= x.mean(0)
+    model = build_model(6, tiny_settings(hidden_sizes=hidden, latent_size=latent))
+    start_at_principal_components(model, x, seed=0)
+    axes = torch.linalg.svd(x, full_matrices=False)[2][:kept]
+    with torch.no_grad():
+        z = model.encoder(x)
+        z[:, kept:] = 0                                           # what is left has random weights
+        rebuilt = model.decoder(z)
+    torch.testing.assert_close(rebuilt, x @ axes.T @ axes, atol=2e-3, rtol=0)
+    explained = float((x @ axes.T).square().sum() / x.square().sum())
+    assert float(z.square().sum() / latent / len(x)) == pytest.approx(explained * float(x.square().mean()), rel=1e-3)
 
 
 def test_without_kmeans_the_codebooks_start_tiny():
