@@ -149,6 +149,15 @@ def test_a_large_catalogue_fits_centroids_on_a_sample_and_quantises_every_item(m
     np.testing.assert_allclose(balanced.codebooks[0], cluster_means(points, balanced.codes[:, 0], 8))
 
 
+def test_wide_embeddings_start_from_a_projection_and_find_the_same_levels(monkeypatch):
+    points, labels = planted()
+    narrow = fit_rqkmeans(points, [4, 3, 2], 20, 0)
+    monkeypatch.setattr("rqvae.quantizers.SEED_WIDTH", 6)
+    wide = fit_rqkmeans(points, [4, 3, 2], 20, 0)
+    assert all(same_partition(wide.codes[:, level], labels[:, level]) for level in range(3))
+    assert wide.errors[2] < 1e-9 and (wide.codes != narrow.codes).any()           # another start numbers the codes otherwise
+
+
 def test_random_codes_are_uniform_and_say_nothing():
     fitted = fit_random(cloud(3000), [4, 3], seed=1)
     assert np.bincount(fitted.codes[:, 0]).tolist() == pytest.approx([750] * 4, rel=0.1)
