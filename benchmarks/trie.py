@@ -26,23 +26,16 @@ import fire
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.workload import build_model, shape_of  # noqa: E402
 from minionerec.beam_search import TreeDecoder, constrained_beam_search, make_decoder  # noqa: E402
-from minionerec.policy import enable_trees  # noqa: E402
+from minionerec.config import one_line_errors  # noqa: E402
 from minionerec.sids import SidTrie  # noqa: E402
 
 SIZES, LEVELS, CODES = (4_000, 1_000_000, 10_000_000), 3, 256
 BATCH, BEAMS, PROMPT = 8, 50, 40
-SHAPES = {
-    "tiny": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-             "intermediate_size": 1024, "vocab_size": 31_000},
-    "qwen0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-                 "intermediate_size": 4864, "vocab_size": 151_936},
-}
-DTYPES = {"tiny": torch.float32, "qwen0.5b": torch.bfloat16}
 
 
 def catalogue(num_items: int) -> np.ndarray:
@@ -140,11 +133,8 @@ def compare_steps(tries: dict[int, SidTrie], level: int, vocab_size: int, device
 
 def compare_searches(tries: dict[int, SidTrie], shape: str, vocab_size: int, device: str, repeats: int) -> None:
     """Print whole searches with every catalogue, and what each step beyond reading the prompts takes."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen2", **{**SHAPES[shape], "vocab_size": vocab_size}, tie_word_embeddings=True)
-    model = enable_trees(AutoModelForCausalLM.from_config(config).to(DTYPES[shape]).to(device).eval())
-    decoder: TreeDecoder = make_decoder(model)
-    prompts = torch.randint(0, SHAPES[shape]["vocab_size"], (BATCH, PROMPT)).tolist()
+    decoder: TreeDecoder = make_decoder(build_model(shape_of(shape), device=device))
+    prompts = torch.randint(0, vocab_size - LEVELS * CODES, (BATCH, PROMPT)).tolist()
     searches: dict[Any, Callable[[], object]] = {"prefill": torch.no_grad()(partial(decoder.prefill, prompts))}
     for size, trie in tries.items():
         searches[size] = partial(constrained_beam_search, decoder, prompts, trie, BEAMS)
@@ -158,9 +148,9 @@ def compare_searches(tries: dict[int, SidTrie], shape: str, vocab_size: int, dev
 
 def main(device: str = "cpu", repeats: int = 5, shape: str = "tiny") -> None:
     """Print the three tables; exit code 1 where the dict and the trie allow different tokens."""
-    vocab_size = SHAPES[shape]["vocab_size"] + LEVELS * CODES
+    vocab_size = shape_of(shape).vocabulary
     print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, {torch.get_num_threads()} threads")
-    tries = {size: build(size, SHAPES[shape]["vocab_size"], device) for size in SIZES}
+    tries = {size: build(size, vocab_size - LEVELS * CODES, device) for size in SIZES}
     results = [compare_steps(tries, level, vocab_size, device, repeats) for level in range(1, LEVELS)]
     compare_searches(tries, shape, vocab_size, device, repeats)
     ratio, same = min(ratio for ratio, _ in results), all(ok for _, ok in results)
@@ -169,4 +159,5 @@ def main(device: str = "cpu", repeats: int = 5, shape: str = "tiny") -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    with one_line_errors():
+        fire.Fire(main)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -105,7 +105,7 @@ def build_model(shape: Shape, dtype: torch.dtype | None = None, device: str = "c
 
 def load_workload(data: str, template: str = "alpaca", vocabulary: int = 30_000, max_tokens: int = 512) -> Workload:
     """Read the catalogue, train a BPE with Qwen's pre-tokenisation on its texts, add the SID tokens, render with ``template``."""
-    items, interactions, codes = _amazon(data) if data else _embedded()
+    items, interactions, codes = read_amazon(data) if data else _embedded()
     index = {item: i for i, item in enumerate(items["item_id"])}
     splits, sequences = build_samples(interactions, index, max_history=10)
     sids = SidTable(items["item_id"].tolist(), codes, [256, 256, 256], sha256="")
@@ -129,7 +129,8 @@ def data_folder(named: str) -> str:
     return folder
 
 
-def _amazon(folder: str) -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[int, ...]]]:
+def read_amazon(folder: str) -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[int, ...]]]:
+    """Items, each user's interactions in order, and the codes of every item."""
     items = pd.read_csv(Path(folder) / "items.csv", dtype=str, keep_default_na=False)
     interactions = pd.read_csv(Path(folder) / "interactions.csv", dtype={"user_id": str, "item_id": str})
     interactions = interactions.sort_values(["user_id", "pos"], kind="stable")
@@ -149,8 +150,9 @@ def _embedded() -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[int, ...]]]:
 
 
 def qwen_like_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with the pre-tokenisation of Qwen2; ``<|endoftext|>`` is token 0."""
+    """A byte-level BPE that normalises and splits text as Qwen2's tokenizer does; ``<|endoftext|>`` is token 0."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()

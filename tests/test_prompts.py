@@ -10,10 +10,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.rows import load, qwen_tokenizer
+from benchmarks.workload import qwen_like_tokenizer, read_amazon
 from minionerec.backbone import train_tokenizer
 from minionerec.config import UserError
-from minionerec.dataset import Sample, mixture, task_rows
+from minionerec.dataset import Sample, build_samples, mixture, task_rows
 from minionerec.prompts import TEMPLATES, Renderer, Template, load_template, save_template
 from minionerec.settings import TASKS
 
@@ -27,7 +27,7 @@ def scratch_tokenizer(texts):
 
 
 def qwen2_tokenizer(texts):
-    return qwen_tokenizer(texts, 400)
+    return qwen_like_tokenizer(texts, 400)
 
 
 def llama2_tokenizer(texts, across_words=False):
@@ -227,10 +227,11 @@ def test_no_piece_is_tokenised_twice():
     assert calls and len(asked) == calls
 
 
-@pytest.mark.parametrize("make", [train_tokenizer, qwen_tokenizer])
+@pytest.mark.parametrize("make", [train_tokenizer, qwen_like_tokenizer])
 def test_rows_of_a_real_catalogue_have_the_ids_of_tokenizer_calls(real_data, make):
     """Every item of the item tasks, and histories from all over the train split, without what is cut for length."""
-    items, samples, codes = load(str(real_data / "amazon_industrial"))
+    items, interactions, codes = read_amazon(str(real_data / "amazon_industrial"))
+    samples = build_samples(interactions, {item: i for i, item in enumerate(items["item_id"])}, 10)[0]["train"]
     tokenizer = make(items["title"].tolist() + items["description"].tolist(), 4000)
     tokens = [[f"<{'abc'[level]}_{code}>" for level, code in enumerate(sid)] for sid in codes]
     tokenizer.add_tokens(sorted(set(sum(tokens, []))), special_tokens=True)
