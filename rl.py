@@ -5,7 +5,9 @@
 Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like that of SFT. Departures from the reference:
 (1) every row carries its own target; (2) rollouts, loss and validation use one distribution (``rl.normalize``) and one
 prompt; (3) the prompt is read once per group; (4) the checkpoint handed on is the best one on validation NDCG@10, and if
-no step beats the SFT model, it is the SFT model. ``rl.preset: paper`` gives the paper's settings.
+no step beats the SFT model, it is the SFT model; (5) groups whose completions all earn the same are dropped before the
+forward, KL included (``rl.kl_on_flat_groups``); (6) with adapters the reference is the policy with the adapters off.
+``rl.preset: paper`` gives the paper's settings.
 """
 
 from __future__ import annotations
