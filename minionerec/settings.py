@@ -93,7 +93,8 @@ class SidSettings:
     latent_size: int = setting(32, "rqvae: width of the latent and of the codebooks (paper)", low=1)
     epochs: int = setting(100, "networks: passes over the items (reference recipe: 10000 steps of all items)", low=1)
     batch_size: int = setting(256, "networks: items per step; small batches converge in fewer passes (reference: 20480)", low=1)
-    learning_rate: float = setting(3e-3, "networks: AdamW peak step size, warmed up and annealed (paper: constant 1e-3)", above=0)
+    learning_rate: float = setting(3e-3, "networks: AdamW peak step size, warmed up and annealed; deep networks "
+                                   "as the paper's want 1e-3 (paper: constant 1e-3)", above=0)
     beta: float = setting(0.25, "networks: weight of the commitment term (paper)", low=0)
     kmeans_init: bool = setting(True, "networks: codebooks start at centroids of the untrained latents (paper); false: tiny random")
     dead_code_steps: int = setting(50, "networks: a code unused for this many steps restarts at a random residual; 0: never", low=0)
