@@ -2,7 +2,7 @@
 
     python benchmarks/sids.py                      # item count, widths and batch of an Amazon category with MiniLM
     python benchmarks/sids.py --embeddings runs/NAME/embeddings/embeddings.npy
-    python benchmarks/sids.py --width 2560 --hidden 2048,1024,512,256,128,64       # the paper's network
+    python benchmarks/sids.py --width 2560 --hidden 2048,1024,512,256,128,64 --learning_rate 1e-3    # the paper's network
 
 1. Equal terms: both sides train the same model from the same weights on the same batches, turn by turn; the medians are
    compared. Parity: in float64, where rounding cannot send an item to another code, mean losses agree to 1e-9.
@@ -111,7 +111,8 @@ class ReferenceRQVAE(RQVAE):
 
 
 def main(items: int = 3686, width: int = 384, hidden: tuple[int, ...] = (512, 256, 128), batch: int = 256,
-         epochs: int = 7, recipe_epochs: int = 20, embeddings: str = "", workers: int = 4) -> None:
+         epochs: int = 7, recipe_epochs: int = 20, embeddings: str = "", workers: int = 4,
+         learning_rate: float = 3e-3) -> None:
     """Run both comparisons and print them.
 
     Args:
@@ -122,9 +123,11 @@ def main(items: int = 3686, width: int = 384, hidden: tuple[int, ...] = (512, 25
         recipe_epochs: our epochs of the second; the reference does as many steps. 0: leave it out.
         embeddings: a ``.npy`` of (N, D).
         workers: of the reference recipe's DataLoader; 0 is kinder to it where cores are few.
+        learning_rate: ours; 1e-3 for the paper's network.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = SidSettings(method="rqvae", hidden_sizes=list(hidden), batch_size=batch, epochs=100, dead_code_steps=0)
+    settings = SidSettings(method="rqvae", hidden_sizes=list(hidden), batch_size=batch, epochs=100, learning_rate=learning_rate,
+                           dead_code_steps=0)
     raw = real(Path(embeddings), width) if embeddings else synthetic(items, width)                   # (N, D)
     worst = equal_terms(raw / raw.square().mean().sqrt(), settings, device, epochs)
     if recipe_epochs:
