@@ -123,7 +123,7 @@ class TreeDecoder:
 
 
 class ReplayDecoder:
-    """The same answers from plain forwards only, for models that take no tree mask: every beam is read in full.
+    """The same answers from plain forwards only, for models that take no token trees: every beam is read in full.
 
     Its "hidden states" are the logits themselves.
     """
@@ -151,7 +151,7 @@ class ReplayDecoder:
 
 
 def make_decoder(model: torch.nn.Module) -> TreeDecoder | ReplayDecoder:
-    """The fast decoder where ``policy.enable_trees`` found that the model takes tree masks, else the plain one."""
+    """The fast decoder where ``trees.enable_trees`` found that the model takes token trees, else the plain one."""
     inner = base_causal_lm(model)
     return TreeDecoder(inner) if inner.takes_trees else ReplayDecoder(inner)
 

@@ -73,7 +73,7 @@ class GroupBatch:
             nodes: ``(B, G)`` leaf nodes of the completions.
             alive: ``(B, G)`` False where there is no completion.
             trie: the catalogue.
-            share: False for models that take no tree masks.
+            share: False for models that take no token trees.
             targets: item of each prompt, laid out as one more completion for the likelihood term.
         """
         device, group = nodes.device, nodes.shape[1]
