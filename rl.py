@@ -152,7 +152,7 @@ def collaborative_scores(experiment: Experiment, samples: Samples, device: str) 
     """
     import torch
 
-    from baselines import sasrec
+    from baselines import sequential
     from minionerec import artifacts, runs
 
     path = artifacts.stage_path(experiment, "collaborative")
@@ -161,15 +161,15 @@ def collaborative_scores(experiment: Experiment, samples: Samples, device: str) 
             runs.say("training the SASRec of the collaborative reward (once)")
             with artifacts.committed(path, "collaborative", artifacts.relevant_settings(experiment, "collaborative"),
                                      [artifacts.stage_path(experiment, "data")]) as staging:
-                model = sasrec.train_sasrec(samples, experiment.seed, experiment.data.max_history, experiment.baselines)
-                sasrec.save(model, staging)
-    model = sasrec.load(path).to(device)
+                trained = sequential.train("sasrec", samples, experiment.seed, experiment.data.max_history, experiment.baselines)
+                sequential.save("sasrec", trained.model, staging)
+    model = sequential.load("sasrec", path).to(device)
 
     def score(histories: Sequence[Sequence[int]]) -> Tensor:
         scores = torch.zeros(len(histories), len(samples.items), device=device)
         shown = [i for i, history in enumerate(histories) if history]
         if shown:
-            scores[shown] = sasrec.score(model, [histories[i] for i in shown]).to(device)
+            scores[shown] = sequential.score(model, [histories[i] for i in shown]).to(device)
         return scores
 
     return score

@@ -1,21 +1,25 @@
-"""Popularity, Markov and item-kNN: counting rules that a generative recommender has to beat.
+"""Rules that cost nothing to train, and that a generative recommender has to beat.
 
-All three rank the full catalogue, may recommend an item again, and break ties by popularity, then by item order, so the
-same data gives the same ranking everywhere. Item-to-item rules (Markov, item-kNN) score an item by what it is to the recent
+All rank the full catalogue, may recommend an item again, and break ties by popularity, then by item order, so the same data
+gives the same ranking everywhere. Item-to-item rules (Markov, item-kNN, text-kNN) score an item by what it is to the recent
 history, ``score[j] = sum_m M[h_m, j] / m`` with h_1 the latest item. The few choices they leave open are a tiny grid
 that ``choose`` decides on validation targets; test targets are never looked at.
 
-* Popularity: train interactions per item.
+* Popularity: train interactions per item; recent popularity: only the latest share of the train targets counts.
+* Repeat-last: the items of the history, the latest first.
 * Markov: ``M[i, j]`` counts how often j followed i within ``reach`` steps, a follower d steps away as 1/d, and preceded
   it, times ``backward``. ``reach`` 1 and ``backward`` 0 are the first-order chain (the MC of Rendle et al., FPMC, WWW 2010).
 * Item-kNN: ``M[i, j] = users with both / (sqrt(users with i * users with j) + shrinkage)``, the cosine of Sarwar et al., WWW
   2001, with shrinkage against chance pairs. Departure: the diagonal is not dropped, it counts the users who have the
   item at least twice, so items that people buy again are offered again.
+* Text-kNN: ``M[i, j]`` is the cosine of the two items' text embeddings, the ones that the SIDs are made from; whether items
+  of the history may come again is one of the choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -29,13 +33,15 @@ ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
 WINDOWS = (3, 10)       # latest items that look things up
 REACHES, BACKWARDS = (1, 3, 10), (0.0, 0.5)
 SHRINKAGES = (0.0, 20.0, 100.0)
+LATEST_SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
+TEXT_WINDOWS = (1, 3, 10)
+LAST = -10.0            # below any weighted sum of cosines
 
 
-class ItemRule(NamedTuple):
-    """An item-to-item matrix ``(N, N)``, how many of the latest items look things up in it, and how it was made."""
+class Rule(NamedTuple):
+    """A function from histories to scores ``(B, N)``, and how it was made."""
 
-    matrix: sparse.csr_matrix
-    window: int
+    scores: Callable[[Sequence[Sequence[int]]], np.ndarray]
     made_with: dict[str, float]
 
 
@@ -77,13 +83,49 @@ def item_cosine(sequences: Sequence[Sequence[int]], num_items: int, shrinkage: f
     return matrix
 
 
-def rule_scores(rule: ItemRule, histories: Sequence[Sequence[int]]) -> np.ndarray:
-    """``(B, N)`` sum of the matrix rows of the latest ``window`` items, weighted 1, 1/2, 1/3 ... into the past."""
+def latest_items(histories: Sequence[Sequence[int]], num_items: int, window: int) -> sparse.csr_matrix:
+    """``(B, N)`` weights 1, 1/2, 1/3 ... into the past on the latest ``window`` items of each history; repeats add up."""
     entries = [(row, item, 1.0 / ago) for row, history in enumerate(histories)
-               for ago, item in enumerate(history[: -rule.window - 1 : -1], start=1)]
+               for ago, item in enumerate(history[: -window - 1 : -1], start=1)]
     rows, items, weights = zip(*entries, strict=True) if entries else ((), (), ())
-    looks = sparse.csr_matrix((weights, (rows, items)), shape=(len(histories), rule.matrix.shape[0]))
-    return (looks @ rule.matrix).toarray()
+    return sparse.csr_matrix((weights, (rows, items)), shape=(len(histories), num_items))
+
+
+def item_to_item(matrix: sparse.csr_matrix, window: int, **made_with: float) -> Rule:
+    """The sum of the matrix rows of the latest ``window`` items, weighted as ``latest_items`` says."""
+    return Rule(lambda histories: (latest_items(histories, len(matrix.indptr) - 1, window) @ matrix).toarray(),
+                {**made_with, "window": window})
+
+
+def popularity(counts: np.ndarray, **made_with: float) -> Rule:
+    """The same counts ``(N,)`` for everybody."""
+    return Rule(lambda histories: np.tile(counts.astype(float), (len(histories), 1)), made_with)
+
+
+def repeat_last(num_items: int) -> Rule:
+    """1, 1/2, 1/3 ... for the items of the history from the latest on; an item that stands there twice counts once."""
+    def scores(histories: Sequence[Sequence[int]]) -> np.ndarray:
+        table = np.zeros((len(histories), num_items))
+        for row, history in enumerate(histories):
+            for ago, item in enumerate(dict.fromkeys(reversed(history)), start=1):
+                table[row, item] = 1.0 / ago
+        return table
+
+    return Rule(scores, {})
+
+
+def text_neighbours(embeddings: np.ndarray, window: int, again: bool) -> Rule:
+    """Cosine to the latest items; without ``again`` items of the history come last."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)                # (N, D)
+
+    def scores(histories: Sequence[Sequence[int]]) -> np.ndarray:
+        table = (latest_items(histories, len(unit), window) @ unit) @ unit.T
+        if not again:
+            for row, history in enumerate(histories):
+                table[row, list(history)] = LAST
+        return table
+
+    return Rule(scores, {"window": window, "again": again})
 
 
 def top_k(scores: np.ndarray, order: np.ndarray, k: int) -> np.ndarray:
@@ -110,11 +152,11 @@ def top_k(scores: np.ndarray, order: np.ndarray, k: int) -> np.ndarray:
     return order[best]
 
 
-def rank(rule: ItemRule, histories: Sequence[Sequence[int]], order: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def rank(rule: Rule, histories: Sequence[Sequence[int]], order: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """``(B, k)`` item indexes, best first, and their ``(B, k)`` scores."""
     found = []
     for start in range(0, len(histories), ROWS_AT_ONCE):
-        scores = rule_scores(rule, histories[start : start + ROWS_AT_ONCE])
+        scores = rule.scores(histories[start : start + ROWS_AT_ONCE])
         items = top_k(scores, order, k)
         found.append((items, np.take_along_axis(scores, items, axis=1)))
     return np.concatenate([items for items, _ in found]), np.concatenate([scores for _, scores in found])
@@ -126,22 +168,34 @@ def ndcg_at_10(items: np.ndarray, samples: Sequence[Sample]) -> float:
     return float((hits / np.log2(np.arange(hits.shape[1]) + 2)).sum(axis=1).mean())
 
 
-def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[ItemRule]:
+def recent_candidates(train: Sequence[Sample], num_items: int) -> list[Rule]:
+    """Popularity among the latest targets, for every share of them."""
+    latest = np.array([sample.target for sample in sorted(train, key=lambda sample: -sample.timestamp)], dtype=np.int64)
+    return [popularity(np.bincount(latest[: math.ceil(share * len(latest))], minlength=num_items), share=share)
+            for share in LATEST_SHARES]
+
+
+def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[Rule]:
     """Every combination of reach, backward weight and window."""
     grid = [{"reach": reach, "backward": backward} for reach, backward in product(REACHES, BACKWARDS)]
     matrices = [transition_counts(sequences, num_items, **choice) for choice in grid]
-    return [ItemRule(matrix, window, {**choice, "window": window})
+    return [item_to_item(matrix, window, **choice)
             for (matrix, choice), window in product(zip(matrices, grid, strict=True), WINDOWS)]
 
 
-def knn_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[ItemRule]:
+def knn_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[Rule]:
     """Every combination of shrinkage and window."""
     matrices = [item_cosine(sequences, num_items, shrinkage) for shrinkage in SHRINKAGES]
-    return [ItemRule(matrix, window, {"shrinkage": shrinkage, "window": window})
+    return [item_to_item(matrix, window, shrinkage=shrinkage)
             for (matrix, shrinkage), window in product(zip(matrices, SHRINKAGES, strict=True), WINDOWS)]
 
 
-def choose(candidates: Sequence[ItemRule], valid: Sequence[Sample], order: np.ndarray) -> tuple[int, list[float]]:
+def text_candidates(embeddings: np.ndarray) -> list[Rule]:
+    """Every window, with and without the items of the history."""
+    return [text_neighbours(embeddings, window, again) for window, again in product(TEXT_WINDOWS, (True, False))]
+
+
+def choose(candidates: Sequence[Rule], valid: Sequence[Sample], order: np.ndarray) -> tuple[int, list[float]]:
     """The candidate with the best validation NDCG@10 (the first of equals), and the NDCG@10 of each.
 
     Without validation samples there is nothing to choose by: the first candidate, and an empty list.

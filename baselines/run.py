@@ -1,18 +1,20 @@
-"""Baselines: rules and SASRec on the same samples, the same full-catalogue ranking and the same metrics as the model.
+"""Baselines: rules and small networks on the same samples, the same full-catalogue ranking and the same metrics as the model.
 
     python baselines/run.py --config configs/quickstart.yaml
     python baselines/run.py --config configs/amazon_industrial.yaml --baselines.methods popularity,markov,item_knn,sasrec
 
-Writes runs/<name>/baselines with <method>/predictions.jsonl (top 50 of every test row) and <method>/metrics.json, for
-SASRec also its weights, log.jsonl and curves.png. Everything is learned from the train split and chosen on the validation
-split; test targets are only ranked. Items are told apart, so no SIDs are needed and item and SID level agree.
+Every method writes runs/<name>/baselines/<method> with predictions.jsonl (top 50 of every test row) and metrics.json, networks
+also their weights, log.jsonl and curves.png; methods that are there already are not run again. Everything is learned from the
+train split and chosen on the validation split; test targets are only ranked. Items are told apart, so item and SID level
+agree (tiger writes SIDs and is counted as the language models are).
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,110 +22,167 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from baselines import rules, sasrec
+from baselines import rules
 from minionerec import artifacts
 from minionerec.config import UserError, one_line_errors, read_command_line
 from minionerec.dataset import Sample, Samples, load_samples, train_counts
 from minionerec.metrics import KS, score_predictions
 from minionerec.report import curves, metrics_table
 from minionerec.settings import Experiment
+from minionerec.sids import SIDS_FILE, SidTable, load_sids
+
+NEEDS_SIDS = ("text_knn", "tiger")
 
 
 class Ranking(NamedTuple):
-    """``(B, k)`` item indexes, best first, their ``(B, k)`` scores, and what was chosen on validation rows."""
+    """Item indexes, best first, and their scores, a list per test row; and what was chosen on validation rows."""
 
-    items: np.ndarray
-    scores: np.ndarray
+    items: Sequence[Sequence[int]]
+    scores: Sequence[Sequence[float]]
     facts: dict[str, Any]
+
+
+class Inputs(NamedTuple):
+    """What a method may read."""
+
+    samples: Samples
+    sids: SidTable | None
+    sids_dir: Path | None
+    experiment: Experiment
 
 
 def main() -> None:
     """Every method on the same rows: from top to bottom."""
     experiment, _ = read_command_line(__doc__, own=())
-    path = artifacts.stage_path(experiment, "baselines")
-    if artifacts.is_done(experiment, "baselines"):
-        print(f"{path} is finished; next: {artifacts.COMMANDS['sft']} with the same --config")
-        return
+    methods = tuple(dict.fromkeys(experiment.baselines.methods))
     data_dir = artifacts.require_stage(experiment, "data")
+    sids_dir = artifacts.require_stage(experiment, "sids") if set(methods) & set(NEEDS_SIDS) else None
     samples = load_samples(data_dir, experiment.data.max_history)
     if not samples.splits["test"]:
         raise UserError(f"{data_dir}: the test split has no sample; prepare the data with another data.split or more users")
-    settings = artifacts.relevant_settings(experiment, "baselines")
+    sids = load_sids(sids_dir / SIDS_FILE, samples.item_ids) if sids_dir else None
+    inputs = Inputs(samples, sids, sids_dir, experiment)
+
     table: dict[str, dict[str, Any]] = {}
-    with artifacts.locked(path), artifacts.committed(path, "baselines", settings, parents=[data_dir]) as staging:
-        for method in dict.fromkeys(experiment.baselines.methods):
-            print(f"{method}: ranking {len(samples.splits['test'])} test rows", flush=True)
-            (staging / method).mkdir()
-            ranking = rank_test(method, samples, experiment, staging / method)
-            table[method] = write_method(method, ranking, samples, experiment, staging / method)
+    with artifacts.locked(artifacts.stage_path(experiment, "baselines")):
+        for method in methods:
+            path = artifacts.baseline_path(experiment, method)
+            if not artifacts.is_done(experiment, artifacts.baseline_stage(method), path):
+                print(f"{method}: ranking {len(samples.splits['test']):,} test rows", flush=True)
+                run_method(method, inputs, path, [data_dir, *([sids_dir] if method in NEEDS_SIDS else [])])
+            table[method] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     print(metrics_table(table))
-    print(f"\nwritten to {path}; next: {artifacts.COMMANDS['sft']} with the same --config")
+    print(f"\nwritten to {artifacts.stage_path(experiment, 'baselines')}; next: {artifacts.COMMANDS['sft']} with the same --config")
 
 
-def rank_test(method: str, samples: Samples, experiment: Experiment, directory: Path) -> Ranking:
-    """The test rows ranked by one method."""
-    histories = [sample.history for sample in samples.splits["test"]]
-    num_items, sequences = len(samples.items), samples.train_sequences
-    counts = train_counts(sequences, num_items)
+def run_method(method: str, inputs: Inputs, path: Path, parents: list[Path]) -> None:
+    """Train or count, rank, measure, commit ``path``."""
+    stage = artifacts.baseline_stage(method)
+    with artifacts.committed(path, stage, artifacts.relevant_settings(inputs.experiment, stage), parents) as staging:
+        ranking = rank_test(method, inputs, staging)
+        predictions = list(records(ranking, inputs.samples))
+        groups = dict(zip(inputs.sids.item_ids, inputs.sids.codes, strict=True)) if method == "tiger" else None
+        metrics = measure(predictions, inputs.samples, groups, inputs.experiment)
+        with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+        artifacts.write_json(staging / "metrics.json", metrics | {"method": method, "split": "test", **ranking.facts})
+
+
+def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
+    """The test rows ranked by one method; a network leaves its weights and log in ``directory``."""
+    samples, num_items = inputs.samples, len(inputs.samples.items)
+    counts = train_counts(samples.train_sequences, num_items)
     order, k = rules.popularity_order(counts), min(KS[-1], num_items)
-    if method == "popularity":
-        items = np.tile(order[:k], (len(histories), 1))
-        return Ranking(items, counts[items], {})
-    if method == "sasrec":
-        return rank_with_sasrec(samples, experiment, directory, order, k)
-    candidates = (rules.markov_candidates if method == "markov" else rules.knn_candidates)(sequences, num_items)
+    match method:
+        case "tiger":
+            return rank_with_tiger(inputs, directory, k)
+        case "sasrec" | "gru4rec" | "hstu":
+            return rank_with_network(method, inputs, directory, order, k)
+        case "popularity":
+            candidates = [rules.popularity(counts)]
+        case "recent_popularity":
+            candidates = rules.recent_candidates(samples.splits["train"], num_items)
+        case "repeat_last":
+            candidates = [rules.repeat_last(num_items)]
+        case "markov":
+            candidates = rules.markov_candidates(samples.train_sequences, num_items)
+        case "item_knn":
+            candidates = rules.knn_candidates(samples.train_sequences, num_items)
+        case "text_knn":
+            candidates = rules.text_candidates(np.load(inputs.sids_dir / "embeddings.npy", allow_pickle=False).astype(np.float32))
     best, values = rules.choose(candidates, samples.splits["valid"], order)
     chosen = candidates[best]
-    print(f"{method}: {chosen_by(values)} {chosen.made_with}")
+    if len(candidates) > 1:
+        print(f"{method}: {chosen_by(values)} {chosen.made_with}")
     tried = [{**rule.made_with, "valid_NDCG@10": value} for rule, value in zip(candidates, values, strict=False)]
-    return Ranking(*rules.rank(chosen, histories, order, k), {"chosen": chosen.made_with, "tried": tried})
+    items, scores = rules.rank(chosen, [sample.history for sample in samples.splits["test"]], order, k)
+    return Ranking(items.tolist(), scores.tolist(), {"chosen": chosen.made_with, "tried": tried})
 
 
-def rank_with_sasrec(samples: Samples, experiment: Experiment, directory: Path, order: np.ndarray, k: int) -> Ranking:
-    """Train SASRec, keep its weights and log in ``directory``, rank the test rows."""
-    log: list[dict[str, Any]] = []
+def rank_with_network(kind: str, inputs: Inputs, directory: Path, order: np.ndarray, k: int) -> Ranking:
+    """SASRec, GRU4Rec or HSTU."""
+    from baselines import sequential
 
-    def show(row: dict[str, Any]) -> None:
-        log.append(row)
-        print("sasrec: " + ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-                                     for key, value in row.items()), flush=True)
-
-    model = sasrec.train_sasrec(samples, experiment.seed, experiment.data.max_history, experiment.baselines, show)
-    sasrec.save(model, directory)
-    (directory / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    curves(log, directory / "curves.png")
-    best = max(log, key=lambda row: row.get("valid_NDCG@10", row["epoch"]))
-    found = [rank_rows(model, rows, order, k) for rows in blocks(samples.splits["test"], rules.ROWS_AT_ONCE)]
-    return Ranking(np.concatenate([items for items, _ in found]), np.concatenate([scores for _, scores in found]),
-                   {"chosen": {"epoch": best["epoch"]}})
+    experiment, samples = inputs.experiment, inputs.samples
+    trained = sequential.train(kind, samples, experiment.seed, experiment.data.max_history, experiment.baselines, shower(kind))
+    sequential.save(kind, trained.model, directory)
+    save_log(trained.log, directory)
+    items, scores = [], []
+    for rows in blocks(samples.splits["test"], rules.ROWS_AT_ONCE):
+        found = sequential.score(trained.model, [sample.history for sample in rows]).cpu().numpy()
+        best = rules.top_k(found, order, k)
+        items += best.tolist()
+        scores += np.take_along_axis(found, best, axis=1).tolist()
+    return Ranking(items, scores, {"chosen": trained.chosen, "tried": trained.tried})
 
 
-def rank_rows(model: sasrec.SASRec, rows: list[Sample], order: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """``(B, k)`` items and log-probabilities of one block of samples."""
-    scores = sasrec.score(model, [sample.history for sample in rows]).cpu().numpy()
-    items = rules.top_k(scores, order, k)
-    return items, np.take_along_axis(scores, items, axis=1)
+def rank_with_tiger(inputs: Inputs, directory: Path, k: int) -> Ranking:
+    """An encoder-decoder over SIDs."""
+    from baselines import tiger
+
+    trained = tiger.train(inputs.samples, inputs.sids, inputs.experiment.seed, inputs.experiment.baselines, shower("tiger"))
+    trained.model.save_pretrained(directory)
+    save_log(trained.log, directory)
+    items, scores = tiger.rank(trained.model, inputs.samples.splits["test"], inputs.sids, k)
+    return Ranking(items, scores, {"chosen": trained.chosen, "tried": trained.tried, "sids_sha256": inputs.sids.sha256})
 
 
-def write_method(method: str, ranking: Ranking, samples: Samples, experiment: Experiment, directory: Path) -> dict[str, Any]:
-    """``predictions.jsonl`` and ``metrics.json``; returns the metrics."""
-    item_ids, test = samples.item_ids, samples.splits["test"]
-    predictions = [
-        {"user_id": sample.user_id, "target_item_id": item_ids[sample.target], "item_ids": [item_ids[i] for i in items],
-         "scores": [round(float(score), 6) for score in scores]}
-        for sample, items, scores in zip(test, ranking.items, ranking.scores, strict=True)
-    ]
+def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
+    """Lines of ``predictions.jsonl``."""
+    item_ids = samples.item_ids
+    for sample, items, scores in zip(samples.splits["test"], ranking.items, ranking.scores, strict=True):
+        yield {"user_id": sample.user_id, "target_item_id": item_ids[sample.target], "item_ids": [item_ids[i] for i in items],
+               "scores": [round(float(score), 6) for score in scores]}
+
+
+def measure(
+    predictions: list[dict[str, Any]], samples: Samples, sid_of: dict[str, tuple[int, ...]] | None, experiment: Experiment
+) -> dict[str, Any]:
+    """``metrics.json`` as ``evaluate.py`` writes it."""
+    item_ids = samples.item_ids
     counts = train_counts(samples.train_sequences, len(item_ids))
-    metrics = score_predictions(
-        predictions, None, item_ids, dict(zip(item_ids, counts.tolist(), strict=True)),
-        [[item_ids[i] for i in sample.history] for sample in test],
+    return score_predictions(
+        predictions, sid_of, item_ids, dict(zip(item_ids, counts.tolist(), strict=True)),
+        [[item_ids[i] for i in sample.history] for sample in samples.splits["test"]],
         bootstrap_samples=experiment.evaluate.bootstrap_samples, seed=experiment.seed,
     )
-    metrics |= {"method": method, "split": "test", **ranking.facts}
-    with open(directory / "predictions.jsonl", "w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-    artifacts.write_json(directory / "metrics.json", metrics)
-    return metrics
+
+
+def save_log(log: list[dict[str, Any]], directory: Path) -> None:
+    """``log.jsonl`` and ``curves.png`` of the run that was chosen."""
+    (directory / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    curves(log, directory / "curves.png")
+
+
+def shower(method: str) -> Any:
+    """Prints a row of a log, with the seconds since the start."""
+    start = time.perf_counter()
+
+    def show(row: dict[str, Any]) -> None:
+        numbers = ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        print(f"{method}: {numbers}, {time.perf_counter() - start:.0f} s", flush=True)
+
+    return show
 
 
 def chosen_by(values: list[float]) -> str:
@@ -131,8 +190,8 @@ def chosen_by(values: list[float]) -> str:
     return f"validation NDCG@10 {max(values):.4f} chooses" if values else "no validation rows to choose by, taking"
 
 
-def blocks(rows: list[Sample], size: int) -> Iterable[list[Sample]]:
-    """The rows, ``size`` at a time."""
+def blocks(rows: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """Consecutive pieces of at most ``size`` rows."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 

@@ -30,15 +30,19 @@ MANIFEST = "MANIFEST.json"
 COMMANDS = {
     "data": "bash data/prepare.sh", "embeddings": "bash rqvae/rqvae.sh", "sids": "bash rqvae/rqvae.sh",
     "sft": "bash sft.sh", "rl": "bash rl.sh", "evaluate": "bash evaluate.sh", "baselines": "bash baselines/run.sh",
-    "collaborative": "bash rl.sh",
+    "baseline_networks": "bash baselines/run.sh", "baseline_tiger": "bash baselines/run.sh", "collaborative": "bash rl.sh",
 }
+_BASELINES = [f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings) if key.name != "methods"]
+TIGER_SETTINGS = ("baselines.weight_decay", "baselines.patience", *(key for key in _BASELINES if ".tiger_" in key))
+NETWORK_SETTINGS = tuple(key for key in _BASELINES if ".tiger_" not in key)
 # The sections of the YAML that decide what a stage writes; a finished stage is only "the same" if these agree.
 SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
     "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
-    "baselines": ("seed", "baselines", "evaluate.bootstrap_samples"),
-    "collaborative": ("seed", *(f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings)
-                                if key.name.startswith("sasrec_"))),
+    "baselines": ("seed", "evaluate.bootstrap_samples"),
+    "baseline_networks": ("seed", "evaluate.bootstrap_samples", *NETWORK_SETTINGS),
+    "baseline_tiger": ("seed", "evaluate.bootstrap_samples", *TIGER_SETTINGS),
+    "collaborative": ("seed", *NETWORK_SETTINGS),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}
@@ -55,6 +59,17 @@ def evaluation_path(experiment: Experiment) -> Path:
     """``runs/<name>/evaluate/<checkpoint>-<split>``; of a checkpoint given as a path the last component counts."""
     checkpoint = Path(experiment.evaluate.checkpoint).resolve().name
     return stage_path(experiment, "evaluate") / f"{checkpoint}-{experiment.evaluate.split}"
+
+
+def baseline_path(experiment: Experiment, method: str) -> Path:
+    """``runs/<name>/baselines/<method>``."""
+    return stage_path(experiment, "baselines") / method
+
+
+def baseline_stage(method: str) -> str:
+    """The key of ``SECTIONS`` that says on which settings a baseline depends."""
+    kinds = {"sasrec": "baseline_networks", "gru4rec": "baseline_networks", "hstu": "baseline_networks", "tiger": "baseline_tiger"}
+    return kinds.get(method, "baselines")
 
 
 def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:

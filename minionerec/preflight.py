@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minionerec.artifacts import COMMANDS, evaluation_path, is_done, require_stage, stage_path
+from minionerec.artifacts import COMMANDS, baseline_path, baseline_stage, evaluation_path, is_done, require_stage, stage_path
 from minionerec.config import UserError, describe_settings, one_line_errors, read_command_line
 from minionerec.settings import Experiment
 
@@ -70,6 +70,10 @@ def usage_of(script: Path) -> str:
 
 def finished_path(experiment: Experiment, stage: str) -> Path | None:
     """The stage's directory when it is finished: whole, made with these settings and from the parents now on disk."""
+    if stage == "baselines":
+        methods = experiment.baselines.methods
+        done = all(is_done(experiment, baseline_stage(method), baseline_path(experiment, method)) for method in methods)
+        return stage_path(experiment, stage) if done else None
     path = evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
     return path if is_done(experiment, stage, path) else None
 
@@ -78,6 +82,8 @@ def require_inputs(experiment: Experiment, stage: str) -> None:
     """Raise a ``UserError`` with a line for every earlier stage that is missing, damaged or mixed up."""
     problems, checkpoint = [], experiment.evaluate.checkpoint
     needs = [*STAGES[stage].needs, *([checkpoint] if stage == "evaluate" and checkpoint in ("sft", "rl") else [])]
+    if stage == "baselines" and {"text_knn", "tiger"} & set(experiment.baselines.methods):
+        needs.append("sids")
     for name in needs:
         try:
             require_stage(experiment, name, digests=False)

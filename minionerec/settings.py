@@ -11,6 +11,7 @@ from typing import Any
 
 TASKS = ("sid_to_sid", "sid_to_title", "title_to_sid", "sids_to_title", "titles_to_sid", "description_to_sid")
 RL_TASKS = ("sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid")
+BASELINES = ("popularity", "recent_popularity", "repeat_last", "markov", "item_knn", "text_knn", "sasrec", "gru4rec", "hstu", "tiger")
 REWARDS = ("rule", "ranking", "semantic", "collaborative", "prefix")
 
 
@@ -228,17 +229,24 @@ class EvaluateSettings:
 class BaselineSettings:
     """Baselines on the same split and evaluator."""
 
-    methods: list[str] = setting(["popularity", "markov", "item_knn"], "which to run",
-                                 choices=("popularity", "markov", "item_knn", "sasrec"))
-    sasrec_hidden_size: int = setting(128, "sasrec: width of the item embeddings", low=1)
-    sasrec_layers: int = setting(2, "sasrec: transformer blocks (its paper: 2)", low=1)
-    sasrec_heads: int = setting(2, "sasrec: attention heads; divides the width", low=1)
-    sasrec_dropout: float = setting(0.5, "sasrec: on embeddings, attention and blocks (its paper: 0.5 on sparse data)", low=0, high=0.9)
-    sasrec_learning_rate: float = setting(1e-3, "sasrec: AdamW step size (its paper)", above=0)
-    sasrec_weight_decay: float = setting(0.0, "sasrec: AdamW decoupled weight decay", low=0)
-    sasrec_batch_size: int = setting(128, "sasrec: windows of max_history + 1 items per step (its paper)", low=1)
-    sasrec_epochs: int = setting(200, "sasrec: most passes over the train sequences", low=1)
-    sasrec_patience: int = setting(5, "sasrec: epochs without a better validation NDCG@10 before stopping", low=1)
+    methods: list[str] = setting(list(BASELINES), "which to run; text_knn and tiger need stage 1", choices=BASELINES)
+    hidden_size: list[int] = setting([128], "sasrec, gru4rec, hstu: widths to try; of all combinations of values to try the best on "
+                                     "validation NDCG@10 is ranked", low=1)
+    layers: list[int] = setting([2], "sasrec, gru4rec, hstu: numbers of blocks to try (SASRec's paper: 2)", low=1)
+    heads: int = setting(2, "sasrec, hstu: attention heads; divides the widths", low=1)
+    dropout: list[float] = setting([0.2, 0.5], "sasrec, gru4rec, hstu: rates to try (SASRec's paper: 0.2; 0.5 on sparse data)", low=0,
+                                   high=0.9)
+    learning_rate: list[float] = setting([1e-3], "sasrec, gru4rec, hstu: AdamW step sizes to try (SASRec's paper)", above=0)
+    weight_decay: float = setting(0.0, "neural baselines: AdamW decoupled weight decay", low=0)
+    batch_size: int = setting(128, "sasrec, gru4rec, hstu: windows of max_history + 1 items per step (SASRec's paper)", low=1)
+    epochs: int = setting(200, "sasrec, gru4rec, hstu: most passes over the train sequences", low=1)
+    patience: int = setting(5, "neural baselines: epochs without a better validation NDCG@10 before stopping", low=1)
+    tiger_hidden_size: int = setting(128, "tiger: width (its paper)", low=32)
+    tiger_layers: int = setting(3, "tiger: encoder blocks, and as many decoder blocks (its paper: 4)", low=1)
+    tiger_dropout: list[float] = setting([0.2], "tiger: rates to try (its paper: 0.1)", low=0, high=0.9)
+    tiger_learning_rate: list[float] = setting([1e-3], "tiger: AdamW step sizes to try", above=0)
+    tiger_batch_size: int = setting(128, "tiger: samples per step (its paper: 256)", low=1)
+    tiger_epochs: int = setting(100, "tiger: most passes over the train samples", low=1)
 
 
 @dataclass(frozen=True)

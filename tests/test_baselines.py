@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,9 +19,12 @@ from minionerec import artifacts
 from minionerec.config import UserError, read_experiment
 from minionerec.dataset import Sample, Samples, build_samples, load_samples
 from minionerec.metrics import KEYS, row_metrics, score_predictions
-from minionerec.settings import BaselineSettings, Experiment
+from minionerec.settings import BASELINES, BaselineSettings, Experiment
+from minionerec.sids import load_sids
 
-ALL = ["popularity", "markov", "item_knn", "sasrec"]
+RULES = ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn", "text_knn"]
+ALL = [*RULES, "sasrec", "gru4rec", "hstu", "tiger"]
+SMALL = {"hidden_size": [32], "epochs": 2, "dropout": [0.1], "tiger_hidden_size": 32, "tiger_layers": 1, "tiger_epochs": 1}
 REAL_DATA = os.environ.get("MINIONEREC_REAL_DATA")
 
 
@@ -54,14 +59,32 @@ def config(tmp_path) -> Path:
     """A YAML file whose data stage is finished: the cyclic world."""
     file = tmp_path / "ring.yaml"
     file.write_text(f"output_dir: {tmp_path / 'runs'}\n"
-                    "baselines: {sasrec_hidden_size: 16, sasrec_epochs: 2, sasrec_dropout: 0.1}\n"
+                    f"baselines: {json.dumps(SMALL)}\n"
+                    "sids: {codebook_sizes: [4, 4]}\n"
                     "evaluate: {bootstrap_samples: 20}\n")
     experiment = read_experiment(file)
     with artifacts.committed(artifacts.stage_path(experiment, "data"), "data", artifacts.relevant_settings(experiment, "data"),
                              parents=[]) as staging:
         catalogue().to_parquet(staging / "items.parquet")
         cyclic_interactions().to_parquet(staging / "interactions.parquet")
+    with artifacts.committed(artifacts.stage_path(experiment, "sids"), "sids", artifacts.relevant_settings(experiment, "sids"),
+                             parents=[artifacts.stage_path(experiment, "data")]) as staging:
+        write_sids(staging)
     return file
+
+
+def write_sids(folder: Path) -> None:
+    """Twelve SIDs, and embeddings in which items of the ring resemble their neighbours."""
+    artifacts.write_json(folder / "sids.json", {"sids": {f"i{n:02d}": [n % 4, n // 4] for n in range(12)}, "codebook_sizes": [4, 4]})
+    angle = np.arange(12) * 2 * np.pi / 12
+    np.save(folder / "embeddings.npy", np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32))
+
+
+def inputs(samples: Samples, folder: Path, name="ring", **changes) -> run.Inputs:
+    """What ``rank_test`` reads, with stage 1 in ``folder``."""
+    write_sids(folder)
+    experiment = Experiment(name=name, baselines=BaselineSettings(**SMALL | changes))
+    return run.Inputs(samples, load_sids(folder / "sids.json", samples.item_ids), folder, experiment)
 
 
 def run_stage(monkeypatch, config, *words):
@@ -98,8 +121,31 @@ def test_an_item_is_like_itself_as_far_as_users_take_it_again():
 
 
 def test_later_items_of_a_history_weigh_more_and_only_the_window_counts():
-    rule = rules.ItemRule(sparse.csr_matrix(np.eye(4)), window=2, made_with={})
-    assert rules.rule_scores(rule, [(3, 0, 1), (2,), (1, 1)]).tolist() == [[0.5, 1, 0, 0], [0, 0, 1, 0], [0, 1.5, 0, 0]]
+    rule = rules.item_to_item(sparse.csr_matrix(np.eye(4)), window=2)
+    assert rule.scores([(3, 0, 1), (2,), (1, 1)]).tolist() == [[0.5, 1, 0, 0], [0, 0, 1, 0], [0, 1.5, 0, 0]]
+
+
+def test_repeat_last_ranks_the_history_from_its_end_and_each_item_once():
+    scores = rules.repeat_last(5).scores([(3, 0, 3, 1), (2,)])
+    assert scores.tolist() == [[1 / 3, 1, 0, 1 / 2, 0], [0, 0, 1, 0, 0]]
+    assert rules.top_k(scores, np.arange(5), 3).tolist() == [[1, 3, 0], [2, 0, 1]]
+
+
+def test_recent_popularity_counts_the_latest_share_of_the_train_targets():
+    """Ten targets: item 0 at times 0 to 7, item 1 at 8 and 9. The latest fifth is item 1 alone, the latest half has 0 thrice."""
+    train = [Sample("u", (2,), 0 if time < 8 else 1, time) for time in reversed(range(10))]
+    by_share = {rule.made_with["share"]: rule.scores([(2,)])[0].tolist() for rule in rules.recent_candidates(train, 3)}
+    assert by_share == {0.02: [0, 1, 0], 0.05: [0, 1, 0], 0.1: [0, 1, 0], 0.2: [0, 2, 0], 0.5: [3, 2, 0]}
+
+
+def test_text_neighbours_are_by_cosine_whatever_the_lengths_and_may_leave_the_history_out():
+    embeddings = np.array([[2.0, 0.0], [0.6, 0.8], [0.0, 5.0], [0.0, 0.0]])
+    again = rules.text_neighbours(embeddings, window=1, again=True).scores([(2, 0)])[0]
+    assert again.tolist() == pytest.approx([1.0, 0.6, 0.0, 0.0])
+    both = rules.text_neighbours(embeddings, window=2, again=True).scores([(2, 0)])[0]
+    assert both.tolist() == pytest.approx([1.0, 0.6 + 0.8 / 2, 0.5, 0.0])
+    without = rules.text_neighbours(embeddings, window=2, again=False).scores([(2, 0)])[0]
+    assert without.tolist() == pytest.approx([rules.LAST, 1.0, rules.LAST, 0.0])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -137,7 +183,7 @@ def test_ndcg_on_validation_rows_is_that_of_the_metrics():
 def test_the_candidate_that_ranks_validation_targets_best_is_chosen():
     """Targets follow their history by one: the shifted identity is right, the identity is wrong, and first of equals wins."""
     wrong, right = np.eye(11), np.roll(np.eye(11), 1, axis=1)
-    candidates = [rules.ItemRule(sparse.csr_matrix(matrix), 1, {}) for matrix in (wrong, right, right)]
+    candidates = [rules.item_to_item(sparse.csr_matrix(matrix), 1) for matrix in (wrong, right, right)]
     valid = [Sample("u", (item,), (item + 1) % 11, 0) for item in range(11)]
     best, values = rules.choose(candidates, valid, np.arange(11))
     assert best == 1
@@ -149,25 +195,20 @@ def test_the_candidate_that_ranks_validation_targets_best_is_chosen():
 def test_test_targets_never_change_a_ranking(method, tmp_path):
     samples = cyclic_samples()
     shuffled = [sample._replace(target=(sample.target + 5) % 12) for sample in samples.splits["test"]]
-    settings = Experiment(name="ring", baselines=BaselineSettings(sasrec_hidden_size=16, sasrec_epochs=2))
     other = Samples(samples.items, {**samples.splits, "test": shuffled}, samples.train_sequences)
-    first = run.rank_test(method, samples, settings, tmp_path)
-    second = run.rank_test(method, other, settings, tmp_path)
-    assert np.array_equal(first.items, second.items)
-    assert np.array_equal(first.scores, second.scores)
-    assert first.facts == second.facts
+    assert run.rank_test(method, inputs(samples, tmp_path), tmp_path) == run.rank_test(method, inputs(other, tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("method", ["markov", "item_knn"])
 def test_rules_find_the_next_step_of_a_ring(method, tmp_path):
     """Nine of ten steps go to the next item, so a rule that reads the last item has its target near the top."""
     samples = cyclic_samples(num_users=200)
-    ranking = run.rank_test(method, samples, Experiment(name="ring"), tmp_path)
+    ranking = run.rank_test(method, inputs(samples, tmp_path), tmp_path)
     expected = [(sample.history[-1] + 1) % 12 for sample in samples.splits["test"]]
-    assert np.mean(ranking.items[:, :2] == np.array(expected)[:, None]) > (0.45 if method == "markov" else 0.3)
+    assert np.mean(np.array(ranking.items)[:, :2] == np.array(expected)[:, None]) > (0.45 if method == "markov" else 0.3)
 
 
-def test_the_stage_writes_predictions_from_which_its_metrics_can_be_recomputed(config, monkeypatch, capsys):
+def test_the_stage_writes_predictions_from_which_its_metrics_can_be_recomputed_and_twice_the_same_bytes(config, monkeypatch, capsys):
     run_stage(monkeypatch, config, "--baselines.methods", ",".join(ALL))
     printed = capsys.readouterr().out
     path = config.parent / "runs" / "ring" / "baselines"
@@ -180,29 +221,43 @@ def test_the_stage_writes_predictions_from_which_its_metrics_can_be_recomputed(c
         assert (metrics["method"], metrics["split"], metrics["invalid"], metrics["duplicates"]) == (method, "test", 0, 0)
         assert metrics["num_users"] == metrics["num_rows"] == len(rows) == 40
         assert all(len(row["item_ids"]) == 12 for row in rows)
-        assert f"{method:10}  {metrics['HR@1']:.4f}" in printed
+        assert f"{method:17}  {metrics['HR@1']:.4f}" in printed
+        artifacts.verify(path / method)
     assert f"written to {path}; next: bash sft.sh" in printed
-    artifacts.verify(path)
+    assert list(BASELINES) == ALL
     assert (path / "sasrec" / "sasrec.safetensors").is_file()
+    assert (path / "tiger" / "model.safetensors").is_file()
+    files = {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.glob("*/*"))}
+    shutil.rmtree(path)
+    run_stage(monkeypatch, config, "--baselines.methods", ",".join(ALL))
+    assert files == {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.glob("*/*"))}
 
 
-def test_a_finished_stage_says_so_and_does_nothing(config, monkeypatch, capsys):
+def test_methods_that_are_there_are_not_run_again_and_others_join_them(config, monkeypatch, capsys):
     run_stage(monkeypatch, config, "--baselines.methods", "popularity")
-    before = (config.parent / "runs/ring/baselines/MANIFEST.json").stat().st_mtime_ns
+    before = (config.parent / "runs/ring/baselines/popularity/MANIFEST.json").stat().st_mtime_ns
     capsys.readouterr()
-    run_stage(monkeypatch, config, "--baselines.methods", "popularity")
-    assert "runs/ring/baselines is finished; next: bash sft.sh with the same --config" in capsys.readouterr().out
-    assert (config.parent / "runs/ring/baselines/MANIFEST.json").stat().st_mtime_ns == before
+    run_stage(monkeypatch, config, "--baselines.methods", "popularity,markov")
+    printed = capsys.readouterr().out
+    assert "popularity: ranking" not in printed
+    assert "markov: ranking 40 test rows" in printed
+    assert re.search(r"^popularity +0\.", printed, re.MULTILINE)
+    assert (config.parent / "runs/ring/baselines/popularity/MANIFEST.json").stat().st_mtime_ns == before
 
 
-def test_running_twice_from_scratch_writes_the_same_bytes(config, monkeypatch, tmp_path):
-    files = []
-    for _ in range(2):
-        run_stage(monkeypatch, config, "--baselines.methods", ",".join(ALL))
-        path = config.parent / "runs/ring/baselines"
-        files.append({str(file.relative_to(path)): file.read_bytes() for file in sorted(path.glob("*/*"))})
-        path.rename(tmp_path / f"kept-{len(files)}")
-    assert files[0] == files[1]
+def test_a_method_made_with_other_settings_is_refused_and_settings_of_others_do_not_matter(config, monkeypatch):
+    run_stage(monkeypatch, config, "--baselines.methods", "markov,sasrec")
+    run_stage(monkeypatch, config, "--baselines.methods", "markov", "--baselines.epochs", "3")
+    with pytest.raises(UserError, match=r"baselines/sasrec: was made with other settings \(baselines.epochs: 2 -> 3\)"):
+        run_stage(monkeypatch, config, "--baselines.methods", "markov,sasrec", "--baselines.epochs", "3")
+
+
+@pytest.mark.parametrize("method", run.NEEDS_SIDS)
+def test_without_stage_1_a_method_that_reads_it_names_its_command(method, config, monkeypatch):
+    shutil.rmtree(config.parent / "runs/ring/sids")
+    with pytest.raises(UserError, match="runs/ring/sids not found; run `bash rqvae/rqvae.sh` with the same --config first$"):
+        run_stage(monkeypatch, config, "--baselines.methods", f"popularity,{method}")
+    assert not (config.parent / "runs/ring/baselines").exists()
 
 
 def test_an_unknown_flag_stops_before_anything_runs(config, monkeypatch):
@@ -227,7 +282,7 @@ def test_rules_are_strong_on_amazon_industrial(method, hr, ndcg, tmp_path):
     rows = pd.read_csv(folder / "interactions.csv", dtype={"user_id": str, "item_id": str}).sort_values("order")
     splits, sequences = build_samples(rows, {item: n for n, item in enumerate(ids)}, 10)
     samples = Samples(pd.DataFrame({"item_id": ids}), splits, sequences)
-    ranking = run.rank_test(method, samples, Experiment(name="real"), tmp_path)
+    ranking = run.rank_test(method, run.Inputs(samples, None, None, Experiment(name="real")), tmp_path)
     records = [{"user_id": s.user_id, "target_item_id": str(s.target), "item_ids": [str(i) for i in row]}
                for s, row in zip(splits["test"], ranking.items, strict=True)]
     item_level, _ = row_metrics(records)

@@ -15,9 +15,9 @@ import pytest
 from minionerec import artifacts, preflight, summary
 from minionerec.artifacts import COMMANDS, committed, relevant_settings, stage_path
 from minionerec.config import UserError, read_experiment
-from minionerec.settings import Experiment
+from minionerec.settings import BASELINES, Experiment
 
-EARLIER = {"data": (), "sids": ("data",), "sft": ("data", "sids"), "rl": ("data", "sids", "sft"), "baselines": ("data",),
+EARLIER = {"data": (), "sids": ("data",), "sft": ("data", "sids"), "rl": ("data", "sids", "sft"), "baselines": ("data", "sids"),
            "evaluate": ("data", "sids", "rl")}
 
 
@@ -29,16 +29,21 @@ def experiment(tmp_path, monkeypatch) -> Experiment:
     return read_experiment("demo.yaml")
 
 
-def make(experiment: Experiment, stage: str, path: Path | None = None, **files: object) -> Path:
+def make(experiment: Experiment, stage: str, path: Path | None = None) -> Path:
     """Commit a stage made from the earlier ones that are there."""
     path = path or stage_path(experiment, stage)
     parents = [parent for parent in (stage_path(experiment, name) for name in EARLIER[stage]) if parent.exists()]
     with committed(path, stage, relevant_settings(experiment, stage), parents) as staging:
         artifacts.write_json(staging / "stage.json", stage)
-        for name, value in files.items():
-            (staging / name).mkdir()
-            artifacts.write_json(staging / name / "metrics.json", value)
     return path
+
+
+def make_baseline(experiment: Experiment, method: str, metrics: object = None) -> None:
+    """Commit one baseline."""
+    stage, parents = artifacts.baseline_stage(method), [stage_path(experiment, "data")]
+    with committed(artifacts.baseline_path(experiment, method), stage, relevant_settings(experiment, stage),
+                   [parent for parent in parents if parent.exists()]) as staging:
+        artifacts.write_json(staging / "metrics.json", metrics)
 
 
 def look(*words: str) -> int:
@@ -63,7 +68,13 @@ def test_a_finished_stage_says_so_and_what_comes_next(experiment, capsys, stage,
     for name in EARLIER[stage]:
         make(experiment, name)
     assert look(stage) == 0
-    path = make(experiment, stage, artifacts.evaluation_path(experiment) if stage == "evaluate" else None)
+    path = artifacts.evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
+    if stage == "baselines":
+        for method in BASELINES:
+            assert look(stage) == 0
+            make_baseline(experiment, method)
+    else:
+        make(experiment, stage, path)
     assert look(stage) == preflight.NOTHING_TO_DO
     assert capsys.readouterr().out == (f"{path} is there already, made with these settings; delete it to make it again. "
                                        f"Next: `{upcoming}` with the same --config\n")
@@ -127,7 +138,8 @@ def table_of(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> list
 
 def test_the_summary_shows_baselines_then_sft_then_rl_then_other_checkpoints(experiment, capsys):
     make(experiment, "data")
-    make(experiment, "baselines", markov=metrics(0.25), popularity=metrics(0.125), item_knn=metrics(0.375))
+    for method, value in (("markov", 0.25), ("popularity", 0.125), ("item_knn", 0.375)):
+        make_baseline(experiment, method, metrics(value))
     evaluate = stage_path(experiment, "evaluate")
     for name, number in (("rl-test", 0.5), ("sft-test", 0.4375), ("checkpoint-8-test", 0.0625), ("rl-valid", 0.75)):
         (evaluate / name).mkdir(parents=True)
@@ -146,7 +158,7 @@ def test_the_summary_says_what_is_not_evaluated_yet(experiment, capsys):
         summary.main(experiment)
     assert str(caught.value) == ("runs/demo: nothing is measured yet; run `bash baselines/run.sh` or `bash evaluate.sh` "
                                  "with the same --config first")
-    make(experiment, "baselines", popularity=metrics(0.125))
+    make_baseline(experiment, "popularity", metrics(0.125))
     assert [" ".join(line) for line in table_of(experiment, capsys)[-2:]] == [
         "SFT: not evaluated; run `bash evaluate.sh --evaluate.checkpoint sft` with the same --config",
         "RL: not evaluated; run `bash evaluate.sh --evaluate.checkpoint rl` with the same --config"]
