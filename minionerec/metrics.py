@@ -1,13 +1,14 @@
-"""HR@K, NDCG@K and MRR over the full catalogue, counted per item, with their uncertainty and what lies behind them.
+"""HR@K, NDCG@K, MRR@K and Recall@K over the full catalogue, counted per item, with their uncertainty and what lies behind them.
 
-One test row has one relevant item, its target. HR@K and NDCG@K as in the MiniOneRec report (arXiv:2510.24431, section 4)
-and its predecessors, with three deliberate departures:
+One test row has one relevant item, its target, so Recall@K is HR@K. HR@K and NDCG@K as in the MiniOneRec report
+(arXiv:2510.24431, section 4) and its predecessors, with four deliberate departures:
 
 1. They are counted per *item*. Items that share one semantic ID (SID) cannot be told apart by the model, so they are tied
    and the metric is its expectation over a random order inside the tie group. The number that other papers print, where
    any item with the target's SID counts as a hit, stands beside it as ``sid_level``; ``inflation`` is their difference.
 2. Every number carries a 95 % bootstrap interval. Users are resampled, not rows: rows of one user are not independent.
 3. Results do not depend on the order of the rows, to the last bit: rows are sorted first, sums are exact (``math.fsum``).
+4. Nothing is reported at a K beyond the length of the lists, unless they hold the whole catalogue: what was cut off may be hits.
 
 Everything here is pure: predictions in, numbers out. A prediction is one line of ``predictions.jsonl``:
 ``{"user_id", "target_item_id", "item_ids": [best first], "scores": [...]}``.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ import numpy as np
 from minionerec.config import UserError
 
 KS = (1, 3, 5, 10, 20, 50)
-KEYS = (*(f"{name}@{k}" for k in KS for name in ("HR", "NDCG")), "MRR")
+KEYS = (*(f"{name}@{k}" for k in KS for name in ("HR", "NDCG", "MRR", "Recall")), "MRR")
 HISTORY_BUCKETS = ((1, 1), (2, 4), (5, 9), (10, math.inf))  # items in the history, inclusive bounds
 BOOTSTRAP_CHUNK = 2_000_000  # numbers drawn at a time: bounds memory at about 50 MB
 
@@ -102,19 +104,29 @@ def ndcg_at_k(place: Place, k: int) -> float:
     return _expectation(place, k, lambda rank: 1.0 / math.log2(rank + 2))
 
 
-def reciprocal_rank(place: Place) -> float:
-    """Expected ``1 / rank``, ranks from 1 here; 0 where the list does not hold the target.
+def mrr_at_k(place: Place, k: int | None) -> float:
+    """Expected ``1 / rank``, ranks from 1 here; 0 where the first k (None: the whole list) do not hold the target.
 
-        >>> reciprocal_rank(Place(first=1, size=2, sid_rank=1)) == (1 / 2 + 1 / 3) / 2
-        True
+        >>> mrr_at_k(Place(first=1, size=2, sid_rank=1), None) == (1 / 2 + 1 / 3) / 2, mrr_at_k(Place(1, 2, 1), 2)
+        (True, 0.25)
     """
-    return _expectation(place, None, lambda rank: 1.0 / (rank + 1))
+    return _expectation(place, k, lambda rank: 1.0 / (rank + 1))
 
 
-def place_metrics(place: Place) -> dict[str, float]:
-    """``{"HR@1": .., "NDCG@1": .., .., "MRR": ..}`` of one row."""
-    values = {f"HR@{k}": hr_at_k(place, k) for k in KS} | {f"NDCG@{k}": ndcg_at_k(place, k) for k in KS}
-    return {key: values[key] for key in KEYS[:-1]} | {"MRR": reciprocal_rank(place)}
+@cache
+def place_metrics(place: Place) -> tuple[float, ...]:
+    """The values of ``KEYS`` for one row. Rows have few different places, hence the cache."""
+    at_k = [(hr_at_k(place, k), ndcg_at_k(place, k), mrr_at_k(place, k), hr_at_k(place, k)) for k in KS]
+    return (*(value for values in at_k for value in values), mrr_at_k(place, None))
+
+
+def measured_ks(depth: int, num_items: int) -> tuple[int, ...]:
+    """The K that lists of ``depth`` items answer for: all of them when the lists hold the whole catalogue.
+
+        >>> measured_ks(10, 3686), measured_ks(36, 36)
+        ((1, 3, 5, 10), (1, 3, 5, 10, 20, 50))
+    """
+    return tuple(k for k in KS if k <= depth or depth >= num_items)
 
 
 def row_metrics(
@@ -123,8 +135,8 @@ def row_metrics(
     """Item-level and SID-level metrics of every row, in the order given: two dicts key -> ``(rows,)``."""
     places = [find_target(row["item_ids"], row["target_item_id"], sid_of) for row in predictions]
     strings = [NOWHERE if place.sid_rank is None else Place(place.sid_rank, 1, place.sid_rank) for place in places]
-    item_rows, sid_rows = ([place_metrics(place) for place in level] for level in (places, strings))
-    return tuple({key: np.array([row[key] for row in rows]) for key in KEYS} for rows in (item_rows, sid_rows))
+    item_rows, sid_rows = (np.array([place_metrics(place) for place in level]).reshape(-1, len(KEYS)) for level in (places, strings))
+    return dict(zip(KEYS, item_rows.T, strict=True)), dict(zip(KEYS, sid_rows.T, strict=True))
 
 
 def score_predictions(
@@ -135,8 +147,9 @@ def score_predictions(
     histories: Sequence[Sequence[str]] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 42,
+    depth: int | None = None,
 ) -> dict[str, Any]:
-    """Everything ``metrics.json`` says about a ranking.
+    """What ``metrics.json`` says about a ranking.
 
     Args:
         predictions: one per test row, in any order.
@@ -146,12 +159,13 @@ def score_predictions(
         histories: item ids before the target, oldest first, parallel to ``predictions``; None: no slices that need them.
         bootstrap_samples: resamples of the intervals; 0 leaves ``intervals`` empty.
         seed: of the resampling.
+        depth: how many items a list was asked for; by default the longest list counts.
 
     Returns:
-        ``HR@K``, ``NDCG@K`` for K in ``KS`` and ``MRR``; the same under ``sid_level`` and, as difference to the item level,
-        ``inflation``; ``num_users``, ``num_rows``; ``coverage@10`` (share of the catalogue in some top 10), ``gini@10`` (of
-        how often each item is in a top 10), ``mean_popularity@10`` (train interactions of a top-10 item); ``invalid`` and
-        ``duplicates``; ``intervals`` key -> [low, high]; ``slices`` kind -> name -> HR@10, NDCG@10, count.
+        ``HR@K``, ``NDCG@K``, ``MRR@K``, ``Recall@K`` for the K of ``measured_ks`` and, with the last of ``KS`` among them,
+        ``MRR`` over the whole list; the same under ``sid_level`` and, as difference to the item level, ``inflation``;
+        ``num_users``, ``num_rows``; what ``exposure`` says of each K; ``invalid`` and ``duplicates``; ``intervals`` key ->
+        [low, high]; ``slices`` kind -> name -> HR@10, NDCG@10, count.
 
     Raises:
         UserError: a row lacks a key, names a target outside the catalogue, or there is no row.
@@ -159,17 +173,18 @@ def score_predictions(
     known = set(catalogue)
     check_predictions(predictions, known)
     predictions, histories = _sorted_rows(predictions, histories)
-    item_level, sid_level = row_metrics(predictions, sid_of)
-    means = {key: _mean(item_level[key]) for key in KEYS}
-    sid_means = {key: _mean(sid_level[key]) for key in KEYS}
+    ks = measured_ks(depth if depth is not None else max(len(row["item_ids"]) for row in predictions), len(known))
+    item_level, sid_level = ({key: values for key, values in level.items() if int(key.partition("@")[2] or KS[-1]) in ks}
+                             for level in row_metrics(predictions, sid_of))
+    means, sid_means = ({key: _mean(values) for key, values in level.items()} for level in (item_level, sid_level))
     users = [row["user_id"] for row in predictions]
     return {
         **means,
         "sid_level": sid_means,
-        "inflation": {key: sid_means[key] - means[key] for key in KEYS},
+        "inflation": {key: sid_means[key] - means[key] for key in means},
         "num_users": len(set(users)),
         "num_rows": len(predictions),
-        **exposure([row["item_ids"][:10] for row in predictions], catalogue, train_counts),
+        **exposure([row["item_ids"] for row in predictions], catalogue, train_counts, ks),
         "invalid": sum(item not in known for row in predictions for item in row["item_ids"]),
         "duplicates": sum(len(row["item_ids"]) - len(set(row["item_ids"])) for row in predictions),
         "intervals": bootstrap_intervals(item_level, users, bootstrap_samples, seed),
@@ -198,21 +213,28 @@ def check_predictions(predictions: Sequence[Prediction], catalogue: set[str]) ->
                             "these predictions belong to other data, make them again")
 
 
-def exposure(top_lists: Sequence[Sequence[str]], catalogue: Sequence[str], train_counts: Mapping[str, int]) -> dict[str, float]:
-    """How the recommendations are spread: coverage and Gini over the whole catalogue, mean popularity of a recommended item.
+def exposure(
+    lists: Sequence[Sequence[str]], catalogue: Sequence[str], train_counts: Mapping[str, int], ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """How the recommendations are spread over the catalogue; ids that are not in it do not count.
 
-    Gini by the rank formula ``sum_i (2 i - n - 1) x_i / (n sum x)`` over ascending x, i from 1: 0 is even, near 1 is all on one.
+    For every K: ``coverage@K``, the share of the catalogue that is in some top K; ``gini@K`` of how often each item is in one,
+    ``sum_i (2 i - n - 1) x_i / (n sum x)`` over ascending x, i from 1 (0 is even, near 1 is all on one item);
+    ``mean_popularity@K``, train interactions of a recommended item; ``novelty@K``, mean self-information of a recommended item
+    in bits (Zhou et al. 2010, doi:10.1073/pnas.1000488107), ``-log2 p`` with p its share of the train interactions. One is added
+    to every item's count there, so that an item without any has p = 1 / (interactions + items).
     """
-    shown = Counter(item for items in top_lists for item in items)
-    counts = np.sort([shown[item] for item in catalogue])
-    n, total = len(counts), int(counts.sum())
+    n, index = len(catalogue), {item: i for i, item in enumerate(catalogue)}
+    popularity = np.array([train_counts.get(item, 0) for item in catalogue])
+    bits = -np.log2((popularity + 1) / (popularity.sum() + n))
     weights = 2 * np.arange(1, n + 1) - n - 1
-    slots = sum(shown.values())
-    return {
-        "coverage@10": float(np.count_nonzero(counts) / n),
-        "gini@10": float((weights * counts).sum() / (n * total)) if total else 0.0,
-        "mean_popularity@10": sum(train_counts.get(item, 0) * times for item, times in shown.items()) / slots if slots else 0.0,
-    }
+    spread: dict[str, float] = {}
+    for k in ks:
+        shown = np.bincount([index[item] for items in lists for item in items[:k] if item in index], minlength=n)
+        slots = max(int(shown.sum()), 1)
+        spread |= {f"coverage@{k}": np.count_nonzero(shown) / n, f"gini@{k}": int(weights @ np.sort(shown)) / (n * slots),
+                   f"mean_popularity@{k}": int(popularity @ shown) / slots, f"novelty@{k}": math.fsum(bits * shown) / slots}
+    return spread
 
 
 def bootstrap_intervals(
@@ -273,14 +295,14 @@ def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, float]]]:
-    """HR@10, NDCG@10 and the number of rows of every slice that has rows."""
+    """HR@10, NDCG@10 (where they are measured) and the number of rows of every slice that has rows."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for kind, of_row in names.items():
         rows = defaultdict(list)
         for index, name in enumerate(of_row):
             rows[name].append(index)
-        table[kind] = {name: {"HR@10": _mean(values["HR@10"][rows[name]]), "NDCG@10": _mean(values["NDCG@10"][rows[name]]),
-                              "count": len(rows[name])} for name in sorted(rows)}
+        shown = [key for key in ("HR@10", "NDCG@10") if key in values]
+        table[kind] = {name: {**{key: _mean(values[key][rows[name]]) for key in shown}, "count": len(rows[name])} for name in sorted(rows)}
     return table
 
 

@@ -15,7 +15,7 @@ from minionerec import metrics
 from minionerec.config import UserError
 from minionerec.metrics import KS, Place, compare, find_target, row_metrics, score_predictions
 from minionerec.report import curves, metrics_table
-from tests.reference import exact_randomisation_p_value, expected_metrics, plain_gini
+from tests.reference import exact_randomisation_p_value, expected_metrics, plain_exposure, plain_gini
 
 SIDS = {"a": (0, 0), "b": (0, 1), "c": (0, 1), "d": (0, 1), "e": (1, 0)}  # b, c, d share one SID
 
@@ -37,12 +37,14 @@ def test_a_hit_among_three_tied_items_counts_by_its_chance():
     """The list is a, then b c d tied at ranks 2 to 4: HR@3 is 2/3 and NDCG@3 the mean of 1/log2(3), 1/log2(4) and 0."""
     place = find_target(["a", "b", "c", "d", "e"], "d", SIDS)
     assert place == Place(first=1, size=3, sid_rank=1)
-    values = metrics.place_metrics(place)
+    values = dict(zip(metrics.KEYS, metrics.place_metrics(place), strict=True))
     assert values["HR@1"] == 0.0
     assert values["HR@3"] == 2 / 3
     assert values["HR@5"] == 1.0
     assert values["NDCG@3"] == pytest.approx((0.6309297535714575 + 0.5) / 3)
-    assert values["MRR"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert (values["MRR@1"], values["MRR@3"]) == (0.0, pytest.approx((1 / 2 + 1 / 3) / 3))
+    assert values["MRR"] == values["MRR@5"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert [values[f"Recall@{k}"] for k in KS] == [values[f"HR@{k}"] for k in KS]
 
 
 def test_item_level_and_sid_level_differ_by_the_inflation_worked_by_hand():
@@ -106,24 +108,56 @@ def test_results_do_not_depend_on_the_order_of_rows_to_the_last_bit():
 
 
 def test_without_sids_both_levels_agree():
-    rows, histories, catalogue, counts = random_world(2)
+    rows, histories, catalogue, counts = random_world(2, length=30)
     scored = score_predictions(rows, None, catalogue, counts, histories, bootstrap_samples=0)
     assert {key: scored[key] for key in metrics.KEYS} == scored["sid_level"]
     assert set(scored["inflation"].values()) == {0.0}
 
 
 def test_exposure_worked_by_hand():
-    """Two top lists over four items: a is shown twice, b and c once, d never."""
-    spread = metrics.exposure([["a", "b"], ["a", "c"]], list("abcd"), {"a": 10, "b": 2})
-    assert spread["coverage@10"] == 0.75
-    assert spread["gini@10"] == pytest.approx(plain_gini([2, 1, 1, 0])) == pytest.approx(0.375)
-    assert spread["mean_popularity@10"] == (10 + 10 + 2 + 0) / 4
+    """Two top lists over four items: a is shown twice, b and c once, d never.
+
+    Of 12 interactions a has 10 and b 2. With one added to each of four items p is 11/16, 3/16 and 1/16 for c.
+    """
+    spread = metrics.exposure([["a", "b", "d"], ["a", "c", "d"]], list("abcd"), {"a": 10, "b": 2}, ks=(1, 2))
+    assert (spread["coverage@1"], spread["coverage@2"]) == (0.25, 0.75)
+    assert spread["gini@1"] == pytest.approx(plain_gini([2, 0, 0, 0])) == pytest.approx(0.75)
+    assert spread["gini@2"] == pytest.approx(plain_gini([2, 1, 1, 0])) == pytest.approx(0.375)
+    assert (spread["mean_popularity@1"], spread["mean_popularity@2"]) == (10.0, (10 + 10 + 2 + 0) / 4)
+    assert spread["novelty@1"] == pytest.approx(-math.log2(11 / 16))
+    assert spread["novelty@2"] == pytest.approx((-2 * math.log2(11 / 16) - math.log2(3 / 16) + 4) / 4)
 
 
-def test_only_the_first_ten_items_count_as_exposed():
-    catalogue = [f"i{n:02d}" for n in range(20)]
-    scored = score_predictions([prediction("u", "i00", catalogue[:15])], None, catalogue, {}, bootstrap_samples=0)
-    assert scored["coverage@10"] == 0.5
+@pytest.mark.parametrize("seed", range(3))
+def test_exposure_equals_one_list_after_the_other(seed):
+    rows, _, catalogue, counts = random_world(seed)
+    spread = metrics.exposure([row["item_ids"] for row in rows], catalogue, counts)
+    assert spread == pytest.approx({key: value for k in KS for key, value in
+                                    plain_exposure([row["item_ids"][:k] for row in rows], catalogue, counts, k).items()})
+
+
+def test_nothing_is_said_about_more_places_than_the_lists_have():
+    """Lists of 10 of 30 items: whether the target comes 11th to 50th is unknown, as is MRR over 50 places."""
+    rows, histories, catalogue, counts = random_world(8, length=10)
+    scored = score_predictions(rows, None, catalogue, counts, histories, bootstrap_samples=20)
+    ks = {int(key.partition("@")[2]) for key in scored if "@" in key}
+    assert ks == {1, 3, 5, 10} and "MRR" not in scored
+    assert {int(key.partition("@")[2]) for part in ("sid_level", "inflation", "intervals") for key in scored[part]} == ks
+    shorter = [prediction(row["user_id"], row["target_item_id"], row["item_ids"][:5]) for row in rows]
+    short = score_predictions(shorter, None, catalogue, counts, bootstrap_samples=0)
+    assert all(set(row) == {"count"} for row in short["slices"]["target_popularity"].values())
+
+
+def test_lists_of_the_whole_catalogue_answer_for_every_k():
+    """Three items, all ranked: HR@50 is as true as HR@3."""
+    scored = score_predictions([prediction("u", "c", "abc")], None, list("abc"), {}, bootstrap_samples=0)
+    assert (scored["HR@1"], scored["HR@3"], scored["HR@50"], scored["MRR"]) == (0.0, 1.0, 1.0, 1 / 3)
+
+
+def test_lists_that_were_meant_to_be_longer_are_scored_as_far_as_was_asked():
+    """Two of four items where ten were asked for, as when a history is excluded: what is not there is a miss."""
+    scored = score_predictions([prediction("u", "c", "ab")], None, list("abcd"), {}, bootstrap_samples=0, depth=10)
+    assert (scored["HR@10"], scored["HR@50"]) == (0.0, 0.0)
 
 
 def test_invalid_and_repeated_recommendations_are_counted_and_a_repeat_gains_nothing():
@@ -138,7 +172,7 @@ def test_slices_worked_by_hand():
     counts = {"a": 6, "b": 3, "c": 1, "d": 0}
     rows = [prediction("u", target, ["a", "b"]) for target in "abcd"]
     histories = [["b", "a"], ["b", "c"], list("abcdabcdab"), ["a"]]
-    slices = score_predictions(rows, None, list("abcd"), counts, histories, bootstrap_samples=0)["slices"]
+    slices = score_predictions(rows, None, list("abcd"), counts, histories, bootstrap_samples=0, depth=10)["slices"]
     assert slices["target_popularity"]["head"] == {"HR@10": 1.0, "NDCG@10": 1.0, "count": 1}
     assert slices["target_popularity"]["mid"] == {"HR@10": 1.0, "NDCG@10": 1 / math.log2(3), "count": 1}
     for name in ("tail", "cold"):

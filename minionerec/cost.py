@@ -1,0 +1,37 @@
+"""What a ranking cost: the part of ``metrics.json`` that is measured anew in every run and never the same twice."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+
+def cost(
+    parameters: int, seconds: float, users: int, *, train_seconds: float | None = None, prompt_tokens_per_user: float | None = None
+) -> dict[str, float | int | None]:
+    """The ``cost`` of ``metrics.json``.
+
+    Args:
+        parameters: numbers that were learned; of a counting rule its non-zero counts.
+        seconds: spent on ranking ``users`` test rows in this process and those it was launched with.
+        users: rows ranked in that time; after a resume fewer than the split has.
+        train_seconds: None where it was not measured.
+        prompt_tokens_per_user: mean length of the prompts; None for rankers without prompts.
+    """
+    return {"parameters": parameters, "train_seconds": _rounded(train_seconds), "seconds": _rounded(seconds),
+            "users_per_second": _rounded(users / seconds) if seconds else 0.0,
+            "prompt_tokens_per_user": _rounded(prompt_tokens_per_user), "peak_memory_mb": _rounded(peak_memory_mb())}
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far, in MiB: on the GPU where it has used one, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
