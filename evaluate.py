@@ -1,20 +1,30 @@
-"""Stage 4: HR@K and NDCG@K of a checkpoint over the full catalogue.
+"""Stage 4: HR@K, NDCG@K, MRR@K and Recall@K of a checkpoint over the full catalogue.
 
     bash evaluate.sh --config configs/quickstart.yaml [--evaluate.checkpoint sft|rl|PATH] [--evaluate.split test|valid]
 
 Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}. Metrics are item-level: a SID that
 several items share counts in expectation; the SID-string number stands beside it. PATH may be any Hugging Face
 checkpoint whose tokenizer knows this experiment's SID tokens; with a prompt_template.json in it, its own prompts are used.
+
+Several processes rank a share each. What is ranked is kept in evaluate/.<checkpoint>-<split>.parts: after a kill the same
+command ranks the rest. However it came about, predictions.jsonl has the same bytes (on a CPU, with one thread).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from minionerec.config import UserError, one_line_errors, read_command_line
 from minionerec.settings import Experiment
+
+if TYPE_CHECKING:
+    from minionerec.dataset import Samples
+    from minionerec.ranking import Ranker
+    from minionerec.sids import SidTable, SidTrie
 
 
 def main() -> None:
@@ -31,11 +41,9 @@ def main() -> None:
 
 def evaluate(experiment: Experiment, path: Path) -> None:
     """Checkpoint, ranking, metrics: from top to bottom."""
-    from minionerec import artifacts, backbone, ranking, runs
-    from minionerec.dataset import train_counts
-    from minionerec.metrics import score_predictions
+    from minionerec import artifacts, backbone, runs
     from minionerec.prompts import load_template
-    from minionerec.report import metrics_table
+    from minionerec.ranking import Ranker
 
     s = experiment.evaluate
     runs.quiet_libraries()
@@ -47,41 +55,154 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     samples, sids = runs.load_catalogue(experiment, data_dir, sids_dir)
     checkpoint, parents = find_checkpoint(experiment)
     backbone.check_sids(checkpoint, sids)
-    dtype, _ = backbone.precision(experiment.model.dtype)
-    model, tokenizer = backbone.load(checkpoint, dtype, experiment.model.trust_remote_code)
+    model, tokenizer = backbone.load(checkpoint, backbone.precision(experiment.model.dtype)[0], experiment.model.trust_remote_code)
     renderer = runs.renderer(tokenizer, load_template(checkpoint, experiment.model.template), sids, samples, experiment.sft.max_tokens)
     trie = runs.trie(sids, tokenizer).to(state.device)
 
     # Rank
     rows = samples.splits[s.split]
     runs.say(f"{len(rows):,} {s.split} rows, {s.num_beams} beams, {runs.describe(model)}")
-    start = time.perf_counter()
-    with backbone.fits_memory("evaluate.batch_size or evaluate.num_beams"):
-        leaves, scores = ranking.rank(model.to(state.device), rows, renderer, trie, s.num_beams, batch_size=s.batch_size,
-                                      normalize=s.normalize, exclude_history=s.exclude_history, progress="ranking")
-    seconds = time.perf_counter() - start
-    records = ranking.predictions(rows, leaves, scores, trie, sids.item_ids, s.exclude_history)
+    settings = artifacts.relevant_settings(experiment, "evaluate")
+    digests = {"sids_sha256": sids.sha256, "checkpoint_sha256": checkpoint_digest(checkpoint)}
+    facts = settings | digests | {"data": artifacts.read_manifest(data_dir)["manifest_sha256"], "evaluate.batch_size": s.batch_size}
+    with backbone.fits_memory("evaluate.num_beams"):
+        ranker = Ranker(model.to(state.device), rows, renderer, trie, s.num_beams, normalize=s.normalize, exclude_history=s.exclude_history)
+        lines, spent = rank_in_parts(ranker, sids.item_ids, parts_folder(path), facts)
 
     # Measure
+    if state.is_main_process:
+        records = [json.loads(line) for line in lines]
+        metrics = measure(experiment, samples, sids, trie, records) | {"cost": spent}
+        with artifacts.committed(path, "evaluate", settings, [data_dir, sids_dir, *parents], **digests) as staging:
+            artifacts.write_json(staging / "metrics.json", metrics)
+            (staging / "predictions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
+        report(metrics, path)
+    state.wait_for_everyone()
+
+
+def rank_in_parts(ranker: Ranker, item_ids: list[str], folder: Path, facts: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Rank what no earlier run of the same evaluation has ranked, every process a share of it.
+
+    Args:
+        ranker: of all rows.
+        item_ids: by item index.
+        folder: where finished parts are kept.
+        facts: what the rankings depend on; parts of a run with other facts are never used.
+
+    Returns:
+        The lines of ``predictions.jsonl`` (empty but in the main process), and the ``cost`` of what was ranked now.
+    """
+    import torch
+    import transformers
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    from minionerec import runs
+    from minionerec.cost import cost, peak_memory_mb
+    from minionerec.parts import write_part
+    from minionerec.ranking import USERS_PER_FORWARD, predictions
+
+    state = runs.processes()
+    step = -(-facts["evaluate.batch_size"] // USERS_PER_FORWARD)
+    parts = [ranker.batches[start: start + step] for start in range(0, len(ranker.batches), step)]
+    facts = facts | {"dtype": str(ranker.model.dtype), "device": state.device.type, "users per forward": USERS_PER_FORWARD,
+                     "torch": torch.__version__, "transformers": transformers.__version__}
+    todo = broadcast_object_list([what_is_missing(folder, facts, parts) if state.is_main_process else None])[0]
+
+    start, mine = time.perf_counter(), todo[state.process_index:: state.num_processes]
+    found = ranker.rank([batch for number in mine for batch in parts[number]], progress="ranking" if state.is_main_process else None)
+    for number in mine:
+        records = [record for batch in parts[number] for record in
+                   predictions([ranker.samples[i] for i in batch], *next(found), ranker.trie, item_ids, ranker.exclude_history)]
+        write_part(folder, number, [json.dumps(record, ensure_ascii=False) for record in records])
+    peaks = gather_object([peak_memory_mb()])           # waits for all processes
+    spent = cost(ranker.model.num_parameters(), time.perf_counter() - start, sum(len(batch) for number in todo for batch in parts[number]),
+                 prompt_tokens_per_user=sum(map(len, ranker.prompts)) / len(ranker.prompts), peak_memory=max(peaks))
+    return joined(folder, parts) if state.is_main_process else [], spent
+
+
+def parts_folder(path: Path) -> Path:
+    """Where an unfinished evaluation keeps what is ranked."""
+    return path.with_name(f".{path.name}.parts")
+
+
+def what_is_missing(folder: Path, facts: dict[str, Any], parts: list[list[list[int]]]) -> list[int]:
+    """Numbers of the parts that are to be made; says what it found of an earlier run."""
+    from minionerec.parts import missing_parts, open_parts
+
+    changed = open_parts(folder, facts)
+    if changed:
+        print(f"{folder}: held parts of another evaluation ({'; '.join(changed)}); deleted, beginning anew", flush=True)
+    missing = missing_parts(folder, len(parts))
+    if len(missing) < len(parts):
+        done = sum(len(batch) for number, part in enumerate(parts) for batch in part if number not in set(missing))
+        print(f"continuing: {done:,} rows are ranked already, in {folder}", flush=True)
+    return missing
+
+
+def joined(folder: Path, parts: list[list[list[int]]]) -> list[str]:
+    """The lines of all parts in the order of the rows.
+
+    Raises:
+        UserError: a part is not there: it was damaged, or written by a machine that does not share the folder.
+    """
+    from minionerec.parts import read_part
+
+    lines: dict[int, str] = {}
+    for number, part in enumerate(parts):
+        found = read_part(folder, number)
+        if found is None:
+            raise UserError(f"{folder}: part {number} is missing or damaged, though it was written; run the same command again "
+                            "(several machines must share this folder)")
+        lines |= zip((i for batch in part for i in batch), found, strict=True)
+    return [lines[i] for i in range(len(lines))]
+
+
+def measure(experiment: Experiment, samples: Samples, sids: SidTable, trie: SidTrie, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of ``metrics.json`` but for the cost.
+
+    Raises:
+        UserError: there are recommendations that must not be, or none where there must be some.
+    """
+    from minionerec.dataset import train_counts
+    from minionerec.metrics import score_predictions
+    from minionerec.ranking import sid_of
+
+    s, ids = experiment.evaluate, sids.item_ids
     counts = train_counts(samples.train_sequences, len(samples.items))
-    metrics = score_predictions(records, ranking.sid_of(sids), sids.item_ids, dict(zip(sids.item_ids, counts.tolist(), strict=True)),
-                                [[sids.item_ids[i] for i in row.history] for row in rows], s.bootstrap_samples, experiment.seed)
+    metrics = score_predictions(records, sid_of(sids), ids, dict(zip(ids, counts.tolist(), strict=True)),
+                                [[ids[i] for i in row.history] for row in samples.splits[s.split]], s.bootstrap_samples, experiment.seed,
+                                depth=s.num_beams if s.num_beams < trie.num_leaves else len(ids))
     if metrics["invalid"] or metrics["duplicates"]:
         raise UserError(f"{metrics['invalid']} recommended ids are not in the catalogue and {metrics['duplicates']} are repeated; "
                         "nothing was written, since this must never happen: please report it with your config")
-    metrics |= {"num_beams": s.num_beams, "checkpoint": str(s.checkpoint), "split": s.split, "sids_sha256": sids.sha256,
-                "normalize": s.normalize, "exclude_history": s.exclude_history, "empty": sum(not record["item_ids"] for record in records)}
-    if state.is_main_process:
-        with artifacts.committed(path, "evaluate", artifacts.relevant_settings(experiment, "evaluate"), [data_dir, sids_dir, *parents],
-                                 sids_sha256=sids.sha256) as staging:
-            artifacts.write_json(staging / "metrics.json", metrics)
-            with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
-                handle.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    empty = sum(not record["item_ids"] for record in records)
+    if empty and not s.exclude_history:
+        raise UserError(f"evaluate.checkpoint: {empty:,} of {len(records):,} rows got no recommendation: the scores that {s.checkpoint} "
+                        "gives them are not finite; nothing was written, use a checkpoint whose weights are")
+    return metrics | {"num_beams": s.num_beams, "checkpoint": str(s.checkpoint), "split": s.split, "sids_sha256": sids.sha256,
+                      "normalize": s.normalize, "exclude_history": s.exclude_history, "empty": empty}
+
+
+def report(metrics: dict[str, Any], path: Path) -> None:
+    """Print what was measured."""
+    from minionerec.report import metrics_table
+
+    spent = metrics["cost"]
     if metrics["empty"]:
-        runs.say(f"{metrics['empty']:,} users got an empty list: their histories exclude the whole catalogue (evaluate.exclude_history)")
-    runs.say(f"\n{metrics_table({f'{Path(s.checkpoint).name} ({s.split})': metrics})}\n\n{len(rows):,} rows in {seconds:.1f} s "
-             f"({len(rows) / seconds:.1f} users/s); invalid 0, duplicates 0; top-10 coverage {metrics['coverage@10']:.1%}"
-             f"\nwritten to {path}; all experiments side by side: python -m minionerec.summary --config ...")
+        print(f"{metrics['empty']:,} users got an empty list: their histories exclude the whole catalogue (evaluate.exclude_history)")
+    coverage = f"; top-10 coverage {metrics['coverage@10']:.1%}" if "coverage@10" in metrics else ""
+    print(f"\n{metrics_table({path.name: metrics})}\n\n{spent['users']:,} rows ranked in {spent['seconds']:.1f} s "
+          f"({spent['users_per_second']:.1f} users/s, {spent['peak_memory_mb']:,.0f} MiB); invalid 0, duplicates 0{coverage}"
+          f"\nwritten to {path}; all experiments side by side: python -m minionerec.summary --config ...", flush=True)
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """What a checkpoint is beyond its name: its manifest's digest, or that of its files."""
+    from minionerec import artifacts
+
+    committed = (checkpoint / artifacts.MANIFEST).is_file()
+    return artifacts.read_manifest(checkpoint)["manifest_sha256"] if committed else artifacts.folder_sha256(checkpoint)
 
 
 def find_checkpoint(experiment: Experiment) -> tuple[Path, list[Path]]:

@@ -50,8 +50,8 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = runs.trie(sids, tokenizer).to(device)
     sample = Sample("", tuple(index[item_id] for item_id in history)[-experiment.data.max_history:], 0, 0)
-    leaves, scores = ranking.rank(model.to(device), [sample], renderer, trie, max(k, s.num_beams), batch_size=1,
-                                  normalize=s.normalize, exclude_history=s.exclude_history)
+    leaves, scores = ranking.rank(ranking.Ranker(model.to(device), [sample], renderer, trie, max(k, s.num_beams),
+                                                 normalize=s.normalize, exclude_history=s.exclude_history))
     record = ranking.predictions([sample], leaves, scores, trie, sids.item_ids, s.exclude_history)[0]
     titles = dict(zip(sids.item_ids, samples.items["title"], strict=True))
     print("history (oldest first):")

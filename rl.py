@@ -80,7 +80,7 @@ def train(experiment: Experiment, path: Path) -> None:
         eval_steps=max(1, total_steps // s.evals // s.num_iterations) * s.num_iterations, total_steps=total_steps)
     trie = trie.to(arguments.device)
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, batch_size=64, normalize=s.normalize)
+    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, normalize=s.normalize)
     before = validate(model.to(arguments.device))
     runs.say("SFT model: validation " + "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "NDCG@10")))
     contents = trainers.CheckpointContents("rl", artifacts.relevant_settings(experiment, "rl"), [data_dir, sids_dir, sft_dir],

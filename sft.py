@@ -63,8 +63,7 @@ def train(experiment: Experiment, path: Path) -> None:
         experiment, "sft", per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=s.epochs,
         eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)), total_steps=steps_per_epoch * s.epochs)
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(valid, renderer, trie.to(arguments.device), sids, num_beams=s.eval_beams, batch_size=64,
-                         normalize=s.normalize)
+    validate = validator(valid, renderer, trie.to(arguments.device), sids, num_beams=s.eval_beams, normalize=s.normalize)
     contents = trainers.CheckpointContents("sft", artifacts.relevant_settings(experiment, "sft"), [data_dir, sids_dir],
                                            sids_dir / "sids.json", template)
     groups = [row.user_id for row in rows] if s.group_by_user else None

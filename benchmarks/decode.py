@@ -76,7 +76,7 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int 
     modes = ("levels + end", "levels", "children")
     with torch.inference_mode():
         ok = check_parity(model, work, [prompts[i] for i in range(0, len(prompts), len(prompts) // parity)][:parity], beams)
-        shared = decoder.read_beginning(prompts)            # once per run, as ``search_all`` does
+        shared = decoder.read_beginning(prompts)            # once per run, as ``search_batches`` does
         sides = {mode: lambda mode=mode: ours(mode, middle) for mode in modes}
         seconds = w.in_turns(({"stock": lambda: reference(middle)} if stock else {}) | sides, repeats, device)
         peak = w.gemm_peak(sizes.dtype, device)

@@ -38,7 +38,7 @@ NETWORK_SETTINGS = tuple(key for key in _BASELINES if ".tiger_" not in key)
 # The sections of the YAML that decide what a stage writes; a finished stage is only "the same" if these agree.
 SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
-    "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate"),
+    "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate", "model.dtype", "sft.max_tokens"),
     "baselines": ("seed", "evaluate.bootstrap_samples"),
     "baseline_networks": ("seed", "evaluate.bootstrap_samples", *NETWORK_SETTINGS),
     "baseline_tiger": ("seed", "evaluate.bootstrap_samples", *TIGER_SETTINGS),
@@ -274,6 +274,13 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Digest of a folder's files and their names; "" if there is none."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = json.dumps([[str(path.relative_to(folder)), sha256_file(path)] for path in files])
+    return hashlib.sha256(listing.encode()).hexdigest() if files else ""
 
 
 def write_json(path: Path, value: Any) -> None:

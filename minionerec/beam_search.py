@@ -16,7 +16,7 @@ The model's ``generation_config`` is never read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -319,44 +319,52 @@ def _exponential(like: Tensor, generator: Noise) -> Tensor:
     return torch.stack([torch.empty_like(row).exponential_(generator=own) for row, own in zip(like, generator, strict=True)])
 
 
-def search_all(
+def length_sorted(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Numbers of the prompts in batches of similar length, longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return [order[start: start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def search_batches(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
     trie: SidTrie,
     num_beams: int,
+    batches: Sequence[Sequence[int]],
     *,
-    batch_size: int,
     normalize: str = "vocab",
-    excluded: Sequence[Sequence[int]] | None = None,
+    excluded: Mapping[int, Sequence[int]] | None = None,
     progress: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search any number of prompts in length-sorted batches, in eval mode.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Search some batches of the prompts, in eval mode.
 
-    Returns:
-        ``(n, W)`` leaves (-1 where there is no further item) and ``(n, W)`` scores, in the order of ``prompts``.
+    A batch has the same results whichever others are searched: what it shares with them is the beginning of all ``prompts``.
+
+    Yields:
+        ``(B, W)`` leaves (-1 where there is no further item) and ``(B, W)`` scores of one batch after the other.
     """
     if num_beams < 1:
         raise UserError(f"num_beams: got {num_beams}, expected at least 1")
     width = min(num_beams, trie.num_leaves)
-    leaves = np.full((len(prompts), width), -1, dtype=np.int64)
-    scores = np.full((len(prompts), width), -np.inf, dtype=np.float32)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     was_training = model.training
     model.eval()
-    decoder = make_decoder(model)
-    if prompts:
-        with torch.inference_mode():
-            decoder.read_beginning(prompts)
-    with torch.inference_mode(), tqdm(total=len(prompts), desc=progress, unit="user", disable=None if progress else True) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start: start + batch_size]
-            beams = constrained_beam_search(decoder, [prompts[i] for i in rows], trie, width, normalize=normalize,
-                                            excluded=None if excluded is None else [excluded[i] for i in rows])
-            leaves[rows, : beams.leaves.shape[1]] = beams.leaves.cpu().numpy()
-            scores[rows, : beams.scores.shape[1]] = beams.scores.float().cpu().numpy()
-            bar.update(len(rows))
-    model.train(was_training)
-    return leaves, scores
+    try:
+        decoder = make_decoder(model)
+        if batches:
+            with torch.inference_mode():
+                decoder.read_beginning(prompts)
+        with tqdm(total=sum(map(len, batches)), desc=progress, unit="user", disable=None if progress else True) as bar:
+            for batch in batches:
+                leaves, scores = np.full((len(batch), width), -1, dtype=np.int64), np.full((len(batch), width), -np.inf, dtype=np.float32)
+                with torch.inference_mode():
+                    beams = constrained_beam_search(decoder, [prompts[i] for i in batch], trie, width, normalize=normalize,
+                                                    excluded=None if excluded is None else [excluded[i] for i in batch])
+                leaves[:, : beams.leaves.shape[1]] = beams.leaves.cpu().numpy()
+                scores[:, : beams.scores.shape[1]] = beams.scores.float().cpu().numpy()
+                bar.update(len(batch))
+                yield leaves, scores
+    finally:
+        model.train(was_training)
 
 
 class CatalogueLogitsProcessor(LogitsProcessor):

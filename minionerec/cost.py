@@ -9,7 +9,8 @@ import torch
 
 
 def cost(
-    parameters: int, seconds: float, users: int, *, train_seconds: float | None = None, prompt_tokens_per_user: float | None = None
+    parameters: int, seconds: float, users: int, *, train_seconds: float | None = None, prompt_tokens_per_user: float | None = None,
+    peak_memory: float | None = None,
 ) -> dict[str, float | int | None]:
     """The ``cost`` of ``metrics.json``.
 
@@ -19,10 +20,12 @@ def cost(
         users: rows ranked in that time; after a resume fewer than the split has.
         train_seconds: None where it was not measured.
         prompt_tokens_per_user: mean length of the prompts; None for rankers without prompts.
+        peak_memory: in MiB, of the process that needed most; by default that of this one.
     """
-    return {"parameters": parameters, "train_seconds": _rounded(train_seconds), "seconds": _rounded(seconds),
-            "users_per_second": _rounded(users / seconds) if seconds else 0.0,
-            "prompt_tokens_per_user": _rounded(prompt_tokens_per_user), "peak_memory_mb": _rounded(peak_memory_mb())}
+    peak = peak_memory_mb() if peak_memory is None else peak_memory
+    return {"parameters": parameters, "train_seconds": _rounded(train_seconds), "users": users, "seconds": _rounded(seconds),
+            "users_per_second": _rounded(users / seconds), "prompt_tokens_per_user": _rounded(prompt_tokens_per_user),
+            "peak_memory_mb": _rounded(peak)}
 
 
 def peak_memory_mb() -> float:

@@ -1,13 +1,13 @@
 """From samples to ranked items: what validation, evaluation and serving share.
 
-Every process ranks its own share of the batches that one process would make; the shares come together in the order of the
-samples, so the number of processes changes not a bit of what is written, and neither do batch size and padding but for
-rounding.
+The users who share a forward are always the same: rows in the order of their length, ``USERS_PER_FORWARD`` at a time. So
+neither the number of processes, which deal these batches out among themselves, nor what was ranked before an interruption
+changes a bit of what is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,44 +15,48 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from minionerec.beam_search import search_all
+from minionerec.beam_search import length_sorted, search_batches
 from minionerec.dataset import Sample
 from minionerec.metrics import KS, row_metrics
 from minionerec.prompts import Renderer
 from minionerec.sids import SidTable, SidTrie
 
 TASK = "sid_to_sid"      # the task that every ranking is made with
+USERS_PER_FORWARD = 32   # no setting: another number rounds sums elsewhere; on a CPU 16 to 128 are equally fast
 
 
-def rank(
-    model: nn.Module,
-    samples: Sequence[Sample],
-    renderer: Renderer,
-    trie: SidTrie,
-    num_beams: int,
-    *,
-    batch_size: int,
-    normalize: str = "vocab",
-    exclude_history: bool = False,
-    progress: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank the catalogue for every sample.
+class Ranker:
+    """A model that is about to rank the catalogue for some samples.
 
-    Returns:
-        ``(n, W)`` leaves of the trie, best first, -1 where there is no further one; ``(n, W)`` log-probabilities.
+    Attributes:
+        prompts: token ids of every sample.
+        batches: numbers of the samples that share a forward; the same for the same samples.
     """
+
+    def __init__(self, model: nn.Module, samples: Sequence[Sample], renderer: Renderer, trie: SidTrie, num_beams: int, *,
+                 normalize: str = "vocab", exclude_history: bool = False):
+        self.model, self.samples, self.trie, self.num_beams = model, samples, trie, num_beams
+        self.normalize, self.exclude_history = normalize, exclude_history
+        self.prompts = [renderer.prompt(TASK, sample.history) for sample in samples]
+        self.batches = length_sorted(self.prompts, USERS_PER_FORWARD)
+
+    def rank(self, batches: Sequence[Sequence[int]], progress: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """``(B, W)`` leaves of the trie, best first, -1 where there is no further one, and log-probabilities, batch by batch."""
+        excluded = None
+        if self.exclude_history:
+            excluded = {i: excluded_leaves(self.trie, self.samples[i].history) for batch in batches for i in batch}
+        return search_batches(self.model, self.prompts, self.trie, self.num_beams, batches, normalize=self.normalize, excluded=excluded,
+                              progress=progress)
+
+
+def rank(ranker: Ranker) -> tuple[np.ndarray, np.ndarray]:
+    """Rank all samples, with all processes: ``(n, W)`` leaves and ``(n, W)`` log-probabilities in the order of the samples."""
     state = PartialState()
-    prompts = [renderer.prompt(TASK, sample.history) for sample in samples]
-    order = sorted(range(len(samples)), key=lambda i: -len(prompts[i]))
-    batches = [order[start: start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = [i for batch in batches[state.process_index:: state.num_processes] for i in batch]
-    excluded = [excluded_leaves(trie, samples[i].history) for i in mine] if exclude_history else None
-    leaves, scores = search_all(model, [prompts[i] for i in mine], trie, num_beams, batch_size=batch_size, normalize=normalize,
-                                excluded=excluded, progress=progress if state.is_main_process else None)
-    together = list(zip(mine, leaves, scores, strict=True))
-    together = gather_object(together) if state.num_processes > 1 else together
-    together.sort(key=lambda row: row[0])
-    return np.stack([row[1] for row in together]), np.stack([row[2] for row in together])
+    mine = ranker.batches[state.process_index:: state.num_processes]
+    found = [row for batch, lists in zip(mine, ranker.rank(mine), strict=True) for row in zip(batch, *lists, strict=True)]
+    found = gather_object(found) if state.num_processes > 1 else found
+    found.sort(key=lambda row: row[0])
+    return np.stack([row[1] for row in found]), np.stack([row[2] for row in found])
 
 
 def excluded_leaves(trie: SidTrie, items: Sequence[int]) -> list[int]:
@@ -79,13 +83,13 @@ def sid_of(sids: SidTable) -> dict[str, tuple[int, ...]]:
     return dict(zip(sids.item_ids, sids.codes, strict=True))
 
 
-def validator(samples: Sequence[Sample], renderer: Renderer, trie: SidTrie, sids: SidTable, *, num_beams: int, batch_size: int,
+def validator(samples: Sequence[Sample], renderer: Renderer, trie: SidTrie, sids: SidTable, *, num_beams: int,
               normalize: str = "vocab") -> Callable[[nn.Module], dict[str, float]]:
     """A function model -> HR@K, NDCG@K (K up to ``num_beams``) and top-10 coverage of these samples."""
     groups = sid_of(sids)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        leaves, scores = rank(model, samples, renderer, trie, num_beams, batch_size=batch_size, normalize=normalize)
+        leaves, scores = rank(Ranker(model, samples, renderer, trie, num_beams, normalize=normalize))
         item_level, _ = row_metrics(predictions(samples, leaves, scores, trie, sids.item_ids), groups)
         shown = {f"{name}@{k}": float(item_level[f"{name}@{k}"].mean()) for k in KS if k <= num_beams for name in ("HR", "NDCG")}
         return shown | {"coverage@10": len(np.unique(leaves[:, :10])) / trie.num_leaves}

@@ -218,7 +218,7 @@ class EvaluateSettings:
     checkpoint: str = setting("rl", "sft, rl, or the folder of any checkpoint with its sids.json")
     split: str = setting("test", "which targets are ranked", choices=("test", "valid"))
     num_beams: int = setting(50, "items returned per user (paper: 50)", low=1)
-    batch_size: int = setting(64, "users per forward and process; never changes a result", low=1)
+    batch_size: int = setting(64, "users that a process ranks and keeps at a time; never changes a result", low=1)
     normalize: str = setting("vocab", "scores over the whole vocabulary (paper) or over the legal children",
                              choices=("vocab", "trie"))
     exclude_history: bool = setting(False, "never recommend what the prompt's history holds")

@@ -38,8 +38,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.artifacts import (  # noqa: E402
-    committed, fsync, link_or_copy, locked, read_manifest, relevant_settings, require_stage, settings_difference, sha256_file,
-    stage_path, verify, write_json,
+    committed, folder_sha256, fsync, link_or_copy, locked, read_manifest, relevant_settings, require_stage, settings_difference,
+    sha256_file, stage_path, verify, write_json,
 )
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
@@ -235,9 +235,7 @@ def encoder_digest(encoder: str) -> str:
     """What the encoder is beyond its name: sha256 over the files of a folder, or of the packaged weights; "" for a hub name."""
     if encoder == PACKAGED_ENCODER:
         return PACKAGED_SHA256
-    files = sorted(path for path in Path(encoder).rglob("*") if path.is_file())
-    listing = json.dumps([[str(path.relative_to(encoder)), sha256_file(path)] for path in files])
-    return hashlib.sha256(listing.encode()).hexdigest() if files else ""
+    return folder_sha256(Path(encoder))
 
 
 def text_lengths(model: SentenceTransformer, texts: list[str]) -> list[int]:

@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import evaluate  # noqa: E402
 import minionerec_trainer as trainers  # noqa: E402
 import rl  # noqa: E402
 import sft  # noqa: E402
+from minionerec import parts, ranking  # noqa: E402
 from minionerec.config import UserError, one_line_errors  # noqa: E402
 
 from accelerate import DistributedType, PartialState  # noqa: E402
@@ -66,6 +68,24 @@ def mistake_in_second_process() -> None:
         return original(self, *args, **kwargs)
 
     trainers.SFTTrainer.compute_loss = compute_loss
+
+
+def small_forwards() -> None:
+    """Four users share a forward, so that a tiny world has parts for everyone."""
+    ranking.USERS_PER_FORWARD = 4
+
+
+def kill_second_process_after_two_parts() -> None:
+    """It alone, at once and without a word, while the first goes on."""
+    written, original = [], parts.write_part
+
+    def write_part(*args):
+        original(*args)
+        written.append(args)
+        if SECOND and len(written) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    parts.write_part = write_part
 
 
 def show_sharding() -> None:

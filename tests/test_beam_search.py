@@ -3,11 +3,14 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from minionerec.beam_search import CatalogueLogitsProcessor, ReplayDecoder, TreeDecoder, constrained_beam_search, search_all
+from minionerec.beam_search import (
+    CatalogueLogitsProcessor, ReplayDecoder, TreeDecoder, constrained_beam_search, length_sorted, search_batches,
+)
 from minionerec.config import UserError
 from minionerec.sids import SidTrie
 from tests.worlds import ARCHITECTURES, WINDOWED, random_catalogue, tiny_model
@@ -24,6 +27,15 @@ def random_prompts(seed, count, shared=0):
     rng = random.Random(seed)
     beginning = [rng.randrange(2, FIRST_SID) for _ in range(shared)]
     return [beginning + [rng.randrange(2, FIRST_SID) for _ in range(rng.randrange(1, 9))] for _ in range(count)]
+
+
+def search_all(model, prompts, trie, num_beams, batch_size, **options):
+    """Leaves and scores of all prompts in their order, searched in batches of similar length."""
+    batches = length_sorted(prompts, batch_size)
+    found = search_batches(model, prompts, trie, num_beams, batches, **options)
+    leaves, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    back = np.argsort(np.concatenate(batches))
+    return leaves[back], scores[back]
 
 
 def sequence_logp(model, prompt, tokens):
