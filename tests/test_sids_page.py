@@ -19,8 +19,8 @@ import pytest
 
 from minionerec.artifacts import relevant_settings, stage_path
 from minionerec.config import UserError
+from minionerec.pictures import Line, chart, nice_step
 from rqvae import compare, embed_items, train
-from rqvae.pictures import Line, chart, nice_step
 from rqvae.report import crowd_curves, usage_curve
 from rqvae.verdict import verdict
 from tests.test_sids_stage import embed_by_hand, world
