@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from data.split import statistics
 from minionerec import artifacts
 from minionerec.settings import Experiment
 from minionerec.trees import enable_trees
@@ -88,6 +89,9 @@ def tiny_run(folder: Path, **sections) -> Experiment:
     with artifacts.committed(data, "data", artifacts.relevant_settings(experiment, "data"), []) as staging:
         items.to_parquet(staging / "items.parquet")
         interactions.to_parquet(staging / "interactions.parquet")
+        codes = [pd.factorize(interactions[name])[0] for name in ("user_id", "item_id")]
+        artifacts.write_json(staging / "stats.json", {"source": "tables", "split": "leave_one_out", **statistics(
+            *codes, interactions["timestamp"].to_numpy(), interactions["split"].to_numpy(object), 24, 5)})
     sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
     sids_dir = artifacts.stage_path(experiment, "sids")
     with artifacts.committed(sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [data]) as staging:
