@@ -22,8 +22,8 @@ import scipy.sparse as sparse
 from baselines.rules import popularity_order, top_k, transition_counts
 from data.split import quantiles
 from minionerec.dataset import Sample, Samples, fixed_subset, train_counts
+from minionerec.metrics import gini
 from minionerec.prompts import Template
-from rqvae.report import gini
 
 SEQUENCE_TASKS = ("sid_to_sid", "sids_to_title", "titles_to_sid")
 NEAR = 0.95                 # cosine above which two items count as the same thing listed twice
