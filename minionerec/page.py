@@ -27,9 +27,9 @@ h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; } p { margin: .35rem 0; max-width
 .figures div { background: var(--card); padding: .6rem .8rem; border-radius: .4rem; }
 .figures dt { color: var(--soft); font-size: .82rem; } .figures dd { margin: 0; font-size: 1.2rem; font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; overflow-wrap: normal; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child, .left { text-align: left; }
-td.wide { min-width: 15rem; text-align: left; overflow-wrap: anywhere; }
+td.wide { min-width: 15rem; text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .checks { list-style: none; padding: 0; margin: 0; display: grid; gap: .3rem; }
 .checks li { display: grid; grid-template-columns: 1.6rem 1fr; padding: .35rem 0; border-bottom: 1px solid var(--rule); }
 .checks b { font-weight: 600; } .sign { font-weight: 700; } .good .sign { color: var(--good); }
@@ -44,6 +44,10 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft);
   vertical-align: .25em; } .legend li.dashed::before { border-top-style: dashed; }
 .c0 { --c: #3b76d1; } .c1 { --c: #d9742b; } .c2 { --c: #2a9d63; } .c3 { --c: #a657c8; } .c4 { --c: #c8412f; } .c5 { --c: #8a6d3b; }
 .c6 { --c: #d4579c; } .c7 { --c: #6b7785; } .c8 { --c: #a9a21a; } .c9 { --c: #1f9eb3; }
+.example { margin: .25rem 0; } .example summary { font-weight: 400; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 0 1.5rem; font-size: .92rem; }
+.pair h4 { margin: .4rem 0 .2rem; color: var(--soft); } .pair ol { margin: 0; padding-left: 1.8rem; }
+.target { font-weight: 700; color: var(--good); } .target::after { content: " ◂ target"; font-weight: 400; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; padding: .25rem 0; }
 code { font-size: .9em; } a { color: inherit; }
 """
@@ -60,6 +64,18 @@ def figures(values: Mapping[str, str]) -> str:
     """What one looks for first: a card per name and value."""
     cards = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in values.items())
     return f'<dl class="figures">{cards}</dl>'
+
+
+def sid_figures(report: dict[str, Any]) -> str:
+    """What one looks for first in the ``report.json`` of stage 1."""
+    before, after, first = report["collisions"]["before"], report["collisions"]["after"], report["levels"][0]
+    return figures({
+        "items": f"{report['items']:,}", "distinct SIDs": f"{after['distinct_sids']:,}",
+        "collisions": f"{before['collision_rate']:.1%} → {after['collision_rate']:.1%}",
+        "level-1 perplexity": f"{first['perplexity']:.0f} of {first['size']}",
+        "reconstruction error": f"{report['reconstruction_error'][-1]:.3f}",
+        "seconds": f"{sum(report['seconds'].values()):.1f}",
+    })
 
 
 def verdict_line(verdict: dict[str, Any]) -> str:

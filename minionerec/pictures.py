@@ -105,7 +105,8 @@ def dot_chart(title: str, rows: list[tuple[str, list[Dot]]], caption: str, legen
              f'<text x="{axis.place(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>' for tick in axis.ticks()]
     for number, (name, row) in enumerate(rows):
         y = TOP + ROW * (number + 0.5)
-        parts.append(f'<text x="{NAMES}" y="{y + 4:.1f}" text-anchor="end"><title>{html.escape(name)}</title>{html.escape(short(name))}</text>')
+        parts.append(f'<text x="{NAMES}" y="{y + 4:.1f}" text-anchor="end"><title>{html.escape(name)}</title>'
+                     f'{html.escape(short(name))}</text>')
         parts += [draw_dot(dot, axis, y) for dot in row]
         if not legend:
             parts.append(f'<text x="{WIDTH}" y="{y + 4:.1f}" text-anchor="end">{row[0].value:.4f}</text>')

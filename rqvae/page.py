@@ -9,7 +9,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from minionerec.page import checks, figures, number, page, table, verdict_line
+from minionerec.page import checks, number, page, sid_figures, table, verdict_line
 from minionerec.pictures import Line, chart
 
 
@@ -23,7 +23,7 @@ def report_body(report: dict[str, Any]) -> str:
     return "\n".join([
         f'<p class="soft">{html.escape(report["method"])}, {" × ".join(map(str, report["codebook_sizes"]))} codes, '
         f'collisions: {html.escape(report["collision"])}</p>',
-        verdict_line(report["verdict"]), key_figures(report),
+        verdict_line(report["verdict"]), sid_figures(report),
         "<h2>Go or no-go</h2>", checks(report["verdict"]),
         "<h2>Levels</h2>", levels(report), f'<div class="charts">{usage_chart(report)}{error_chart(report)}</div>',
         "<h2>Collisions</h2>", collisions(report),
@@ -39,18 +39,6 @@ def report_body(report: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sections
-
-
-def key_figures(report: dict[str, Any]) -> str:
-    """What one looks for first."""
-    before, after, first = report["collisions"]["before"], report["collisions"]["after"], report["levels"][0]
-    return figures({
-        "items": f"{report['items']:,}", "distinct SIDs": f"{after['distinct_sids']:,}",
-        "collisions": f"{before['collision_rate']:.1%} → {after['collision_rate']:.1%}",
-        "level-1 perplexity": f"{first['perplexity']:.0f} of {first['size']}",
-        "reconstruction error": f"{report['reconstruction_error'][-1]:.3f}",
-        "seconds": f"{sum(report['seconds'].values()):.1f}",
-    })
 
 
 def levels(report: dict[str, Any]) -> str:

@@ -120,7 +120,8 @@ def test_cold_targets_are_those_never_in_train():
 
 def test_test_users_of_whom_training_has_nothing_are_counted():
     found = checks.users_without_train(world("|a|b", "|a|b", "ab|c|d"))
-    assert (found.verdict, found.figures) == ("problem", {"users": 3, "without": 2})
+    assert (found.verdict, found.figures) == ("look", {"users": 3, "without": 2})
+    assert checks.users_without_train(world("|a|b")).verdict == "problem"
     assert checks.users_without_train(world("ab|c|d")).verdict == "ok"
 
 
