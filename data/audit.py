@@ -26,7 +26,7 @@ from minionerec import artifacts
 from minionerec.config import one_line_errors, read_command_line
 from minionerec.dataset import Samples, load_samples
 from minionerec.page import checks, page, verdict_line
-from minionerec.settings import Experiment
+from minionerec.settings import TASKS, Experiment
 
 STATES = {"ok": "good", "look": "caution", "problem": "bad"}        # words of minionerec/page.py
 COLUMNS = 120                                                       # of the printed table
@@ -87,7 +87,7 @@ def read_prompts(experiment: Experiment, samples: Samples, sources: dict[str, Pa
     tokenizer = AutoTokenizer.from_pretrained(sources["sft"], trust_remote_code=experiment.model.trust_remote_code)
     template = load_template(sources["sft"], experiment.model.template)
     renderer = runs.renderer(tokenizer, template, sids, samples, experiment.sft.max_tokens)
-    tasks = [task for task, share in {**experiment.rl.tasks, **experiment.sft.tasks}.items() if share]
+    tasks = [task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)]
     written = ["".join(f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes)) for codes in sids.codes]
     return Prompts(tasks, template, written, lambda task, shown: tokenizer.decode(renderer.prompt(task, shown)))
 

@@ -54,7 +54,7 @@ def write_page(experiment: Experiment, found: Sequence[Result]) -> Path:
         os.replace(staging, path)
     except OSError as error:
         staging.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {os.strerror(error.errno)}; make room or allow writing there, then run again") from error
+        raise UserError(f"{path}: cannot be written: {os.strerror(error.errno)}; make room there, then run again") from error
     return path
 
 
@@ -92,9 +92,10 @@ def results_section(found: Sequence[Result], experiment: Experiment) -> str:
     rows = [[html.escape(r.name), *(number(r.metrics.get(key), "{:.4f}") for key in SHOWN), between(r.metrics, "NDCG@10")] for r in found]
     charts = "".join(dot_chart(key, [(r.name, [Dot(r.metrics[key], interval(r.metrics, key), colours(found)[r.name])])
                                      for r in found if key in r.metrics], "dot: mean over test rows; line: 95 % interval") for key in KEYS)
-    sizes = " and ".join(f"{r.metrics['num_rows']:,} test rows of {r.metrics['num_users']:,} users" for r in found[:1])
-    return (f"<p>{sizes}, ranked over the full catalogue. Numbers count items: a SID that several items share counts in expectation. "
-            "Intervals are of the bootstrap over users; that two overlap does not mean that two methods are equal, see the paired "
+    rows_ranked, users = (found[0].metrics[key] for key in ("num_rows", "num_users"))
+    return (f"<p>{rows_ranked:,} test rows of {users:,} users, ranked over the full catalogue. Numbers count items: a SID that several "
+            "items share counts in expectation. Intervals are of the bootstrap over users; that two overlap does not mean that two methods "
+            "are equal, see the paired "
             f"differences below. One seed ({experiment.seed}): how much another seed would change is in none of the intervals.</p>"
             + table(["", *SHOWN, "NDCG@10, 95 %"], rows) + f'<div class="charts">{charts}</div>')
 
@@ -103,11 +104,12 @@ def comparison_section(compared: Sequence[Comparison], found: Sequence[Result]) 
     """Paired differences with interval, p-value and a word."""
     rows = [[html.escape(f"{c.name} against {c.against}"), key, in_words(judged), f"{judged['difference']:+.4f}",
              signed(judged, interval_only=True), f"{judged['p_value']:.4f}"] for c in compared for key, judged in c.figures.items()]
+    if not rows:
+        return ""
     baselines = sum(r.is_baseline for r in found)
-    return rows and (
-        f"<p>Row by row on the same test rows. The best baseline is the one of {baselines} with the highest NDCG@10 on these very rows, "
-        "which favours it. Better or worse is what the 95 % bootstrap interval over users says; p is of the two-sided paired randomisation test.</p>"
-        + table(["", "metric", "is", "difference", "95 %", "p"], rows)) or ""
+    return (f"<p>Row by row on the same test rows. The best baseline is the one of {baselines} with the highest NDCG@10 on these very "
+            "rows, which favours it. Better or worse is what the 95 % bootstrap interval over users says; p is of the two-sided paired "
+            "randomisation test.</p>" + table(["", "metric", "is", "difference", "95 %", "p"], rows))
 
 
 def slices_section(found: Sequence[Result]) -> str:
@@ -121,8 +123,8 @@ def slices_section(found: Sequence[Result]) -> str:
         rows = [(f"{name} ({counts[name]:,})", [Dot(of_kind[name]["NDCG@10"], None, hue[r.name]) for r, of_kind in slices
                                                 if "NDCG@10" in of_kind.get(name, {})]) for name in sorted(counts, key=slice_order)]
         charts += dot_chart(title, rows, "NDCG@10 (number of rows)", [(r.name, hue[r.name]) for r in shown])
-    return charts and ("<p>Slices have no intervals here: differences in slices of few rows are mostly chance.</p>"
-                       f'<div class="charts">{charts}</div>')
+    note = "<p>Slices have no intervals here: differences in slices of few rows are mostly chance.</p>"
+    return f'{note}<div class="charts">{charts}</div>' if charts else ""
 
 
 def slice_order(name: str) -> tuple[int, str]:
@@ -280,4 +282,5 @@ def missing_section(experiment: Experiment, found: Sequence[Result]) -> str:
                if not stage_path(experiment, stage).exists()]
     missing += [f"test numbers of {title}: <code>{COMMANDS['evaluate']} --evaluate.checkpoint {name}</code>"
                 for name, title in TITLES.items() if title not in names]
-    return missing and (f"<ul>{''.join(f'<li>{line}</li>' for line in missing)}</ul><p>Each with the same --config.</p>") or ""
+    lines = "".join(f"<li>{line}</li>" for line in missing)
+    return f"<ul>{lines}</ul><p>Each with the same --config.</p>" if missing else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,10 @@ import pytest
 
 from data import audit, checks
 from data.checks import Evidence, Prompts
-from minionerec.artifacts import stage_path
+from minionerec import backbone, runs
+from minionerec.artifacts import committed, stage_path
 from minionerec.dataset import Samples, build_samples
-from minionerec.prompts import TEMPLATES
+from minionerec.prompts import TEMPLATES, Renderer
 from tests.worlds import tiny_run
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -201,3 +203,19 @@ def test_the_audit_is_printed_committed_and_made_again_when_a_later_stage_is_the
     assert "a cosine above 0.95" in audited(experiment, monkeypatch, capsys)
 
 
+def test_prompts_of_a_trained_checkpoint_are_read_as_it_reads_them(tmp_path, monkeypatch, capsys):
+    """Two tasks: every sample of the three splits, and every item; then a renderer that adds the SID of the last item shown."""
+    experiment = tiny_run(tmp_path, rl={"tasks": {"sid_to_sid": 1.0, "title_to_sid": 1.0}})
+    data, sids_dir = stage_path(experiment, "data"), stage_path(experiment, "sids")
+    samples, sids = runs.load_catalogue(experiment, data, sids_dir)
+    model, tokenizer = backbone.build(experiment.model, sids, runs.texts(samples.items), seed=0)
+    with committed(stage_path(experiment, "sft"), "sft", {}, [data, sids_dir]) as staging:
+        backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], staging)
+    rendered = sum(map(len, samples.splits.values())) + 24
+    shown = " ".join(audited(experiment, monkeypatch, capsys).split())
+    assert f"ok target in prompt 0 of {rendered} rendered prompts of 2 tasks" in shown
+    honest = Renderer.prompt
+    monkeypatch.setattr(Renderer, "prompt", lambda self, task, items: honest(self, task, items) + self.completion(task, items[-1])[:-1])
+    shutil.rmtree(stage_path(experiment, "audit"))
+    shown = " ".join(audited(experiment, monkeypatch, capsys).split())
+    assert f"problem target in prompt 24 of {rendered} rendered prompts" in shown and "24 title_to_sid" in shown
