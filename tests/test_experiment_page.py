@@ -317,12 +317,10 @@ def test_long_and_hostile_names_stay_beside_their_row():
 # In a browser
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-@pytest.mark.parametrize("width", [1200, 390])
-def test_the_page_fits_a_screen_and_a_phone(tmp_path, width):
-    experiment = finished(tmp_path)
-    page = experiment_page.write_page(experiment, results(experiment))
+@pytest.mark.parametrize("width", [pytest.param(1200, marks=pytest.mark.slow), 390])
+def test_the_page_fits_a_screen_and_a_phone(whole, tmp_path, width):
+    page = experiment_page.write_page(whole, results(whole))
     picture = tmp_path / f"{width}.png"
     browse(page, tmp_path, width, f"--screenshot={picture}")
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
