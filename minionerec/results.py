@@ -55,28 +55,19 @@ def results(experiment: Experiment) -> list[Result]:
     baselines, evaluate = (artifacts.stage_path(experiment, stage) for stage in ("baselines", "evaluate"))
     methods = {file.parent.name: file.parent for file in sorted(baselines.glob("[!.]*/metrics.json"))}
     checkpoints = {file.parent.name.removesuffix("-test"): file.parent for file in sorted(evaluate.glob("[!.]*-test/metrics.json"))}
+    sids = read_sids(experiment)
     known = [name for name in experiment.baselines.methods if name in methods]
-    found = [read_result(name, methods[name], True, None) for name in dict.fromkeys([*known, *methods])]
-    sids = read_sids(experiment) if checkpoints else None
+    found = [read_result(name, methods[name], True, sids) for name in dict.fromkeys([*known, *methods])]
     for name in sorted(checkpoints, key=lambda name: (name not in TITLES, name == "rl", name)):
         found.append(read_result(TITLES.get(name, name), checkpoints[name], False, sids))
     return found
 
 
-def read_result(name: str, directory: Path, is_baseline: bool, sid_of: dict[str, list[int]] | None) -> Result:
-    """One result, checked."""
-    check(directory)
-    return Result(name, directory, json.loads((directory / "metrics.json").read_text(encoding="utf-8")), is_baseline, sid_of)
-
-
-def check(directory: Path) -> None:
-    """Verify the committed directory that this is, or that it lies in.
-
-    Raises:
-        UserError: it is none, is damaged, or was made from other parents than those on disk.
-    """
-    committed = next((path for path in (directory, directory.parent) if (path / artifacts.MANIFEST).is_file()), directory)
-    artifacts.check_parents(committed, artifacts.verify(committed))
+def read_result(name: str, directory: Path, is_baseline: bool, sids: dict[str, list[int]] | None) -> Result:
+    """One result, checked; its metrics name the SIDs it was made with, if any."""
+    artifacts.check_parents(directory, artifacts.verify(directory))
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    return Result(name, directory, metrics, is_baseline, sids if "sids_sha256" in metrics else None)
 
 
 def read_sids(experiment: Experiment) -> dict[str, list[int]] | None:

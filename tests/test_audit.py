@@ -213,7 +213,7 @@ def test_prompts_of_a_trained_checkpoint_are_read_as_it_reads_them(tmp_path, mon
         backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], staging)
     rendered = sum(map(len, samples.splits.values())) + 24
     shown = " ".join(audited(experiment, monkeypatch, capsys).split())
-    assert f"ok target in prompt 0 of {rendered} rendered prompts of 2 tasks" in shown
+    assert f"ok target in prompt 0 of {rendered} rendered prompts of the tasks sid_to_sid, title_to_sid hold" in shown
     honest = Renderer.prompt
     monkeypatch.setattr(Renderer, "prompt", lambda self, task, items: honest(self, task, items) + self.completion(task, items[-1])[:-1])
     shutil.rmtree(stage_path(experiment, "audit"))

@@ -50,10 +50,10 @@ def rank(experiment: Experiment, name: str, place: int | None) -> Path:
     histories = [[ids[item] for item in row.history] for row in rows]
     metrics = score_predictions(predictions, None, ids, {}, histories, bootstrap_samples=20)
     is_model = name in ("sft", "rl") or name.startswith("checkpoint")
-    final = stage_path(experiment, "evaluate") / f"{name}-test" if is_model else stage_path(experiment, "baselines") / name
-    stage, parents = ("evaluate", [data, sids]) if is_model else ("baselines", [data])
+    final = stage_path(experiment, "evaluate") / f"{name}-test" if is_model else artifacts.baseline_path(experiment, name)
+    stage, parents = ("evaluate", [data, sids]) if is_model else (artifacts.baseline_stage(name), [data])
     with committed(final, stage, relevant_settings(experiment, stage), parents) as staging:
-        artifacts.write_json(staging / "metrics.json", metrics | ({"cost": COST} if is_model else {}))
+        artifacts.write_json(staging / "metrics.json", metrics | ({"cost": COST, "sids_sha256": "one"} if is_model else {}))
         (staging / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in predictions))
     return final
 
