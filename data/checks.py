@@ -212,11 +212,12 @@ def target_in_prompt(evidence: Evidence) -> Check:
             rendered += 1
             innocent = any(answers[target] in text for text in (wording, *(shows[item] for item in shown)))
             leaks[task] += not innocent and answers[target] in squeeze(prompts.render(task, shown))
-    return Check(name, "ok" if not leaks.total() else "problem",
-                 f"{leaks.total():,} of {rendered:,} rendered prompts of the tasks {', '.join(prompts.tasks)} hold their answer where nothing "
-                 "that they may show does" + "".join(f", {count:,} {task}" for task, count in leaks.items() if count), wanted,
-                 "The renderer gives the answer away: every number of this checkpoint is worthless.",
-                 {"prompts": rendered, "leaks": dict(leaks)})
+    where = "".join(f", {count:,} {task}" for task, count in leaks.items() if count)
+    return Check(
+        name, "ok" if not leaks.total() else "problem",
+        f"{leaks.total():,} of {rendered:,} rendered prompts of the tasks {', '.join(prompts.tasks)} hold their answer where nothing that "
+        f"they may show does{where}", wanted,
+        "The renderer gives the answer away: every number of this checkpoint is worthless.", {"prompts": rendered, "leaks": dict(leaks)})
 
 
 def squeeze(text: str) -> str:

@@ -26,13 +26,15 @@ from minionerec.settings import Experiment
 
 FILE = "report.html"
 SHOWN = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10", "MRR", "coverage@10")
-COST = {"parameters": ("parameters", "{:,.0f}"), "train_seconds": ("seconds of training", "{:,.1f}"), "seconds": ("seconds", "{:,.1f}"),
-        "users_per_second": ("users per second", "{:,.1f}"), "prompt_tokens_per_user": ("prompt tokens per user", "{:,.1f}"),
-        "peak_memory_mb": ("peak memory, MB", "{:,.0f}")}
-CURVES = {"loss": ("of the rows trained on", ("loss",)), "validation": ("of the validation rows ranked while training",
-                                                                       ("eval_HR@10", "eval_NDCG@10")),
-          "reward": ("mean over completions", ("reward",)), "groups with a hit": ("share of prompts", ("groups_with_hit",)),
-          "distance to the reference": ("KL per token", ("kl",))}
+COST = {                                                    # key of metrics.json: what people read, how it is written
+    "parameters": ("parameters", "{:,.0f}"), "train_seconds": ("seconds of training", "{:,.1f}"),
+    "seconds": ("seconds of ranking", "{:,.1f}"), "users_per_second": ("users per second", "{:,.1f}"),
+    "prompt_tokens_per_user": ("prompt tokens per user", "{:,.1f}"), "peak_memory_mb": ("peak memory, MB", "{:,.0f}")}
+CURVES = {                                                  # chart: what it shows, keys of log.jsonl
+    "loss": ("of the rows trained on", ("loss",)),
+    "validation": ("of the validation rows ranked while training", ("eval_HR@10", "eval_NDCG@10")),
+    "reward": ("mean over completions", ("reward",)), "groups with a hit": ("share of prompts", ("groups_with_hit",)),
+    "distance to the reference": ("KL per token", ("kl",))}
 SLICES = {"target_popularity": "Popularity of the target in train", "history_length": "Items in the history",
           "target_in_history": "Target is in the history", "target_repeats_last": "Target is the last item again"}
 ORDER = ("head", "mid", "tail", "cold", "yes", "no")        # of slices that have no number in their name
@@ -136,7 +138,7 @@ def cost_section(found: Sequence[Result]) -> str:
     """What each row of the table took."""
     rows = [[html.escape(r.name), *(number(r.metrics.get("cost", {}).get(key), pattern) for key, (_, pattern) in COST.items())]
             for r in found]
-    return ("<p>Seconds and users per second are of ranking the test rows on the machine that did it; a dash was not measured.</p>"
+    return ("<p>Times and memory are those of the machine that did it; a dash was not measured.</p>"
             + table(["", *(label for label, _ in COST.values())], rows))
 
 
