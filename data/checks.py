@@ -157,7 +157,8 @@ def near_duplicates(evidence: Evidence) -> Check:
         f"{figures['in_history']:.1%} of the test targets have another item in the history that is nearly the same ({rule}), "
         f"{figures['in_train']:.1%} have one in train ({figures['cold_with_one_in_train']:,} of the {figures['cold_rows']:,} cold ones)",
         "up to 1 % in the history, a problem above 10 %",
-        "A model that copies the text of the history scores without knowing the user; merge listings that are one product.", figures)
+        "Variants of one product count too: what copies the text of the history scores without knowing the user; merge them, or say so.",
+        figures)
 
 
 def are_near(evidence: Evidence, a: np.ndarray, b: np.ndarray) -> np.ndarray:
