@@ -31,6 +31,7 @@ COMMANDS = {
     "data": "bash data/prepare.sh", "embeddings": "bash rqvae/rqvae.sh", "sids": "bash rqvae/rqvae.sh",
     "sft": "bash sft.sh", "rl": "bash rl.sh", "evaluate": "bash evaluate.sh", "baselines": "bash baselines/run.sh",
     "baseline_networks": "bash baselines/run.sh", "baseline_tiger": "bash baselines/run.sh", "collaborative": "bash rl.sh",
+    "audit": "python data/audit.py",
 }
 _BASELINES = [f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings) if key.name != "methods"]
 TIGER_SETTINGS = ("baselines.weight_decay", "baselines.patience", *(key for key in _BASELINES if ".tiger_" in key))
@@ -42,7 +43,7 @@ SECTIONS = {
     "baselines": ("seed", "evaluate.bootstrap_samples"),
     "baseline_networks": ("seed", "evaluate.bootstrap_samples", *NETWORK_SETTINGS),
     "baseline_tiger": ("seed", "evaluate.bootstrap_samples", *TIGER_SETTINGS),
-    "collaborative": ("seed", *NETWORK_SETTINGS),
+    "collaborative": ("seed", *NETWORK_SETTINGS), "audit": ("data.max_history", "sft.tasks", "rl.tasks"),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}

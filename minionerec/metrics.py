@@ -237,6 +237,12 @@ def exposure(
     return spread
 
 
+def gini(counts: np.ndarray) -> float:
+    """Mean absolute difference of two draws over twice the mean: ``sum_i (2i - n - 1) x_(i) / (n sum x)``, x sorted."""
+    x, n = np.sort(counts), len(counts)
+    return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * x.sum()))
+
+
 def bootstrap_intervals(
     values: Mapping[str, np.ndarray], users: Sequence[str], samples: int, seed: int
 ) -> dict[str, list[float]]:

@@ -74,13 +74,13 @@ def log_series(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, 
         >>> log_series([{"step": 1, "loss": 2.5, "lr": 0.1}, {"step": 2, "eval_NDCG@10": 0.1}, {"done": True}])
         {'loss': [(1, 2.5)], 'eval_NDCG@10': [(2, 0.1)]}
     """
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in log:
-        for key, value in row.items():
-            drawn = "loss" in key or "HR@" in key or "NDCG@" in key
-            if drawn and "step" in row and isinstance(value, (int, float)):
-                series.setdefault(key, []).append((row["step"], value))
-    return series
+    drawn = dict.fromkeys(key for row in log for key in row if "loss" in key or "HR@" in key or "NDCG@" in key)
+    return {key: points for key in drawn if (points := key_series(log, key))}
+
+
+def key_series(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """One number of a log as [(step, value), ...]; empty where it is never logged."""
+    return [(row["step"], row[key]) for row in log if "step" in row and isinstance(row.get(key), (int, float))]
 
 
 def _number(value: float | None) -> str:

@@ -37,11 +37,11 @@ from minionerec.artifacts import (  # noqa: E402
     verify, write_json,
 )
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
+from minionerec.page import page, table  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
 from rqvae import embed_items, train  # noqa: E402
 from rqvae.assign import Sid, as_tuples, colliding, nearest_free  # noqa: E402
 from rqvae.methods import Quantizer, load_quantizer  # noqa: E402
-from rqvae.page import page, table  # noqa: E402
 from rqvae.quantizers import Quantised  # noqa: E402
 from rqvae.report import pad  # noqa: E402
 from rqvae.texts import clean  # noqa: E402

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.artifacts import is_done, stage_path, write_json  # noqa: E402
 from minionerec.config import UserError, cross_check, one_line_errors, read_command_line  # noqa: E402
+from minionerec.page import checks, number, page, table, verdict_line  # noqa: E402
+from minionerec.pictures import Line, chart  # noqa: E402
 from minionerec.settings import Experiment, SidSettings  # noqa: E402
 from rqvae import embed_items, train  # noqa: E402
-from rqvae.page import checks, columns, depth_chart, page, table, verdict_line  # noqa: E402
-from rqvae.pictures import Line, chart  # noqa: E402
+from rqvae.page import columns, depth_chart  # noqa: E402
 
 KNOWN = next(field for field in dataclasses.fields(SidSettings) if field.name == "method").metadata["choices"]
 
@@ -107,22 +108,17 @@ def cells(reports: dict[str, dict[str, Any]]) -> list[tuple[str, list[str], list
         ("codes used per level", ["/".join(map(str, found["used"])) for found in all_figures], None)]
     for level in range(max(len(found["perplexity"]) for found in all_figures)):
         values = [found["perplexity"][level] if level < len(found["perplexity"]) else None for found in all_figures]
-        rows.append((f"perplexity, level {level + 1}", [text(value, "{:.1f}") for value in values], values))
+        rows.append((f"perplexity, level {level + 1}", [number(value, "{:.1f}") for value in values], values))
     for name, pattern in (("collisions before", "{:.1%}"), ("by interactions", "{:.1%}"), ("collisions after", "{:.1%}"),
                           ("re-assigned", "{:.1%}"), ("error", "{:.3f}"), ("seconds", "{:.1f}")):
         values = [found[name] for found in all_figures]
-        rows.append((name, [text(value, pattern) for value in values], [-value for value in values]))
+        rows.append((name, [number(value, pattern) for value in values], [-value for value in values]))
     for name in (key for key in all_figures[0] if f"{key}, random" in all_figures[0]):
         pairs = [(found.get(name), found.get(f"{name}, random")) for found in all_figures]
-        shown = [f"{text(value, '{:.3f}')} ({text(control, '{:.3f}')})" for value, control in pairs]
+        shown = [f"{number(value, '{:.3f}')} ({number(control, '{:.3f}')})" for value, control in pairs]
         rows.append((f"{name} (random)", shown, [None if value is None else (value - control) / max(1 - control, 1e-9)
                                                  for value, control in pairs]))
     return rows
-
-
-def text(value: float | None, pattern: str) -> str:
-    """A number as text, a dash for None."""
-    return "-" if value is None else pattern.format(value)
 
 
 def text_table(reports: dict[str, dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
+from minionerec.metrics import gini
 from rqvae.assign import Sid, colliding, prefix_ids
 from rqvae.quantizers import Quantised
 from rqvae.texts import clean
@@ -81,12 +82,6 @@ def level_usage(codes: np.ndarray, size: int) -> dict:
         "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 3), "gini": round(gini(counts), 4),
         "largest": int(counts.max()),
     }
-
-
-def gini(counts: np.ndarray) -> float:
-    """Mean absolute difference of two draws over twice the mean: ``sum_i (2i - n - 1) x_(i) / (n sum x)``, x sorted."""
-    x, n = np.sort(counts), len(counts)
-    return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * x.sum()))
 
 
 def collision_rates(codes: np.ndarray, popularity: np.ndarray) -> dict:

@@ -88,7 +88,8 @@ def test_the_five_stages_run_in_sequence_on_tables_of_ones_own(shop):
     lines = (runs / "evaluate" / "rl-valid" / "predictions.jsonl").read_text().splitlines()
     assert all(sorted(json.loads(line)["item_ids"]) == sorted(sids) for line in lines)      # short and long SIDs, all of them
     shown = run(sys.executable, "-m", "minionerec.summary", *config, cwd=ROOT)
-    assert all(name in shown for name in ("popularity", "markov", "SFT", "RL", "NDCG@10"))
+    assert all(name in shown for name in ("popularity", "markov", "SFT", "RL", "NDCG@10")) and f"page: {runs / 'report.html'}" in shown
+    assert (runs / "report.html").read_text(encoding="utf-8").count('<details class="example"') == 20
 
 
 def test_a_finished_stage_says_so_and_other_settings_are_refused(shop):

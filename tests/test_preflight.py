@@ -1,18 +1,17 @@
-"""A stage's first look (minionerec/preflight.py) and the table at the end (minionerec/summary.py).
+"""A stage's first look (minionerec/preflight.py).
 
     bash test.sh tests/test_preflight.py
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minionerec import artifacts, preflight, summary
+from minionerec import artifacts, preflight
 from minionerec.artifacts import COMMANDS, committed, relevant_settings, stage_path
 from minionerec.config import UserError, read_experiment
 from minionerec.settings import BASELINES, Experiment
@@ -123,50 +122,3 @@ def test_nothing_heavy_is_imported(root):
     """A mistake must be told within a second or two, so torch stays out."""
     code = "import sys, minionerec.preflight; print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True) == "[]\n"
-
-
-def metrics(number: float) -> dict[str, object]:
-    """A ``metrics.json`` whose numbers can be told apart in the table."""
-    keys = [f"{metric}@{k}" for metric in ("HR", "NDCG") for k in (1, 3, 5, 10, 20, 50)]
-    return {**dict.fromkeys(keys, number), "num_users": 7, "intervals": {"NDCG@10": [number / 2, 1.0]}}
-
-
-def table_of(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    summary.main(experiment)
-    return [line.split() for line in capsys.readouterr().out.splitlines()]
-
-
-def test_the_summary_shows_baselines_then_sft_then_rl_then_other_checkpoints(experiment, capsys):
-    make(experiment, "data")
-    for method, value in (("markov", 0.25), ("popularity", 0.125), ("item_knn", 0.375)):
-        make_baseline(experiment, method, metrics(value))
-    evaluate = stage_path(experiment, "evaluate")
-    for name, number in (("rl-test", 0.5), ("sft-test", 0.4375), ("checkpoint-8-test", 0.0625), ("rl-valid", 0.75)):
-        (evaluate / name).mkdir(parents=True)
-        (evaluate / name / "metrics.json").write_text(json.dumps(metrics(number)))
-    lines = table_of(experiment, capsys)
-    assert " ".join(lines[0]) == "demo: full-catalogue ranking of the test split, 7 users"
-    assert lines[1][:6] == ["HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10"]
-    assert [(line[0], line[1]) for line in lines[2:] if len(line) > 2] == [
-        ("popularity", "0.1250"), ("markov", "0.2500"), ("item_knn", "0.3750"), ("SFT", "0.4375"), ("RL", "0.5000"),
-        ("checkpoint-8", "0.0625")]
-    assert lines[-2][-1] == "0.2500-1.0000"         # RL's interval
-
-
-def test_the_summary_says_what_is_not_evaluated_yet(experiment, capsys):
-    with pytest.raises(UserError) as caught:
-        summary.main(experiment)
-    assert str(caught.value) == ("runs/demo: nothing is measured yet; run `bash baselines/run.sh` or `bash evaluate.sh` "
-                                 "with the same --config first")
-    make_baseline(experiment, "popularity", metrics(0.125))
-    assert [" ".join(line) for line in table_of(experiment, capsys)[-2:]] == [
-        "SFT: not evaluated; run `bash evaluate.sh --evaluate.checkpoint sft` with the same --config",
-        "RL: not evaluated; run `bash evaluate.sh --evaluate.checkpoint rl` with the same --config"]
-
-
-def test_the_summary_names_a_damaged_file(experiment):
-    path = stage_path(experiment, "evaluate") / "rl-test" / "metrics.json"
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    with pytest.raises(UserError, match=rf"^{path}: is damaged \(.*\); delete {path.parent} and make it again$"):
-        summary.main(experiment)

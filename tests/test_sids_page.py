@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,42 +17,14 @@ import pytest
 
 from minionerec.artifacts import relevant_settings, stage_path
 from minionerec.config import UserError
+from minionerec.pictures import Line, chart, nice_step
 from rqvae import compare, embed_items, train
-from rqvae.pictures import Line, chart, nice_step
 from rqvae.report import crowd_curves, usage_curve
 from rqvae.verdict import verdict
+from tests.pages import NASTY, browse, parsed, widths
 from tests.test_sids_stage import embed_by_hand, world
 
-NASTY = """</td><script>alert("1")</script> & 'co' <b>"""
 METHODS = "rqkmeans,balanced_rqkmeans,random"
-
-
-class Links(HTMLParser):
-    """Everything in a page that a browser would fetch, and every tag that is open at its end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched, self.scripts, self.open = [], 0, []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value for key, value in attrs if key in ("src", "href") and tag != "a"]
-        self.scripts += tag == "script"
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def parsed(path: Path) -> tuple[str, Links]:
-    text, links = path.read_text(encoding="utf-8"), Links()
-    links.feed(text)
-    links.close()
-    return text, links
 
 
 def nasty_world(folder: Path, **sids):
@@ -245,17 +215,5 @@ def test_the_pages_fit_a_screen_and_a_phone(tmp_path, monkeypatch, capsys, width
         picture = tmp_path / f"{page.stem}-{width}.png"
         browse(page, tmp_path, width, f"--screenshot={picture}")
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
-        probe = tmp_path / "probe.html"
-        script = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
-        probe.write_text(page.read_text(encoding="utf-8").replace("</body>", script + "</body>"), encoding="utf-8")
-        needed, there = map(int, re.search(r"<title>(\d+) of (\d+)</title>", browse(probe, tmp_path, width, "--dump-dom")).groups())
+        needed, there = widths(page, tmp_path, width)
         assert needed <= there
-
-
-def browse(page: Path, folder: Path, width: int, action: str) -> str:
-    """Open a page in headless Chromium; returns what it printed."""
-    profile = folder / f"profile-{width}-{page.stem}-{action[2:6]}"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-               "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-               f"--user-data-dir={profile}", f"--window-size={width},2400", action, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

@@ -21,10 +21,11 @@ from safetensors.numpy import load_file
 
 from minionerec.artifacts import committed, relevant_settings, stage_path, verify, write_json
 from minionerec.config import UserError
+from minionerec.metrics import gini
 from minionerec.settings import Experiment, SidSettings
 from rqvae import embed_items, train
 from rqvae.quantizers import nearest, relative_error
-from rqvae.report import fan_out, gini, level_usage, neighbour_rate, next_item_pairs, prefix_meaning, purity
+from rqvae.report import fan_out, level_usage, neighbour_rate, next_item_pairs, prefix_meaning, purity
 
 WORDS = ["steel", "bolt", "nut", "red", "blue", "long", "short", "heavy", "pump", "valve", "filter", "glove", "tape", "drill"]
 

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from data.split import statistics
 from minionerec import artifacts
 from minionerec.settings import Experiment
 from minionerec.trees import enable_trees
@@ -52,10 +53,10 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
 
 
-def tiny_run(folder: Path, **sections) -> Experiment:
+def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
     """An experiment whose ``data`` and ``sids`` stages are on disk: 24 items, 40 users, 2 x 8 codes, learnable next items.
 
-    ``sections`` replace settings, e.g. ``sft={"epochs": 3}``.
+    ``title`` begins every item's title; ``sections`` replace settings, e.g. ``sft={"epochs": 3}``.
     """
     defaults = {
         "data": {"max_history": 5}, "sids": {"codebook_sizes": [8, 8]},
@@ -73,7 +74,7 @@ def tiny_run(folder: Path, **sections) -> Experiment:
     if artifacts.stage_path(experiment, "sids").exists():
         return experiment
     rng = random.Random(0)
-    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(24)], "title": [f"thing {n % 6} of kind {n // 6}" for n in range(24)],
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(24)], "title": [f"{title} {n % 6} of kind {n // 6}" for n in range(24)],
                           "description": ["" if n % 5 == 0 else f"made for place {n % 6}" for n in range(24)], "brand": "",
                           "categories": [[] for _ in range(24)]})
     rows = []
@@ -88,10 +89,17 @@ def tiny_run(folder: Path, **sections) -> Experiment:
     with artifacts.committed(data, "data", artifacts.relevant_settings(experiment, "data"), []) as staging:
         items.to_parquet(staging / "items.parquet")
         interactions.to_parquet(staging / "interactions.parquet")
+        codes = [pd.factorize(interactions[name])[0] for name in ("user_id", "item_id")]
+        artifacts.write_json(staging / "stats.json", {"source": "tables", "split": "leave_one_out", **statistics(
+            *codes, interactions["timestamp"].to_numpy(), interactions["split"].to_numpy(object), 24, 5)})
     sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
     sids_dir = artifacts.stage_path(experiment, "sids")
     with artifacts.committed(sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [data]) as staging:
         artifacts.write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": [8, 8], "method": "test"})
+        artifacts.write_json(staging / "report.json", {
+            "items": 24, "levels": [{"perplexity": 8.0, "size": 8}], "reconstruction_error": [0.5], "seconds": {"fit": 0.1},
+            "collisions": {"before": {"collision_rate": 0.25}, "after": {"collision_rate": 0.0, "distinct_sids": 24}},
+            "verdict": {"line": "Go: every check is good", "checks": [{"state": "good"}]}})
         np.save(staging / "embeddings.npy", np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32))
     return experiment
 

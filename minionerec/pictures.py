@@ -1,13 +1,15 @@
-"""Line charts as inline SVG: no files, no fonts, no scripts, readable on a phone and in dark mode (colours are the page's)."""
+"""Charts as inline SVG: no files, no fonts, no scripts, readable on a phone and in dark mode (colours are the page's)."""
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 190      # the plotting area inside the SVG
+NAMES, VALUES, ROW = 104, 318, 24                # charts of dots: where names end and values begin, height of a row
 COLOURS = 10                                     # classes c0 .. c9 of the page's style sheet
 
 
@@ -20,6 +22,15 @@ class Line:
     y: list[float]
     colour: int = 0
     dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One number, its interval if it has one, and which colour of the page it has."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,11 +86,57 @@ def chart(title: str, lines: list[Line], xlabel: str, ylabel: str, log_x: bool =
     ticks = [float(v) for v in sorted({v for line in lines for v in line.x})] if points else x_axis.ticks()
     parts = [*grid(x_axis, ticks, y_axis), *(draw(line, x_axis, y_axis, points) for line in lines),
              f'<text class="name" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(xlabel)}</text>']
-    legend = "".join(f'<li class="c{line.colour % COLOURS}{" dashed" if line.dashed else ""}">{html.escape(line.label)}</li>'
-                     for line in lines)
-    return (f'<figure><figcaption>{html.escape(title)}<small>{html.escape(ylabel)}</small></figcaption>'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
-            f'<ul class="legend">{legend}</ul></figure>')
+    return figure(title, ylabel, HEIGHT, parts, [(line.label, style(line.colour, line.dashed)) for line in lines])
+
+
+def dot_chart(title: str, rows: list[tuple[str, list[Dot]]], caption: str, legend: Sequence[tuple[str, int]] = ()) -> str:
+    """A ``<figure>`` with a row of dots per name, each with its interval as a whisker; "" when there is nothing to draw.
+
+    Args:
+        caption: what the dots measure.
+        legend: label and colour of what has several dots in a row; without it a row's value stands at its end.
+    """
+    dots = [dot for _, row in rows for dot in row]
+    if not dots:
+        return ""
+    bottom = TOP + ROW * len(rows)
+    axis = span([end for dot in dots for end in (dot.value, *(dot.interval or ()))], NAMES + 8, RIGHT if legend else VALUES, False, True)
+    parts = [f'<path class="grid" d="M{axis.place(tick):.1f} {TOP}V{bottom}"/>'
+             f'<text x="{axis.place(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>' for tick in axis.ticks()]
+    for number, (name, row) in enumerate(rows):
+        y = TOP + ROW * (number + 0.5)
+        parts.append(f'<text x="{NAMES}" y="{y + 4:.1f}" text-anchor="end"><title>{html.escape(name)}</title>'
+                     f'{html.escape(short(name))}</text>')
+        parts += [draw_dot(dot, axis, y) for dot in row]
+        if not legend:
+            parts.append(f'<text x="{WIDTH}" y="{y + 4:.1f}" text-anchor="end">{row[0].value:.4f}</text>')
+    return figure(title, caption, bottom + 24, parts, [(label, style(colour)) for label, colour in legend])
+
+
+def draw_dot(dot: Dot, axis: Axis, y: float) -> str:
+    """A dot and its whisker."""
+    colour = style(dot.colour)
+    whisker = "" if dot.interval is None else (
+        f'<path class="line {colour}" d="M{axis.place(dot.interval[0]):.1f} {y:.1f}H{axis.place(dot.interval[1]):.1f}"/>')
+    return f'{whisker}<circle class="{colour}" cx="{axis.place(dot.value):.1f}" cy="{y:.1f}" r="4"/>'
+
+
+def short(name: str, most: int = 17) -> str:
+    """A name that fits beside its row."""
+    return name if len(name) <= most else f"{name[:most - 1]}…"
+
+
+def figure(title: str, caption: str, height: float, parts: list[str], legend: list[tuple[str, str]]) -> str:
+    """Title, picture, and a legend of labels and classes."""
+    entries = "".join(f'<li class="{classes}">{html.escape(label)}</li>' for label, classes in legend)
+    return (f'<figure><figcaption>{html.escape(title)}<small>{html.escape(caption)}</small></figcaption>'
+            f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+            + (f'<ul class="legend">{entries}</ul>' if entries else "") + "</figure>")
+
+
+def style(colour: int, dashed: bool = False) -> str:
+    """The classes of a colour of the page."""
+    return f'c{colour % COLOURS}{" dashed" if dashed else ""}'
 
 
 def span(values: list[float], start: float, end: float, log: bool, from_zero: bool) -> Axis:
@@ -109,6 +166,6 @@ def draw(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> str:
     """A line's path and points."""
     places = [(x_axis.place(x), y_axis.place(y)) for x, y in zip(line.x, line.y, strict=True)]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    style = f'c{line.colour % COLOURS}{" dashed" if line.dashed else ""}'
-    dots = "".join(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places) if points else ""
-    return f'<path class="line {style}" d="M{path}"/>{dots}'
+    classes = style(line.colour, line.dashed)
+    dots = "".join(f'<circle class="{classes}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places) if points else ""
+    return f'<path class="line {classes}" d="M{path}"/>{dots}'
