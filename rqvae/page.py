@@ -111,7 +111,6 @@ def key_figures(report: dict[str, Any]) -> str:
         "collisions": f"{before['collision_rate']:.1%} → {after['collision_rate']:.1%}",
         "level-1 perplexity": f"{first['perplexity']:.0f} of {first['size']}",
         "reconstruction error": f"{report['reconstruction_error'][-1]:.3f}",
-        "seconds": f"{sum(report['seconds'].values()):.1f}",
     }
     return '<dl class="figures">' + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()) + "</dl>"
 
