@@ -218,7 +218,7 @@ class RankingTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(self._staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        try:
+        with artifacts.cleared_on_error(output / name, self._staging, self._make_room):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             staged = self._staging / name
@@ -228,9 +228,9 @@ class RankingTrainer(Trainer):
                 self.state.save_to_json(str(staged / "trainer_state.json"))
                 self._complete(staged)
                 artifacts.commit(staged, output / name, self.contents.stage, self.contents.settings, self.contents.parents)
-                self._forget_older(output, keep={name, f"checkpoint-{best}"})
-        finally:
-            self._staging = None
+        self._staging = None
+        if self.args.should_save:
+            self._forget_older(output, keep={name, f"checkpoint-{best}"})
         self.accelerator.wait_for_everyone()
 
     def _complete(self, staged: Path) -> None:
@@ -251,6 +251,11 @@ class RankingTrainer(Trainer):
     def _last_good(self) -> str:
         last = last_checkpoint(Path(self.args.output_dir))
         return f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+
+    def _make_room(self) -> str:
+        last = last_checkpoint(Path(self.args.output_dir))
+        needed = f"a checkpoint needs about {artifacts.size_of(last) / 1e6:.1f} MB; " if last else ""
+        return f"{needed}{self._last_good()}; make room, then run the same command again"
 
 
 class SFTTrainer(RankingTrainer):

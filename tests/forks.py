@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ from minionerec.config import one_line_errors, read_command_line
 from rqvae import embed_items, train
 from tests.worlds import save_encoder
 
+MADE_BY = {"data": ["data"], "sids": ["embeddings", "sids"], "sft": ["sft"], "rl": ["rl"], "evaluate": ["evaluate"]}
 TIMES = ("seconds", "cost")         # keys of artefacts that say how long something took
 MANIFEST_KEYS = ("files", "parents", "manifest_sha256")     # digests of the files, timings included
 
@@ -153,6 +155,40 @@ def artefacts(folder: Path) -> dict[str, Any]:
 def _timeless(value: Any) -> Any:
     left_out = MANIFEST_KEYS if isinstance(value, dict) and "manifest_sha256" in value else TIMES
     return {key: part for key, part in value.items() if key not in left_out} if isinstance(value, dict) else value
+
+
+def check_whole(run: Path) -> int:
+    """Verify every directory of an experiment that has a final name; returns how many."""
+    found = [run / name for names in MADE_BY.values() for name in names if name != "evaluate"]
+    found += [*run.glob("*.partial/checkpoint-*"), *run.glob("evaluate/*-test")]
+    return sum(1 for path in found if path.exists() and artifacts.verify(path))
+
+
+class Reference:
+    """An experiment that nothing interrupted, and how long its stages took."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.seconds = folder, {}
+        config = shop(folder)
+        for stage in STAGES:
+            started = time.monotonic()
+            code, said = run(stage, config)
+            self.seconds[stage] = time.monotonic() - started
+            assert code == 0, said
+
+    def before(self, stage: str, folder: Path) -> Path:
+        """A copy as it was before a stage ran; returns its YAML."""
+        later = [name for other in list(STAGES)[list(STAGES).index(stage):] for name in MADE_BY[other]]
+        shutil.copytree(self.folder / "runs", folder / "runs", ignore=shutil.ignore_patterns(*later, ".*"))
+        text = (self.folder / "shop.yaml").read_text().replace(f"output_dir: {self.folder}", f"output_dir: {folder}")
+        (folder / "shop.yaml").write_text(text)
+        return folder / "shop.yaml"
+
+    def check(self, stage: str, folder: Path) -> None:
+        """Whether a copy's stage now holds what the reference's holds."""
+        for name in MADE_BY[stage]:
+            assert artefacts(folder / "runs/shop" / name) == artefacts(self.folder / "runs/shop" / name)
+        assert not list((folder / "runs/shop").glob("*.partial"))
 
 
 if __name__ == "__main__":

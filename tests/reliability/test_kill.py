@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,48 +23,9 @@ from minionerec.training import StopSignal
 from minionerec_trainer import RankingTrainer
 from tests import forks
 
-MADE_BY = {"data": ["data"], "sids": ["embeddings", "sids"], "sft": ["sft"], "rl": ["rl"], "evaluate": ["evaluate"]}
-
-
-@dataclass
-class Reference:
-    """An experiment that nothing interrupted."""
-
-    folder: Path
-    seconds: dict[str, float]
-
-    def before(self, stage: str, folder: Path) -> Path:
-        """A copy as it was before a stage ran; returns its YAML."""
-        later = [name for other in list(forks.STAGES)[list(forks.STAGES).index(stage):] for name in MADE_BY[other]]
-        shutil.copytree(self.folder / "runs", folder / "runs", ignore=shutil.ignore_patterns(*later, ".*"))
-        text = (self.folder / "shop.yaml").read_text().replace(f"output_dir: {self.folder}", f"output_dir: {folder}")
-        (folder / "shop.yaml").write_text(text)
-        return folder / "shop.yaml"
-
-    def check(self, stage: str, folder: Path) -> None:
-        """Whether a copy's stage now holds what the reference's holds."""
-        for name in MADE_BY[stage]:
-            assert forks.artefacts(folder / "runs/shop" / name) == forks.artefacts(self.folder / "runs/shop" / name)
-        assert not list((folder / "runs/shop").glob("*.partial"))
-
-
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Reference:
-    folder = tmp_path_factory.mktemp("whole")
-    config, seconds = forks.shop(folder), {}
-    for stage in forks.STAGES:
-        started = time.monotonic()
-        code, said = forks.run(stage, config)
-        seconds[stage] = time.monotonic() - started
-        assert code == 0, said
-    return Reference(folder, seconds)
-
-
-def check_whole(run: Path) -> int:
-    """Verify every directory that has a final name; returns how many."""
-    found = [run / name for name in ("data", "embeddings", "sids", "sft", "rl")]
-    found += [*run.glob("*.partial/checkpoint-*"), *run.glob("evaluate/*-test")]
-    return sum(1 for path in found if path.exists() and artifacts.verify(path))
+def reference(tmp_path_factory) -> forks.Reference:
+    return forks.Reference(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
@@ -84,7 +44,7 @@ def test_a_stage_killed_at_any_moment_continues_to_the_same_bits(reference, tmp_
         while code:
             started = time.monotonic()
             code, said = forks.run(stage, config, kill_after=rng.uniform(0, length) if hit < kills else None)
-            check_whole(folder / "runs/shop")
+            forks.check_whole(folder / "runs/shop")
             assert code in (0, -signal.SIGKILL), said
             hit += code == -signal.SIGKILL
             length = 1.1 * length if code else min(length, time.monotonic() - started)
@@ -126,7 +86,7 @@ def test_a_second_signal_ends_a_stage_at_once_and_nothing_is_lost(reference, tmp
     config = reference.before("sft", tmp_path)
     code, said = forks.run("sft", config, before=lambda: at_step(4, signal.SIGTERM, signal.SIGTERM))
     assert code == -signal.SIGTERM, said
-    assert check_whole(tmp_path / "runs/shop") >= 4         # data, embeddings, sids and a checkpoint
+    assert forks.check_whole(tmp_path / "runs/shop") >= 4         # data, embeddings, sids and a checkpoint
     assert forks.run("sft", config)[0] == 0
     reference.check("sft", tmp_path)
 
