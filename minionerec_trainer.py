@@ -28,8 +28,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from minionerec import artifacts, backbone
 from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
@@ -48,6 +48,7 @@ from minionerec.training import (
     Narrator,
     QuietProgress,
     StopSignal,
+    SyncReference,
     clean_history,
     first_not_finite,
     last_checkpoint,
@@ -138,11 +139,34 @@ class RankingTrainer(Trainer):
         """Not estimated: the Trainer's formula does not hold for shared prefixes."""
         return 0
 
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        """The Trainer forgets a best checkpoint that is not where it was, as after a folder was moved, and ends with the last one."""
+        found = super()._init_training_state(*args)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._best_checkpoint())
+        return found
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where a run was interrupted between its last step and its end; the Trainer would go on for a step or more."""
+        patience = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
+        stopped = any(callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience)
+        if stopped or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _best_checkpoint(self) -> Path:
+        """The best checkpoint so far, verified: what is handed on in the end."""
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        artifacts.verify(best)
+        return best
+
     def _load_best_model(self) -> None:
+        best = self._best_checkpoint()
         if self._copy is None:
             super()._load_best_model()
         else:
-            self._spread(Path(self.state.best_model_checkpoint))
+            self._spread(best)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._copy is None:
@@ -194,7 +218,7 @@ class RankingTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(self._staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        try:
+        with artifacts.cleared_on_error(output / name, self._staging, self._make_room):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             staged = self._staging / name
@@ -204,9 +228,9 @@ class RankingTrainer(Trainer):
                 self.state.save_to_json(str(staged / "trainer_state.json"))
                 self._complete(staged)
                 artifacts.commit(staged, output / name, self.contents.stage, self.contents.settings, self.contents.parents)
-                self._forget_older(output, keep={name, f"checkpoint-{best}"})
-        finally:
-            self._staging = None
+        self._staging = None
+        if self.args.should_save:
+            self._forget_older(output, keep={name, f"checkpoint-{best}"})
         self.accelerator.wait_for_everyone()
 
     def _complete(self, staged: Path) -> None:
@@ -227,6 +251,11 @@ class RankingTrainer(Trainer):
     def _last_good(self) -> str:
         last = last_checkpoint(Path(self.args.output_dir))
         return f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+
+    def _make_room(self) -> str:
+        last = last_checkpoint(Path(self.args.output_dir))
+        needed = f"a checkpoint needs about {artifacts.size_of(last) / 1e6:.1f} MB; " if last else ""
+        return f"{needed}{self._last_good()}; make room, then run the same command again"
 
 
 class SFTTrainer(RankingTrainer):
@@ -477,19 +506,3 @@ class GRPOTrainer(RankingTrainer):
         if self.ref_model is not None and self.settings.sync_ref_steps:
             saved = type(base_causal_lm(self.ref_model)).from_pretrained(Path(resume_from_checkpoint) / "ref_model")
             base_causal_lm(self.ref_model).load_state_dict(saved.state_dict())
-
-
-class SyncReference(TrainerCallback):
-    """Pull the reference towards the policy: ``ref = alpha * policy + (1 - alpha) * ref`` (paper: .6 every 512 steps)."""
-
-    def __init__(self, trainer: GRPOTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After every ``sync_ref_steps`` optimiser steps."""
-        s = self.trainer.settings
-        if state.global_step % s.sync_ref_steps == 0:
-            with torch.no_grad():
-                policy = base_causal_lm(self.trainer.whole_model()).parameters()
-                for p, r in zip(policy, base_causal_lm(self.trainer.ref_model).parameters(), strict=True):
-                    r.mul_(1 - s.sync_ref_alpha).add_(p.to(r.dtype), alpha=s.sync_ref_alpha)

@@ -19,7 +19,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,18 +198,31 @@ def committed(final: Path, stage: str, settings: dict[str, Any], parents: list[P
     if final.exists():
         raise UserError(f"{final}: exists already; delete it to make it again")
     staging = final.with_name(f".{final.name}.staging")
-    try:
+    with cleared_on_error(final, staging, lambda: "make room or pass another --output_dir, then run again (nothing half-written "
+                          "was left behind)"):
         shutil.rmtree(staging, ignore_errors=True)      # what an earlier run left when it was killed
         staging.mkdir(parents=True)
         yield staging
         commit(staging, final, stage, settings, parents, **facts)
+
+
+@contextlib.contextmanager
+def cleared_on_error(final: Path, staging: Path, advice: Callable[[], str]) -> Iterator[None]:
+    """Inside, ``staging`` is written and becomes ``final``; after an error it is gone.
+
+    Raises:
+        UserError: the disk is full or broken: how much was written, how much is free, and ``advice``.
+    """
+    try:
+        yield
     except BaseException as error:
+        reason, written = _disk_trouble(error), size_of(staging)
         shutil.rmtree(staging, ignore_errors=True)
-        reason = _disk_trouble(error)
         if reason is None:
             raise
-        raise UserError(f"{final}: cannot be written: {reason}; make room or pass another --output_dir, then run again "
-                        f"(nothing half-written was left behind)") from error
+        free = shutil.disk_usage(final.parent).free if final.parent.exists() else 0
+        raise UserError(f"{final}: cannot be written: {reason} ({written / 1e6:.1f} MB of it were written, {free / 1e6:.1f} MB are free "
+                        f"now); {advice()}") from error
 
 
 def commit(staging: Path, final: Path, stage: str, settings: dict[str, Any], parents: list[Path], **facts: Any) -> None:
@@ -231,10 +244,10 @@ def commit(staging: Path, final: Path, stage: str, settings: dict[str, Any], par
 
 @contextlib.contextmanager
 def locked(final: Path) -> Iterator[None]:
-    """Hold the directory's lock; the kernel releases it when the process ends, however it ends.
+    """Hold the directory's lock while it is made; the kernel releases it when the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it (its pid and host are named), or the folder cannot be written.
+        UserError: another process holds it (its pid and host are named), the folder cannot be written, or the disk is full.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +264,13 @@ def locked(final: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
+        try:
+            yield
+        except OSError as error:        # of a file that lets an interrupted stage continue
+            reason = _disk_trouble(error)
+            if reason is None:
+                raise
+            raise UserError(f"{final}: cannot be written: {reason}; make room, then run the same command again") from error
 
 
 def fsync(path: Path) -> None:
@@ -261,6 +280,11 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files of a directory."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -305,11 +329,11 @@ def _digest_of_json(value: Any) -> str:
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """The disk's complaint behind an error, if any: safetensors passes it on as text, numpy drops its number."""
+    """The disk's complaint behind an error, if any: safetensors passes it on as text, numpy and torch drop it."""
     for code in DISK_ERRORS:
         if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
             return os.strerror(code)
-    if isinstance(error, OSError) and error.errno is None and str(error).endswith(" written"):
+    if (isinstance(error, OSError) and error.errno is None and str(error).endswith(" written")) or "inline_container.cc" in str(error):
         return f"no room for a whole file ({error})"
     return None
 

@@ -74,7 +74,6 @@ def sid_figures(report: dict[str, Any]) -> str:
         "collisions": f"{before['collision_rate']:.1%} → {after['collision_rate']:.1%}",
         "level-1 perplexity": f"{first['perplexity']:.0f} of {first['size']}",
         "reconstruction error": f"{report['reconstruction_error'][-1]:.3f}",
-        "seconds": f"{sum(report['seconds'].values()):.1f}",
     })
 
 

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
 
 from minionerec import artifacts
+from minionerec.trees import base_causal_lm
 
 BEST_METRIC = "eval_NDCG@10"
 TIMING_KEYS = ("runtime", "per_second", "total_flos", "train_loss")    # the last one is the mean since the last resume
@@ -110,8 +111,7 @@ class StopSignal(TrainerCallback):
             return
         self.received = int(gather(torch.tensor(self.received or 0, device=args.device)).max()) or None
         if self.received:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True      # a validation that is due comes first: it would be missing later
 
 
 class QuietProgress(ProgressCallback):
@@ -140,6 +140,22 @@ class Narrator(TrainerCallback):
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""
         if state.global_step == state.max_steps:
             control.should_evaluate = control.should_save = True
+
+
+class SyncReference(TrainerCallback):
+    """Pull the reference towards the policy: ``ref = alpha * policy + (1 - alpha) * ref`` (paper: .6 every 512 steps)."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer      # a GRPOTrainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After every ``sync_ref_steps`` optimiser steps."""
+        s = self.trainer.settings
+        if state.global_step % s.sync_ref_steps == 0:
+            with torch.no_grad():
+                policy = base_causal_lm(self.trainer.whole_model()).parameters()
+                for p, r in zip(policy, base_causal_lm(self.trainer.ref_model).parameters(), strict=True):
+                    r.mul_(1 - s.sync_ref_alpha).add_(p.to(r.dtype), alpha=s.sync_ref_alpha)
 
 
 def early_stopping(patience: int) -> list[TrainerCallback]:

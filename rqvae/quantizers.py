@@ -180,7 +180,7 @@ def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], 
 
     Raises:
         UserError: ids and rows differ in number, an id occurs twice, NaN, infinite or all-zero rows (the first is named),
-            fewer items than codes of a level, or more items than SIDs.
+            rows that are all the same, fewer items than codes of a level, or more items than SIDs.
     """
     problems = []
     repeated = [item_id for item_id, times in Counter(item_ids).items() if times > 1]
@@ -197,6 +197,9 @@ def check_inputs(embeddings: np.ndarray, item_ids: list[str], sizes: list[int], 
             row = int(np.flatnonzero(bad)[0])
             problems.append(f"{where}, row {row}, item '{item_ids[row]}': {name} (so have {int(bad.sum())} rows in all); "
                             "delete the folder and embed again, with another encoder if it stays")
+    if fitted and len(embeddings) > 1 and np.allclose(embeddings, embeddings[0], rtol=0, atol=1e-6 * np.abs(embeddings[0]).max()):
+        problems.append(f"{where}: all {len(embeddings)} rows are the same, so that nothing tells the items apart; look at the titles "
+                        "and use an encoder that knows their language")
     for level, size in enumerate(sizes):
         if fitted and size > len(embeddings):
             problems.append(f"sids.codebook_sizes: level {level + 1} has {size} codes for only {len(embeddings)} items; "

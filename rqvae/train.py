@@ -80,7 +80,7 @@ def build(experiment: Experiment, final: Path) -> dict:
             save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
             write_json(staging / "report.json", report)
             write_page(staging / "report.html", report, experiment.name)
-            for row in [*quantised.log, {"stage": "sids", **seconds, **report["collisions"]["after"]}]:
+            for row in [*quantised.log, {"stage": "sids", "seconds": seconds, **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
         progress.unlink(missing_ok=True)
     return report

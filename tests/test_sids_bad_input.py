@@ -52,11 +52,12 @@ def set_row(row: int, value: float):
     (rows(set_row(7, np.nan)), IDS, [4, 4, 4], "row 7, item 'i7': NaN or infinite values (so have 1 rows in all)"),
     (rows(set_row(7, -np.inf)), IDS, [4, 4, 4], "row 7, item 'i7': NaN or infinite values (so have 1 rows in all)"),
     (rows(set_row(0, 0)), IDS, [4, 4, 4], "row 0, item 'i0': only zeros (so have 1 rows in all)"),
+    (rows(lambda made: made.fill(0.5)), IDS, [4, 4, 4], "embeddings.npy: all 20 rows are the same, so that nothing tells the items apart"),
     (rows(), IDS, [4, 21, 4], "sids.codebook_sizes: level 2 has 21 codes for only 20 items; use at most 20"),
     (rows(), [*IDS[:-1], "i3"], [4, 4, 4], "item_ids: 'i3' is in rows 3 and 19 (1 ids occur more than once), expected every id once"),
     (rows(count=19), IDS, [4, 4, 4], "embeddings.npy: shape (19, 4), expected one row for each of the 20 ids in item_ids.json"),
     (rows(), IDS, [4, 4], "sids.codebook_sizes: [4, 4] makes 16 SIDs for 20 items; add a level or codes, or choose"),
-], ids=["nan", "infinite", "zeros", "fewer items than codes", "duplicate ids", "count mismatch", "full code space"])
+], ids=["nan", "infinite", "zeros", "all the same", "fewer items than codes", "duplicate ids", "count mismatch", "full code space"])
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, embeddings, item_ids, sizes, message):
     experiment = world(tmp_path, embeddings, item_ids, sizes)
     before = sorted(path.name for path in (tmp_path / "runs" / "demo").iterdir())

@@ -140,45 +140,6 @@ def train(stage, experiment):
     return path
 
 
-@pytest.mark.parametrize("stage, sections", [
-    (sft, {}),
-    (rl, {"rl": {"sync_ref_steps": 2, "beta": 0.1}}),
-    (rl, {"rl": {"num_iterations": 2, "rollout": "gumbel", "beta": 0.0}}),
-])
-def test_a_run_resumed_from_any_checkpoint_ends_in_the_same_bits(tmp_path, monkeypatch, stage, sections):
-    """Weights, log and choice of the best step; with dropout, accumulation, a synced reference and reused rollouts."""
-    small = {"rl": {"num_generations": 4, "batch_size": 16, "micro_batch_size": 8, "epochs": 0.6, "evals": 3, "eval_rows": 10,
-                    "eval_beams": 10, "learning_rate": 1e-3, **sections.get("rl", {})}, "sft": {"epochs": 2, "evals_per_epoch": 2,
-             "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-2, "eval_rows": 10, "tasks": {"sid_to_sid": 1.0},
-             "dropout": 0.1}}
-    whole = tiny_run(tmp_path / "whole", **small)
-    if stage is rl:
-        train(sft, whole)
-    path = train(stage, whole)
-    expected = weights_digest(path), (path / "log.jsonl").read_text()
-    saves = []
-    original = minionerec_trainer.RankingTrainer._save_checkpoint
-    class Killed(BaseException):
-        pass
-    for stop_after in (1, 2):
-        def save_then_die(self, *args, stop_after=stop_after):
-            original(self, *args)
-            saves.append(self.state.global_step)
-            if len(saves) == stop_after:
-                raise Killed
-        cut = tiny_run(tmp_path / f"cut{stop_after}", **small)
-        if stage is rl:
-            train(sft, cut)
-        saves.clear()
-        monkeypatch.setattr(minionerec_trainer.RankingTrainer, "_save_checkpoint", save_then_die)
-        with pytest.raises(Killed):
-            train(stage, cut)
-        monkeypatch.setattr(minionerec_trainer.RankingTrainer, "_save_checkpoint", original)
-        torch.rand(17)                                    # whatever the next process did before
-        resumed = train(stage, cut)
-        assert (weights_digest(resumed), (resumed / "log.jsonl").read_text()) == expected
-
-
 @pytest.mark.parametrize("stage", [sft, rl])
 def test_the_cut_into_micro_batches_changes_no_step(tmp_path, stage):
     """1 x 16 = 4 x 4 rows, with rows of different lengths, an incomplete last batch and sampled rollouts."""

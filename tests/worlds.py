@@ -122,11 +122,10 @@ def save_encoder(folder: Path, words: Sequence[str], width: int = 16) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, "for", "more", "&", *map(str, range(60))]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
     torch.manual_seed(0)
     size = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * width}
     BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)).save_pretrained(folder / "hf")
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "hf")
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder / "hf")
     transformer = Transformer(str(folder / "hf"), max_seq_length=32)
     SentenceTransformer(modules=[transformer, Pooling(width, pooling_mode="mean")], device="cpu").save(str(folder / "model"))
     return folder / "model"

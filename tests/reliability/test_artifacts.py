@@ -6,11 +6,8 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import hashlib
-import io
-import itertools
 import json
 import os
 import random
@@ -172,109 +169,7 @@ def test_a_file_or_a_manifest_that_is_gone_is_named(tmp_path):
     assert str(caught.value) == f"{path}: has no {MANIFEST}; it was not written by this pipeline or was only partly copied"
 
 
-# --------------------------------------------------------------------------------------------------------- disk failures
-
-
-def for_writing(path: object, mode: str = "r", *rest: object, **named: object) -> bool:
-    """Whether these arguments of ``open`` open a file for writing."""
-    return bool(set(mode) & set("wax+"))
-
-
-class FailingDisk:
-    """Lets the operating system's Nth call that makes, opens for writing, syncs or renames fail, for any code in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: int):
-        self.calls, self.fail_at, self.error = 0, fail_at, error
-        for name in ("mkdir", "fsync", "rename"):
-            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-        for module in (io, builtins):
-            monkeypatch.setattr(module, "open", self.counted(module.open, for_writing))
-
-    def counted(self, function, matters=lambda *args, **named: True):
-        """``function``, which raises instead when it is called for the Nth time in a way that matters."""
-        def call(*args, **named):
-            if matters(*args, **named):
-                self.calls += 1
-                if self.calls == self.fail_at:
-                    raise OSError(self.error, os.strerror(self.error))
-            return function(*args, **named)
-        return call
-
-
-@pytest.mark.parametrize("error", [28, 5])      # ENOSPC, EIO
-def test_failing_any_single_disk_operation_never_leaves_a_half_directory(tmp_path, error):
-    """Fail the 1st, 2nd, 3rd ... operation until a save gets through, as sqlite's crash tests do; then save on the same spot."""
-    for fail_at in itertools.count(1):
-        experiment = demo(tmp_path / str(fail_at))
-        data, final = make(experiment, "data"), stage_path(experiment, "sids")
-        with pytest.MonkeyPatch.context() as patch:
-            disk = FailingDisk(patch, fail_at, error)
-            try:
-                make(experiment, "sids", "data")
-                message = ""
-            except UserError as caught:
-                message = str(caught)
-        verify(data)
-        assert {entry.name for entry in final.parent.iterdir()} <= {"data", "sids"}      # no staging folder either
-        if final.exists():
-            verify(final)
-        if disk.calls < fail_at:
-            break
-        assert message == (f"{final}: cannot be written: {os.strerror(error)}; make room or pass another --output_dir, "
-                           f"then run again (nothing half-written was left behind)")
-        if not final.exists():
-            verify(make(experiment, "sids", "data"))
-    # mkdir of the staging folder and of nested/; 5 files and the manifest opened; the 6 synced, the 2 folders synced; rename;
-    # the parent synced: 2 + 6 + 6 + 2 + 1 + 1 = 18 operations, so that the 19th attempt fails nothing.
-    assert fail_at == 19
-
-
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from minionerec import artifacts
-from minionerec.config import one_line_errors
-
-rows = np.zeros((1000, 64), np.float32)                                  # 256,000 bytes, more than a file may have below
-
-def with_numpy(folder):
-    np.save(folder / "rows.npy", rows)
-
-def with_safetensors(folder):
-    from safetensors.numpy import save_file
-    save_file({"rows": rows}, folder / "rows.safetensors")
-
-def with_parquet(folder):
-    import pandas as pd
-    pd.DataFrame(np.random.default_rng(0).normal(size=(4000, 8)), columns=list("abcdefgh")).to_parquet(folder / "rows.parquet")
-
-def with_text(folder):
-    (folder / "rows.txt").write_text("x" * 256_000)
-
-def with_log(folder):
-    for step in range(20_000):
-        artifacts.append_log(folder / "log.jsonl", {"step": step})
-
-final, writer = Path(sys.argv[1]), globals()["with_" + sys.argv[2]]
-with artifacts.committed(final.parent / "warm-up", "sids", {}, []) as staging:      # imports what it needs, and must stay intact
-    (staging / "a.txt").write_text("a")
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-with one_line_errors(), artifacts.committed(final, "sids", {}, []) as staging:
-    writer(staging)
-"""
-
-
-@pytest.mark.parametrize("library", ["numpy", "safetensors", "parquet", "text", "log"])
-def test_a_disk_that_is_full_is_said_in_one_line_and_leaves_nothing_half_written(tmp_path, library):
-    """The kernel refuses every byte after the 100,000th of a file (RLIMIT_FSIZE), whoever writes it."""
-    final = tmp_path / "sids"
-    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(final), library], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                         capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.startswith(f"{final}: cannot be written: ") and run.stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == ["warm-up"]
-    verify(tmp_path / "warm-up")
+# -------------------------------------------------------------------------------------------------- killed and unable to write
 
 
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
