@@ -39,10 +39,11 @@ LAST = -10.0            # below any weighted sum of cosines
 
 
 class Rule(NamedTuple):
-    """A function from histories to scores ``(B, N)``, and how it was made."""
+    """A function from histories to scores ``(B, N)``, how it was made, and of how many numbers it consists."""
 
     scores: Callable[[Sequence[Sequence[int]]], np.ndarray]
     made_with: dict[str, float]
+    size: int
 
 
 def popularity_order(counts: np.ndarray) -> np.ndarray:
@@ -94,12 +95,12 @@ def latest_items(histories: Sequence[Sequence[int]], num_items: int, window: int
 def item_to_item(matrix: sparse.csr_matrix, window: int, **made_with: float) -> Rule:
     """The sum of the matrix rows of the latest ``window`` items, weighted as ``latest_items`` says."""
     return Rule(lambda histories: (latest_items(histories, len(matrix.indptr) - 1, window) @ matrix).toarray(),
-                {**made_with, "window": window})
+                {**made_with, "window": window}, matrix.nnz)
 
 
 def popularity(counts: np.ndarray, **made_with: float) -> Rule:
     """The same counts ``(N,)`` for everybody."""
-    return Rule(lambda histories: np.tile(counts.astype(float), (len(histories), 1)), made_with)
+    return Rule(lambda histories: np.tile(counts.astype(float), (len(histories), 1)), made_with, len(counts))
 
 
 def repeat_last(num_items: int) -> Rule:
@@ -111,7 +112,7 @@ def repeat_last(num_items: int) -> Rule:
                 table[row, item] = 1.0 / ago
         return table
 
-    return Rule(scores, {})
+    return Rule(scores, {}, 0)
 
 
 def text_neighbours(embeddings: np.ndarray, window: int, again: bool) -> Rule:
@@ -125,7 +126,7 @@ def text_neighbours(embeddings: np.ndarray, window: int, again: bool) -> Rule:
                 table[row, list(history)] = LAST
         return table
 
-    return Rule(scores, {"window": window, "again": again})
+    return Rule(scores, {"window": window, "again": again}, unit.size)
 
 
 def top_k(scores: np.ndarray, order: np.ndarray, k: int) -> np.ndarray:

@@ -25,6 +25,7 @@ import numpy as np
 from baselines import rules
 from minionerec import artifacts
 from minionerec.config import UserError, one_line_errors, read_command_line
+from minionerec.cost import cost
 from minionerec.dataset import Sample, Samples, load_samples, train_counts
 from minionerec.metrics import KS, score_predictions
 from minionerec.report import curves, metrics_table
@@ -35,11 +36,13 @@ NEEDS_SIDS = ("text_knn", "tiger")
 
 
 class Ranking(NamedTuple):
-    """Item indexes, best first, and their scores, a list per test row; and what was chosen on validation rows."""
+    """Item indexes, best first, and their scores, a list per test row; what was chosen on validation rows; what it took."""
 
     items: Sequence[Sequence[int]]
     scores: Sequence[Sequence[float]]
     facts: dict[str, Any]
+    parameters: int                     # numbers learned; of a rule its non-zero counts
+    ready: float                        # time.perf_counter() when training had ended and ranking began
 
 
 class Inputs(NamedTuple):
@@ -79,13 +82,15 @@ def run_method(method: str, inputs: Inputs, path: Path, parents: list[Path]) -> 
     """Train or count, rank, measure, commit ``path``."""
     stage = artifacts.baseline_stage(method)
     with artifacts.committed(path, stage, artifacts.relevant_settings(inputs.experiment, stage), parents) as staging:
+        start = time.perf_counter()
         ranking = rank_test(method, inputs, staging)
+        spent = cost(ranking.parameters, time.perf_counter() - ranking.ready, len(ranking.items), train_seconds=ranking.ready - start)
         predictions = list(records(ranking, inputs.samples))
         groups = dict(zip(inputs.sids.item_ids, inputs.sids.codes, strict=True)) if method == "tiger" else None
         metrics = measure(predictions, inputs.samples, groups, inputs.experiment)
         with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
             handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-        artifacts.write_json(staging / "metrics.json", metrics | {"method": method, "split": "test", **ranking.facts})
+        artifacts.write_json(staging / "metrics.json", metrics | {"method": method, "split": "test", **ranking.facts, "cost": spent})
 
 
 def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
@@ -115,8 +120,9 @@ def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
     if len(candidates) > 1:
         print(f"{method}: {chosen_by(values)} {chosen.made_with}")
     tried = [{**rule.made_with, "valid_NDCG@10": value} for rule, value in zip(candidates, values, strict=False)]
+    ready = time.perf_counter()
     items, scores = rules.rank(chosen, [sample.history for sample in samples.splits["test"]], order, k)
-    return Ranking(items.tolist(), scores.tolist(), {"chosen": chosen.made_with, "tried": tried})
+    return Ranking(items.tolist(), scores.tolist(), {"chosen": chosen.made_with, "tried": tried}, chosen.size, ready)
 
 
 def rank_with_network(kind: str, inputs: Inputs, directory: Path, order: np.ndarray, k: int) -> Ranking:
@@ -127,13 +133,13 @@ def rank_with_network(kind: str, inputs: Inputs, directory: Path, order: np.ndar
     trained = sequential.train(kind, samples, experiment.seed, experiment.data.max_history, experiment.baselines, shower(kind))
     sequential.save(kind, trained.model, directory)
     save_log(trained.log, directory)
-    items, scores = [], []
+    ready, items, scores = time.perf_counter(), [], []
     for rows in blocks(samples.splits["test"], rules.ROWS_AT_ONCE):
         found = sequential.score(trained.model, [sample.history for sample in rows]).cpu().numpy()
         best = rules.top_k(found, order, k)
         items += best.tolist()
         scores += np.take_along_axis(found, best, axis=1).tolist()
-    return Ranking(items, scores, {"chosen": trained.chosen, "tried": trained.tried})
+    return Ranking(items, scores, {"chosen": trained.chosen, "tried": trained.tried}, parameters_of(trained.model), ready)
 
 
 def rank_with_tiger(inputs: Inputs, directory: Path, k: int) -> Ranking:
@@ -143,8 +149,10 @@ def rank_with_tiger(inputs: Inputs, directory: Path, k: int) -> Ranking:
     trained = tiger.train(inputs.samples, inputs.sids, inputs.experiment.seed, inputs.experiment.baselines, shower("tiger"))
     trained.model.save_pretrained(directory)
     save_log(trained.log, directory)
+    ready = time.perf_counter()
     items, scores = tiger.rank(trained.model, inputs.samples.splits["test"], inputs.sids, k)
-    return Ranking(items, scores, {"chosen": trained.chosen, "tried": trained.tried, "sids_sha256": inputs.sids.sha256})
+    facts = {"chosen": trained.chosen, "tried": trained.tried, "sids_sha256": inputs.sids.sha256}
+    return Ranking(items, scores, facts, parameters_of(trained.model), ready)
 
 
 def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
@@ -166,6 +174,11 @@ def measure(
         [[item_ids[i] for i in sample.history] for sample in samples.splits["test"]],
         bootstrap_samples=experiment.evaluate.bootstrap_samples, seed=experiment.seed,
     )
+
+
+def parameters_of(model: Any) -> int:
+    """Numbers that a network has learned."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def save_log(log: list[dict[str, Any]], directory: Path) -> None:

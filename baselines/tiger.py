@@ -102,7 +102,9 @@ def new_model(vocabulary: Vocabulary, settings: BaselineSettings, dropout: float
     config = T5Config(vocab_size=vocabulary.size, d_model=width, d_kv=HEAD_SIZE, num_heads=max(1, width // HEAD_SIZE), d_ff=4 * width,
                       num_layers=settings.tiger_layers, dropout_rate=dropout, pad_token_id=PAD, eos_token_id=END,
                       decoder_start_token_id=PAD, tie_word_embeddings=False)
-    return T5ForConditionalGeneration(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = T5ForConditionalGeneration(config)
+    model.lm_head.weight.data.mul_(width**-0.5)         # its standard deviation is 1: the first logits would be of size sqrt(D)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def epoch_of(
