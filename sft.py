@@ -33,7 +33,7 @@ def train(experiment: Experiment, path: Path) -> None:
     """Data, model, trainer, checkpoint: from top to bottom."""
     import minionerec_trainer as trainers
     from minionerec import artifacts, backbone, runs
-    from minionerec.dataset import fixed_subset, mixture
+    from minionerec.dataset import fixed_subset, mixture, window_samples
     from minionerec.ranking import validator
     from minionerec.training import early_stopping
 
@@ -52,7 +52,9 @@ def train(experiment: Experiment, path: Path) -> None:
     trie = runs.trie(sids, tokenizer)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     model = backbone.add_adapters(model, model_settings, sid_token_ids)
-    rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
+    train = samples.splits["train"] if s.rows == "per_target" else window_samples(
+        samples.train_sequences, experiment.data.max_history, experiment.seed)
+    rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
     runs.check_context(model, rows, "sft.max_tokens")
     runs.say(f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {runs.describe(model)}")
 

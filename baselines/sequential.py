@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from baselines.fitting import Log, Trained, cut_batches, fit, try_all
 from baselines.networks import NETWORKS, NextItemModel
 from minionerec.config import UserError
-from minionerec.dataset import Sample, Samples
+from minionerec.dataset import Sample, Samples, windows
 from minionerec.settings import BaselineSettings
 
 IGNORED = -100  # target of a padded position, torch's ignore_index
@@ -89,25 +89,6 @@ def train_step(model: NextItemModel, optimizer: torch.optim.Optimizer, rows: Seq
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
-
-
-def windows(sequences: Sequence[Sequence[int]], max_history: int, rng: np.random.Generator) -> list[Sequence[int]]:
-    """Cut every sequence into windows of at most ``max_history + 1`` items, in random order.
-
-    Neighbours share one item, so each item but a sequence's first is a target exactly once. The first cut of a sequence
-    that is too long for one window is random.
-
-        >>> sorted(windows([[1, 2, 3, 4, 5]], 4, np.random.default_rng(0)))
-        [[1, 2, 3, 4, 5]]
-        >>> sorted(windows([[1, 2, 3, 4, 5]], 2, np.random.default_rng(0)))
-        [[1, 2, 3], [3, 4, 5]]
-    """
-    cut = []
-    for sequence in sequences:
-        first = max_history if len(sequence) <= max_history + 1 else int(rng.integers(1, max_history + 1))
-        ends = range(first, len(sequence) - 1 + max_history, max_history)
-        cut += [sequence[max(0, end - max_history) : end + 1] for end in ends]
-    return [cut[i] for i in rng.permutation(len(cut)) if len(cut[i]) > 1]
 
 
 def batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

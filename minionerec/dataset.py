@@ -99,6 +99,35 @@ def build_samples(
     return splits, list(train_sequences.values())
 
 
+def windows(sequences: Sequence[Sequence[int]], max_history: int, rng: np.random.Generator) -> list[Sequence[int]]:
+    """Cut every sequence into windows of at most ``max_history + 1`` items, in random order.
+
+    Neighbours share one item, so each item but a sequence's first is a target exactly once. The first cut of a sequence
+    that is too long for one window is random.
+
+        >>> sorted(windows([[1, 2, 3, 4, 5]], 4, np.random.default_rng(0)))
+        [[1, 2, 3, 4, 5]]
+        >>> sorted(windows([[1, 2, 3, 4, 5]], 2, np.random.default_rng(0)))
+        [[1, 2, 3], [3, 4, 5]]
+    """
+    cut = []
+    for sequence in sequences:
+        first = max_history if len(sequence) <= max_history + 1 else int(rng.integers(1, max_history + 1))
+        ends = range(first, len(sequence) - 1 + max_history, max_history)
+        cut += [sequence[max(0, end - max_history) : end + 1] for end in ends]
+    return [cut[i] for i in rng.permutation(len(cut)) if len(cut[i]) > 1]
+
+
+def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:
+    """The train targets once more, each with the history that its window holds: from no item but the first to ``max_history``.
+
+    All targets of a window share one sequence, so that prefix trees compute it once, where histories that slide along a long
+    sequence share nothing. ``user_id`` is the window's number, ``timestamp`` the place of the target in it.
+    """
+    return [Sample(f"window {number}", tuple(row[:place]), row[place], place)
+            for number, row in enumerate(windows(sequences, max_history, np.random.default_rng(seed))) for place in range(1, len(row))]
+
+
 def task_rows(task: str, samples: Sequence[Sample], renderer: Renderer, num_items: int) -> list[Row]:
     """All rows of one task: one per sample, or one per item for the tasks that show a single item.
 

@@ -141,6 +141,9 @@ class SFTSettings:
     epochs: int = setting(10, "passes over the rows (paper)", low=1)
     batch_size: int = setting(1024, "rows per optimiser step over all processes (paper)", low=1)
     micro_batch_size: int = setting(64, "rows per forward and process; lower it when memory runs out", low=1)
+    rows: str = setting("per_target", "per_target: every target with its latest max_history items (paper); per_user: sequences cut into "
+                        "windows of max_history + 1 items, each target with what its window holds before it: many times fewer tokens where "
+                        "histories are long, if group_by_user keeps windows together", choices=("per_target", "per_user"))
     group_by_user: bool = setting(False, "keep a user's rows in one micro-batch, so that shared histories are computed once")
     learning_rate: float = setting(3e-4, "AdamW peak step size (paper)", above=0)
     schedule: str = setting("cosine", "shape after warm-up", choices=("cosine", "linear", "constant"))

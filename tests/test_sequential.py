@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from baselines import fitting, sequential
@@ -99,15 +97,6 @@ def test_padding_carries_no_target():
     items, targets = sequential.batch([[1, 2], [3, 4, 5]], torch.device("cpu"))
     assert items.tolist() == [[1, 0], [3, 4]]
     assert targets.tolist() == [[2, sequential.IGNORED], [4, 5]]
-
-
-@given(st.lists(st.integers(1, 40), max_size=6), st.integers(1, 7), st.integers(0, 99))
-def test_every_item_but_the_first_is_a_target_exactly_once(lengths, max_history, seed):
-    sequences = [[(user, step) for step in range(length)] for user, length in enumerate(lengths)]
-    cut = sequential.windows(sequences, max_history, np.random.default_rng(seed))
-    assert all(2 <= len(row) <= max_history + 1 for row in cut)
-    assert sorted(item for row in cut for item in row[1:]) == sorted(item for sequence in sequences for item in sequence[1:])
-    assert all(later == (user, step + 1) for row in cut for (user, step), later in zip(row, row[1:], strict=False))
 
 
 def test_validation_ndcg_is_that_of_the_metrics(trained):
