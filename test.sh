@@ -3,6 +3,7 @@
 #
 #   bash test.sh                    everything but the long tests
 #   bash test.sh -m slow            the long tests; any arguments go to pytest
+#   bash test.sh -n 0               in one process (by default one per core, at most four)
 #
 # MINIONEREC_REAL_DATA names the folder with real data sets; tests that need one are skipped without it.
 set -euo pipefail
@@ -11,4 +12,4 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
 help_if_asked "$@"
 set_up
 cd "$ROOT"
-exec "$PYTHON" -m pytest -m "not slow" "$@"     # of two -m, pytest takes the last
+exec "$PYTHON" -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile "$@"     # of two -m or -n, pytest takes the last
