@@ -221,21 +221,20 @@ def exposure(
 ) -> dict[str, float]:
     """How the recommendations are spread over the catalogue; ids that are not in it do not count.
 
-    For every K: ``coverage@K``, the share of the catalogue that is in some top K; ``gini@K`` of how often each item is in one,
-    ``sum_i (2 i - n - 1) x_i / (n sum x)`` over ascending x, i from 1 (0 is even, near 1 is all on one item);
-    ``mean_popularity@K``, train interactions of a recommended item; ``novelty@K``, mean self-information of a recommended item
-    in bits (Zhou et al. 2010, doi:10.1073/pnas.1000488107), ``-log2 p`` with p its share of the train interactions. One is added
-    to every item's count there, so that an item without any has p = 1 / (interactions + items).
+    For every K: ``coverage@K``, the share of the catalogue that is in some top K; ``gini@K`` of how often each item is in one
+    (0 is even, near 1 is all on one item); ``mean_popularity@K``, train interactions of a recommended item; ``novelty@K``, mean
+    self-information of a recommended item in bits (Zhou et al. 2010, doi:10.1073/pnas.1000488107), ``-log2 p`` with p its share
+    of the train interactions. One is added to every item's count there, so that an item without any has
+    p = 1 / (interactions + items).
     """
     n, index = len(catalogue), {item: i for i, item in enumerate(catalogue)}
     popularity = np.array([train_counts.get(item, 0) for item in catalogue])
     bits = -np.log2((popularity + 1) / (popularity.sum() + n))
-    weights = 2 * np.arange(1, n + 1) - n - 1
     spread: dict[str, float] = {}
     for k in ks:
         shown = np.bincount([index[item] for items in lists for item in items[:k] if item in index], minlength=n)
         slots = max(int(shown.sum()), 1)
-        spread |= {f"coverage@{k}": np.count_nonzero(shown) / n, f"gini@{k}": int(weights @ np.sort(shown)) / (n * slots),
+        spread |= {f"coverage@{k}": np.count_nonzero(shown) / n, f"gini@{k}": gini(shown) if shown.any() else 0.0,
                    f"mean_popularity@{k}": int(popularity @ shown) / slots, f"novelty@{k}": math.fsum(bits * shown) / slots}
     return spread
 
