@@ -39,7 +39,8 @@ NETWORK_SETTINGS = tuple(key for key in _BASELINES if ".tiger_" not in key)
 # The sections of the YAML that decide what a stage writes; a finished stage is only "the same" if these agree.
 SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
-    "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"), "evaluate": ("seed", "evaluate", "model.dtype", "sft.max_tokens"),
+    "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"),
+    "evaluate": ("seed", "evaluate", "model.dtype", "model.template", "sft.max_tokens", "data.max_history"),
     "baselines": ("seed", "evaluate.bootstrap_samples"),
     "baseline_networks": ("seed", "evaluate.bootstrap_samples", *NETWORK_SETTINGS),
     "baseline_tiger": ("seed", "evaluate.bootstrap_samples", *TIGER_SETTINGS),

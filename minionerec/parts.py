@@ -60,7 +60,7 @@ def read_part(folder: Path, number: int) -> list[str] | None:
     for file in folder.glob(f"part-{number:05d}.*.jsonl"):
         content = file.read_bytes()
         if file.name.split(".")[1] == _digest(content):
-            return content.decode().splitlines()
+            return [line.decode() for line in content.splitlines()]     # as text they would be cut at U+2028 in an id, too
         file.unlink()
     return None
 

@@ -32,10 +32,18 @@ def metrics_table(
         if len(header) > len(cells):
             cells.append("-" if not intervals[name] else f"{intervals[name][0]:.4f}-{intervals[name][1]:.4f}")
         lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    padded = [[line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-              for line in lines]
-    return "\n".join("  ".join(cells) for cells in padded)
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many cells as a table: the first column to the left, the others to the right.
+
+        >>> print(aligned([["", "HR@1"], ["markov", "-"]]))
+                HR@1
+        markov     -
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
 
 
 def curves(log: Sequence[Mapping[str, Any]], path: Path) -> None:

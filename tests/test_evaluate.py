@@ -255,3 +255,18 @@ def test_a_finished_evaluation_with_shorter_prompts_is_another_one(tmp_path, che
     shorter = dataclasses.replace(experiment, sft=dataclasses.replace(experiment.sft, max_tokens=20))
     with pytest.raises(UserError, match="was made with other settings \\(sft.max_tokens: 512 -> 20\\)"):
         artifacts.is_done(shorter, "evaluate", path)
+
+
+def test_parts_give_back_the_lines_that_were_written_whatever_is_in_them(tmp_path):
+    lines = ['{"user_id": "a\u2028b"}', '{"user_id": "\x85"}']
+    assert parts.open_parts(tmp_path / "p", {"a": 1}) == []
+    parts.write_part(tmp_path / "p", 3, lines)
+    assert parts.read_part(tmp_path / "p", 3) == lines and parts.missing_parts(tmp_path / "p", 5) == [0, 1, 2, 4]
+
+
+def test_parts_without_a_word_on_their_run_are_not_used(tmp_path):
+    parts.open_parts(tmp_path / "p", {"a": 1})
+    parts.write_part(tmp_path / "p", 0, ["x"])
+    (tmp_path / "p/run.json").write_text("{")
+    assert parts.open_parts(tmp_path / "p", {"a": 1}) == ["run.json is missing or damaged"]
+    assert parts.missing_parts(tmp_path / "p", 1) == [0]
