@@ -21,10 +21,13 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minionerec.config import UserError
 from minionerec.settings import BaselineSettings, Experiment
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANIFEST = "MANIFEST.json"
 COMMANDS = {
@@ -283,6 +286,20 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An array of numbers from an ``.npy`` file; nothing in it is unpickled.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -74,8 +74,10 @@ def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model '{source}': cannot be loaded: {reason}; expected a hub name or a folder in hub format "
-                        "(config.json, model.safetensors, tokenizer.json)") from error
+        expected = "expected a hub name or a folder in hub format (config.json, model.safetensors, tokenizer.json)"
+        if "custom code" in reason:
+            expected = "if you trust whoever wrote that code, set model.trust_remote_code: true"
+        raise UserError(f"model '{source}': cannot be loaded: {reason}; {expected}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return warn_if_slow(enable_trees(model.eval())), tokenizer
