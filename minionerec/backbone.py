@@ -7,6 +7,7 @@ of ours) plus ``sids.json`` and ``prompt_template.json``: what its tokens and it
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -78,6 +79,10 @@ def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
         if "custom code" in reason:
             expected = "if you trust whoever wrote that code, set model.trust_remote_code: true"
         raise UserError(f"model '{source}': cannot be loaded: {reason}; {expected}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"model '{source}': its tokenizer has {len(tokenizer)} tokens, its model only {rows}: they do not belong together; "
+                        "use the tokenizer that was saved with the model")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return warn_if_slow(enable_trees(model.eval())), tokenizer
@@ -209,8 +214,10 @@ def check_sids(checkpoint: Path, sids: SidTable) -> None:
     if trained["codebook_sizes"] != sids.codebook_sizes:
         moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained['codebook_sizes']}")
     if moved:
+        theirs = hashlib.sha256(file.read_bytes()).hexdigest()
         raise UserError(f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; {len(moved)} differences between "
-                        f"{file} and {sids.sha256[:12]}); use the checkpoint that was trained on them, or train again")
+                        f"{file}, sha256 {theirs[:12]}, and {sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was trained "
+                        "on them, or train again")
 
 
 @contextlib.contextmanager
