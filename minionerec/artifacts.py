@@ -297,7 +297,8 @@ def load_array(path: Path) -> np.ndarray:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        with open(path, "rb") as handle:
+            return np.lib.format.read_array(handle, allow_pickle=False)
     except ValueError as error:
         raise UserError(f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again") from error
 

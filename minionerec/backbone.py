@@ -7,8 +7,6 @@ of ours) plus ``sids.json`` and ``prompt_template.json``: what its tokens and it
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -32,7 +30,7 @@ from transformers import (
 from minionerec.config import UserError
 from minionerec.prompts import Template, save_template
 from minionerec.settings import ModelSettings
-from minionerec.sids import SIDS_FILE, SidTable
+from minionerec.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.trees import enable_trees
 
 SCRATCH = "scratch"
@@ -73,7 +71,7 @@ def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         expected = "expected a hub name or a folder in hub format (config.json, model.safetensors, tokenizer.json)"
         if "custom code" in reason:
@@ -207,17 +205,16 @@ def check_sids(checkpoint: Path, sids: SidTable) -> None:
     file = checkpoint / SIDS_FILE
     if not file.is_file():
         return
-    trained = json.loads(file.read_text(encoding="utf-8"))
+    trained = load_sids(file)
     ours = dict(zip(sids.item_ids, map(list, sids.codes), strict=True))
-    moved = [f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}" for item, codes in trained["sids"].items()
-             if ours.get(item) != codes]
-    if trained["codebook_sizes"] != sids.codebook_sizes:
-        moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained['codebook_sizes']}")
+    theirs = dict(zip(trained.item_ids, map(list, trained.codes), strict=True))
+    moved = [f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}" for item, codes in theirs.items() if ours.get(item) != codes]
+    if trained.codebook_sizes != sids.codebook_sizes:
+        moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained.codebook_sizes}")
     if moved:
-        theirs = hashlib.sha256(file.read_bytes()).hexdigest()
         raise UserError(f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; {len(moved)} differences between "
-                        f"{file}, sha256 {theirs[:12]}, and {sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was trained "
-                        "on them, or train again")
+                        f"{file}, sha256 {trained.sha256[:12]}, and {sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was "
+                        "trained on them, or train again")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minionerec.artifacts import COMMANDS, stage_path
+from minionerec.artifacts import COMMANDS, MANIFEST, stage_path, verify
 from minionerec.config import UserError, one_line_errors, read_command_line
 from minionerec.report import metrics_table
 from minionerec.settings import Experiment
@@ -30,11 +30,14 @@ def measured(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """One ``metrics.json``.
+    """One ``metrics.json``, compared with the manifest of the directory that it was committed in.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is not JSON, or not what was written.
     """
+    for folder in path.parents[:2]:
+        if (folder / MANIFEST).is_file():
+            verify(folder)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
