@@ -12,16 +12,16 @@ into the same micro-batches, losses are sums over a global count, and noise come
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -32,11 +32,12 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from minionerec import artifacts, backbone
-from minionerec.beam_search import Beams, constrained_beam_search, make_decoder
+from minionerec.batches import collate_rl, collate_sft
+from minionerec.beam_search import Beams, NotFinite, constrained_beam_search, make_decoder
 from minionerec.config import UserError
 from minionerec.dataset import Row
 from minionerec.output_head import LogitsHead, OutputHead, children_logps, pick_child, vocab_logps
-from minionerec.policy import GroupBatch, GroupOutput, exact_kl, k3_kl, label_pairs
+from minionerec.policy import GroupBatch, GroupOutput, exact_kl, k3_kl
 from minionerec.prompts import Template
 from minionerec.rewards import group_advantages
 from minionerec.settings import RLSettings
@@ -92,7 +93,7 @@ class RankingTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rank the validation rows; every process takes its share inside ``validate``."""
-        with backbone.fits_memory(f"{self.contents.stage}.eval_beams"):
+        with backbone.fits_memory(f"{self.contents.stage}.eval_beams"), self._named(self.state.global_step):
             metrics = {f"eval_{key}": value for key, value in self.validate(self.whole_model()).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -106,13 +107,27 @@ class RankingTrainer(Trainer):
                 last good checkpoint, are named. Or memory ran out.
         """
         self._seed_micro_batch()
-        with backbone.fits_memory(f"{self.contents.stage}.micro_batch_size, or set model.gradient_checkpointing: true"):
-            loss = super().training_step(*args, **kwargs)
-        everywhere = self.accelerator.reduce(loss).item()
-        if not math.isfinite(everywhere):
-            raise UserError(f"step {self.state.global_step + 1}: the loss is {everywhere}; {first_not_finite(self.whole_model())}; "
-                            f"{self._last_good()}; lower the learning rate or check the data")
+        with self._named(self.state.global_step + 1):
+            with backbone.fits_memory(f"{self.contents.stage}.micro_batch_size, or set model.gradient_checkpointing: true"):
+                loss = super().training_step(*args, **kwargs)
+            everywhere = self.accelerator.reduce(loss).item()
+            if not math.isfinite(everywhere):
+                raise NotFinite(", ".join([f"the loss is {everywhere}", *self._bad_terms()]))
         return loss
+
+    @contextlib.contextmanager
+    def _named(self, step: int) -> Iterator[None]:
+        """Say of a number that is none in which step it came up, where it is in the weights, and what is left."""
+        try:
+            yield
+        except NotFinite as error:
+            reason = str(error).partition(":")[0]
+            raise UserError(f"step {step}: {reason}; {first_not_finite(self.whole_model())}; {self._last_good()}; "
+                            "lower the learning rate or check the data") from error
+
+    def _bad_terms(self) -> list[str]:
+        """Parts of the last loss that are not finite; a subclass knows them."""
+        return []
 
     def _seed_micro_batch(self) -> None:
         """Dropout from the seed, the step and the micro-batch's place in it, whichever process has it."""
@@ -294,40 +309,10 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
 
 
-def collate_sft(rows: Sequence[Row], share: bool = True, trie: SidTrie | None = None, paths: list[list[int]] | None = None
-                ) -> dict[str, Any]:
-    """Rows to one packed tree with its (slot, label) pairs.
-
-    With a trie a SID's end-of-sequence token, which nothing can replace, is no label, and ``sid_pairs`` tells which pairs
-    are normalised over ``children``. Without rows the tree is one token and there is no pair.
-    """
-    if not rows:
-        none = torch.empty(0, dtype=torch.long)
-        return {"tree": pack_trees([[0]], share=share), "slots": none, "pair_rows": none, "shift_labels": none, "labels": none,
-                "sid_pairs": none, "children": none[:, None]}
-    is_sid = [trie is not None and row.task.endswith("to_sid") for row in rows]
-    sequences = [row.prompt + (row.completion[:-1] if sid else row.completion) for row, sid in zip(rows, is_sid, strict=True)]
-    tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
-    slots, pair_rows, labels, inverse = label_pairs(tree, sequences, [len(row.prompt) for row in rows])
-    lengths = [len(sequence) - len(row.prompt) for sequence, row in zip(sequences, rows, strict=True)]
-    sid_pairs = inverse[torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))]
-    above = [node for row, sid in zip(rows, is_sid, strict=True) if sid for node in [0, *paths[row.target_item][:-1]]]
-    children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64))) if above else torch.empty(0, 1, dtype=torch.long)
-    return {"tree": tree, "slots": slots, "pair_rows": pair_rows, "shift_labels": labels, "labels": labels, "sid_pairs": sid_pairs,
-            "children": children}       # the Trainer counts shift_labels, and only where there are labels
-
-
 def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:
     """0 that depends on every weight, for a process without rows: the others wait for its gradients all the same."""
     nothing = torch.empty(0, dtype=torch.long, device=tree.input_ids.device)
     return model(tree=tree, slots=nothing, readout=lambda hidden, head: head.columns(hidden, nothing.new_zeros(1)).sum())
-
-
-def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to what ``roll_out`` takes, with a label for each, as the Trainer counts labels."""
-    numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
-    labels = torch.zeros(len(rows))
-    return {"prompts": {"rows": rows, "numbers": numbers}, "shift_labels": labels, "labels": labels}
 
 
 class Rollouts(NamedTuple):
@@ -381,6 +366,9 @@ class GRPOTrainer(RankingTrainer):
             loss = zero_loss(model, pack_trees([[0]], share=self.share).to(self.args.device))
         self._logged += [(len(rollouts.prompts), rollouts.metrics), (len(kept), metrics)]
         return loss * self.accelerator.num_processes      # gradients are averaged over processes
+
+    def _bad_terms(self) -> list[str]:
+        return [f"{name} is {value}" for _, metrics in self._logged[-2:] for name, value in metrics.items() if not math.isfinite(value)]
 
     def _global_batches(self, times: int = 1) -> GlobalBatches:
         return super()._global_batches(self.settings.num_iterations)

@@ -111,13 +111,13 @@ def make_reward(experiment: Experiment, samples: Samples, sids: SidTable, sids_d
     import numpy as np
     import torch
 
-    from minionerec import rewards
+    from minionerec import artifacts, rewards
 
     weights = {name: weight for name, weight in experiment.rl.rewards.items() if weight}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embeddings = codes = score = None
     if "semantic" in weights:
-        embeddings = torch.from_numpy(np.load(sids_dir / "embeddings.npy").astype(np.float32)).to(device)
+        embeddings = torch.from_numpy(artifacts.load_array(sids_dir / "embeddings.npy").astype(np.float32)).to(device)
         embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
     if "prefix" in weights:
         longest = len(sids.codebook_sizes)

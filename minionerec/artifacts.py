@@ -21,10 +21,13 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minionerec.config import UserError
 from minionerec.settings import BaselineSettings, Experiment
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANIFEST = "MANIFEST.json"
 COMMANDS = {
@@ -307,6 +310,21 @@ def folder_sha256(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listing = json.dumps([[str(path.relative_to(folder)), sha256_file(path)] for path in files])
     return hashlib.sha256(listing.encode()).hexdigest() if files else ""
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An array of numbers from an ``.npy`` file; nothing in it is unpickled.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as handle:
+            return np.lib.format.read_array(handle, allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again") from error
 
 
 def write_json(path: Path, value: Any) -> None:

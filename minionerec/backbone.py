@@ -7,7 +7,6 @@ of ours) plus ``sids.json`` and ``prompt_template.json``: what its tokens and it
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,7 @@ from transformers import (
 from minionerec.config import UserError
 from minionerec.prompts import Template, save_template
 from minionerec.settings import ModelSettings
-from minionerec.sids import SIDS_FILE, SidTable
+from minionerec.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.trees import enable_trees
 
 SCRATCH = "scratch"
@@ -72,10 +71,16 @@ def load(source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model '{source}': cannot be loaded: {reason}; expected a hub name or a folder in hub format "
-                        "(config.json, model.safetensors, tokenizer.json)") from error
+        expected = "expected a hub name or a folder in hub format (config.json, model.safetensors, tokenizer.json)"
+        if "custom code" in reason:
+            expected = "if you trust whoever wrote that code, set model.trust_remote_code: true"
+        raise UserError(f"model '{source}': cannot be loaded: {reason}; {expected}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"model '{source}': its tokenizer has {len(tokenizer)} tokens, its model only {rows}: they do not belong together; "
+                        "use the tokenizer that was saved with the model")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return warn_if_slow(enable_trees(model.eval())), tokenizer
@@ -200,15 +205,16 @@ def check_sids(checkpoint: Path, sids: SidTable) -> None:
     file = checkpoint / SIDS_FILE
     if not file.is_file():
         return
-    trained = json.loads(file.read_text(encoding="utf-8"))
+    trained = load_sids(file)
     ours = dict(zip(sids.item_ids, map(list, sids.codes), strict=True))
-    moved = [f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}" for item, codes in trained["sids"].items()
-             if ours.get(item) != codes]
-    if trained["codebook_sizes"] != sids.codebook_sizes:
-        moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained['codebook_sizes']}")
+    theirs = dict(zip(trained.item_ids, map(list, trained.codes), strict=True))
+    moved = [f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}" for item, codes in theirs.items() if ours.get(item) != codes]
+    if trained.codebook_sizes != sids.codebook_sizes:
+        moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained.codebook_sizes}")
     if moved:
         raise UserError(f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; {len(moved)} differences between "
-                        f"{file} and {sids.sha256[:12]}); use the checkpoint that was trained on them, or train again")
+                        f"{file}, sha256 {trained.sha256[:12]}, and {sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was "
+                        "trained on them, or train again")
 
 
 @contextlib.contextmanager

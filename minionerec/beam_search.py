@@ -156,6 +156,10 @@ def make_decoder(model: torch.nn.Module) -> TreeDecoder | ReplayDecoder:
     return TreeDecoder(inner) if inner.takes_trees else ReplayDecoder(inner)
 
 
+class NotFinite(UserError):
+    """A model whose scores are NaN: every list would be empty, and every metric a plausible 0."""
+
+
 @torch.no_grad()
 def constrained_beam_search(
     decoder: TreeDecoder | ReplayDecoder,
@@ -184,6 +188,10 @@ def constrained_beam_search(
             arXiv:1903.06059, algorithm 1); ``sample``: W independent draws, which may repeat. Both draw from the trie's
             own distribution at ``temperature``; scores stay those of ``normalize``.
         generator: source of the noise; one for each prompt makes a prompt's results independent of its batch.
+
+    Raises:
+        UserError: a prompt is longer than the model's context.
+        NotFinite: the model's scores are not numbers.
     """
     context = getattr(decoder.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts)) + trie.num_levels
@@ -208,6 +216,8 @@ def constrained_beam_search(
         scores, order = (scores + end).sort(dim=1, descending=True, stable=True)
         state = state._replace(nodes=state.nodes.gather(1, order))
         token_logps = token_logps.gather(1, order[..., None].expand_as(token_logps))
+    if scores.isnan().any():
+        raise NotFinite("the model's scores are not numbers: one of its weights is NaN or infinite; use an earlier checkpoint")
     alive = scores > -torch.inf
     leaves = torch.where(alive, trie.leaf[state.nodes].long(), -1)
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)

@@ -17,7 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from minionerec.config import UserError
 from minionerec.prompts import Renderer
+
+SPLITS = ("train", "valid", "test")
 
 
 class Sample(NamedTuple):
@@ -63,12 +66,26 @@ class Row:
 
 
 def load_samples(data_dir: Path, max_history: int) -> Samples:
-    """Read a committed ``runs/<name>/data`` directory."""
+    """Read a committed ``runs/<name>/data`` directory.
+
+    Raises:
+        UserError: an item id occurs twice, or an interaction has an unknown item or split (the row is named).
+    """
     items = pd.read_parquet(data_dir / "items.parquet")
     interactions = pd.read_parquet(data_dir / "interactions.parquet")
     index = {item_id: i for i, item_id in enumerate(items["item_id"])}
+    _refuse(data_dir / "items.parquet", items["item_id"], items["item_id"].duplicated(), "every id once")
+    _refuse(data_dir / "interactions.parquet", interactions["item_id"], ~interactions["item_id"].isin(index), "an item_id of items.parquet")
+    _refuse(data_dir / "interactions.parquet", interactions["split"], ~interactions["split"].isin(SPLITS), "train, valid or test")
     splits, train_sequences = build_samples(interactions, index, max_history)
     return Samples(items, splits, train_sequences)
+
+
+def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> None:
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(f"{file}, row {row}: {column.name}: got '{column.iloc[row]}', expected {expected} ({int(bad.sum())} rows are "
+                        f"wrong); delete {file.parent} and make it again")
 
 
 def build_samples(
@@ -84,7 +101,7 @@ def build_samples(
     Returns:
         The samples of each split in the order of their targets' rows, and each user's train items in order.
     """
-    splits: dict[str, list[Sample]] = {"train": [], "valid": [], "test": []}
+    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     seen: dict[str, list[int]] = {}
     train_sequences: dict[str, list[int]] = {}
     columns = (interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split"))

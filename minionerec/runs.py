@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import shutil
 import sys
 import warnings
@@ -195,7 +196,11 @@ def train_or_resume(trainer: Trainer) -> None:
         artifacts.check_parents(last, manifest)
         say(f"continuing from {last}")
     trainer.stop_signal.listen()
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{last}: its state holds more than numbers, and what it holds is not run; delete {last}: the run then continues "
+                        "from an earlier checkpoint or starts again") from error
     if trainer.stop_signal.received:
         say(f"stopped by signal {trainer.stop_signal.received} at step {trainer.state.global_step}, which is saved; "
             "the same command continues")

@@ -31,6 +31,7 @@ class SidTable:
     codes: list[tuple[int, ...]]
     codebook_sizes: list[int]
     sha256: str
+    path: Path = Path(SIDS_FILE)        # where it was read from, for messages
 
     def tokens(self) -> list[str]:
         """Every SID token of every level, ``<a_0> <a_1> ... <b_0> ...``, used by an item or not."""
@@ -83,7 +84,7 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
                         "run `bash rqvae/rqvae.sh` again")
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
-    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest())
+    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path)
 
 
 def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -202,7 +203,7 @@ def load_encoder(experiment: Experiment, device: torch.device) -> SentenceTransf
             name, device=str(device), trust_remote_code=experiment.model.trust_remote_code,
             model_kwargs={"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32},
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"sids.encoder: '{experiment.sids.encoder}' cannot be loaded ({reason}); "
                         "give a sentence-transformers model by hub name, or the folder of one") from error

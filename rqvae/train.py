@@ -24,7 +24,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.artifacts import (  # noqa: E402
-    append_log, committed, is_done, link_or_copy, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
+    append_log, committed, is_done, link_or_copy, load_array, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
 )
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
@@ -103,7 +103,7 @@ def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
         found, wanted = ([*group, "nothing"][min(at, len(group))] for group in (ids, expected_ids))
         raise UserError(f"{folder / 'item_ids.json'}, row {at}: '{found}', expected '{wanted}' as in items.parquet "
                         f"({len(ids)} ids for {len(expected_ids)} items); delete {folder} and run `bash rqvae/rqvae.sh` again")
-    return np.load(folder / "embeddings.npy", allow_pickle=False)
+    return load_array(folder / "embeddings.npy")
 
 
 def read_given(path: Path, item_ids: list[str], settings_sizes: list[int]) -> tuple[np.ndarray, list[int]]:

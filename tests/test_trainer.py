@@ -140,43 +140,6 @@ def train(stage, experiment):
     return path
 
 
-@pytest.mark.parametrize("stage", [sft, rl])
-def test_the_cut_into_micro_batches_changes_no_step(tmp_path, stage):
-    """1 x 16 = 4 x 4 rows, with rows of different lengths, an incomplete last batch and sampled rollouts."""
-    logs = []
-    for micro in (16, 4):
-        experiment = tiny_run(tmp_path / str(micro), sft={
-            "tasks": {"sid_to_sid": 1.0, "sid_to_title": 1.0}, "epochs": 1, "batch_size": 16, "micro_batch_size": micro,
-            "learning_rate": 1e-2, "eval_rows": 10, "dropout": 0.0}, rl={
-            "num_generations": 4, "batch_size": 16, "micro_batch_size": micro, "epochs": 1.3, "evals": 2, "eval_rows": 10,
-            "eval_beams": 10, "learning_rate": 1e-3, "rollout": "gumbel", "beta": 0.1, "sft_weight": 0.1})
-        if stage is rl:
-            train(sft, tiny_run(tmp_path / str(micro), sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 16, "eval_rows": 10}))
-        path = train(stage, experiment)
-        logs.append([json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()])
-    assert len([row for row in logs[0] if "loss" in row]) >= 5
-    for one, four in zip(*logs, strict=True):
-        for key in {"loss", "grad_norm", "reward", "kl", "eval_NDCG@10"} & one.keys():
-            assert four[key] == pytest.approx(one[key], abs=1e-5), (one["step"], key)
-
-
-def test_a_nan_stops_the_run_within_one_step_and_is_never_saved(tmp_path, monkeypatch):
-    experiment = tiny_run(tmp_path)
-    built = backbone.build
-
-    def poisoned(*args):
-        model, tokenizer = built(*args)
-        with torch.no_grad():
-            model.model.layers[0].mlp.up_proj.weight[3, 3] = float("nan")
-        return model, tokenizer
-
-    monkeypatch.setattr(backbone, "build", poisoned)
-    with pytest.raises(UserError, match=r"step 1: the loss is nan; parameter 'model.layers.0.mlp.up_proj.weight' has 1 values that are "
-                                        "not finite; there is no earlier checkpoint"):
-        train(sft, experiment)
-    assert not list(tmp_path.rglob("checkpoint-*")) and not artifacts.stage_path(experiment, "sft").exists()
-
-
 def test_resuming_with_other_settings_is_refused_and_lists_them(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "save_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
