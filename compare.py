@@ -8,7 +8,8 @@
 RUN is a directory with predictions.jsonl and metrics.json; or an experiment's folder, which stands for its baselines/* and
 evaluate/*-test; or several of the first kind, joined by commas or found by a pattern, that are seeds of one method.
 Experiments that differ only in their seed are seeds of the same methods. Users are the units throughout: of several seeds
-a row counts by its mean.
+a row counts by its mean. So the test says whether other users would show the difference; whether another training would is
+what the deviation over seeds tells.
 
     --to NAME        the method that the others are compared with; the first by default
     --metric A,B     what they are compared on; NDCG@10,HR@10 by default
@@ -23,7 +24,7 @@ import difflib
 import glob
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,21 +121,22 @@ def read_methods(words: Sequence[str]) -> list[Method]:
         UserError: something is not there, damaged, or not what it should be; there is nothing to compare.
     """
     groups: list[list[Path]] = []
-    of_experiments: dict[str, list[list[Path]]] = defaultdict(list)
+    of_experiments: list[list[Path]] = []           # those of the groups that further experiments may have seeds for
     for word in words:
         paths = expand(word)
-        if len(paths) > 1:
-            check_seeds(paths)
         if len(paths) > 1 or is_ranking(paths[0]):
+            check_seeds(paths)
             groups.append(paths)
             continue
         for path in rankings_of(paths[0]):
-            same = next((group for group in of_experiments[path.name] if are_seeds(group, path)), None)
+            same = next((group for group in of_experiments if group[0].name == path.name and are_seeds(group, path)), None)
             if same is None:
-                groups.append([path])
-                of_experiments[path.name].append(groups[-1])
-            else:
-                same.append(path)
+                of_experiments.append(same := [])
+                groups.append(same)
+            same.append(path)
+    twice = [path for path, times in Counter(path for group in groups for path in group).items() if times > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: is named twice, by itself or with its experiment; name it once")
     if len(groups) < 2:
         raise UserError(f"{words[0]}: is one method only; name at least two to compare")
     return [Method(name, [read_ranking(path) for path in paths]) for name, paths in zip(names_of(groups), groups, strict=True)]

@@ -237,7 +237,7 @@ def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp
     user, target = rows[0]["user_id"], rows[0]["target_item_id"]
     short = committed(made, "short", rows[1:])
     refused(f"{short}/predictions.jsonl: user '{user}' with target '{target}' is missing; it has 39 of the 40 rows of the test split of "
-            f"{data}", short, short)
+            f"{data}", short, committed(made, "also short", rows[1:]))
     foreign = committed(made, "foreign", rows)
     manifest = foreign / "MANIFEST.json"
     change_line(2, lambda row: row | {"item_ids": ["b00k", *row["item_ids"][1:]]})(foreign)
@@ -277,14 +277,15 @@ def test_a_damaged_ranking_or_one_whose_data_was_made_again_is_refused(tmp_path)
     path = committed(made, "x", lists(rows_of(data), 0, 0.5))
     content = (path / "predictions.jsonl").read_bytes()
     (path / "predictions.jsonl").write_bytes(content.replace(b"-3.0", b"-4.0", 1))
+    other = committed(made, "y", lists(rows_of(data), 1, 0.5))
     refused(f"{path}/predictions.jsonl: is damaged (its sha256 is not the one in MANIFEST.json); delete {path} and make it again",
-            path, path)
+            path, other)
     (path / "predictions.jsonl").write_bytes(content)
     shutil.rmtree(data)
     with artifacts.committed(data, "data", {}, []) as staging:
         (staging / "items.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match=f"^{path}: was made from another {data} "):
-        compare.main([str(path), str(path)])
+        compare.main([str(path), str(other)])
 
 
 def test_metrics_that_are_not_those_of_the_rows_are_refused(world, tmp_path):
@@ -333,6 +334,7 @@ def test_lists_too_short_for_a_metric_are_refused_and_shown_with_a_dash(world, t
 @pytest.mark.parametrize("words, message", [
     (["bad", "good", "--metric", "NDGC@10"], "--metric: got 'NDGC@10', expected some of .*; did you mean 'NDCG@10'\\?"),
     (["bad", "good", "--to", "best"], "--to: got 'best', expected one of bad, good"),
+    (["bad", "bad"], ".*/bad: is named twice, by itself or with its experiment; name it once"),
     (["bad"], ".*/bad: is one method only; name at least two to compare"),
     (["bad", "good", "--samples", "5"], "--samples: got 5, expected at least 100"),
     (["bad", "good", "--beta", "5"], "compare.py: unrecognized arguments: --beta 5; --help says more"),
