@@ -114,7 +114,7 @@ def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
         case "item_knn":
             candidates = rules.knn_candidates(samples.train_sequences, num_items)
         case "text_knn":
-            candidates = rules.text_candidates(np.load(inputs.sids_dir / "embeddings.npy", allow_pickle=False).astype(np.float32))
+            candidates = rules.text_candidates(artifacts.load_array(inputs.sids_dir / "embeddings.npy").astype(np.float32))
     best, values = rules.choose(candidates, samples.splits["valid"], order)
     chosen = candidates[best]
     if len(candidates) > 1:

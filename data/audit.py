@@ -69,7 +69,7 @@ def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
     split_rule = json.loads((sources["data"] / "stats.json").read_text(encoding="utf-8"))["split"]
     embeddings = None
     if "sids" in sources:
-        embeddings = np.load(sources["sids"] / "embeddings.npy", allow_pickle=False)
+        embeddings = artifacts.load_array(sources["sids"] / "embeddings.npy")
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     prompts = read_prompts(experiment, samples, sources) if {"sids", "sft"} <= sources.keys() else None
     return Evidence(samples, interactions, split_rule, embeddings, prompts)
