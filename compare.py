@@ -213,6 +213,19 @@ def are_seeds(group: Sequence[Path], path: Path) -> bool:
     return all(without_seeds(one) == without_seeds(settings[-1]) and one != settings[-1] for one in settings[:-1])
 
 
+def notes_on(methods: Sequence[Method]) -> list[str]:
+    """In what methods of the same directory name differ, which is why they are not seeds of one."""
+    notes = []
+    for number, method in enumerate(methods):
+        path = method.rankings[0].path
+        first = next((other for other in methods[:number] if other.rankings[0].path.name == path.name), None)
+        if first:
+            changed = artifacts.settings_difference(*(without_seeds(lineage(each)) for each in (first.rankings[0].path, path)))
+            more = f" and {len(changed) - 4} more settings" if len(changed) > 4 else ""
+            notes.append(f"{first.name} -> {method.name}: {'; '.join(changed[:4]) or 'no setting but, at most, the seed differs'}{more}")
+    return notes
+
+
 def check_seeds(paths: Sequence[Path]) -> None:
     """Refuse rankings that are said to be seeds of one method and are not; what the pipeline did not write is believed.
 
@@ -442,8 +455,9 @@ def find_reference(name: str | None, methods: Sequence[Method]) -> Method:
 def compared(methods: Sequence[Method], reference: Method, keys: Sequence[str], samples: int) -> dict[str, Any]:
     """What is printed and written: per method its means, deviations and intervals, and the differences to the reference."""
     users = [user for user, _ in reference.rankings[0].pairs]
-    figures: dict[str, Any] = {"rows": len(users), "users": len(set(users)), "split": reference.rankings[0].metrics["split"],
-                               "reference": reference.name, "samples": samples, "methods": {}, "differences": []}
+    figures: dict[str, Any] = {
+        "split": reference.rankings[0].metrics["split"], "rows": len(users), "users": len(set(users)), "reference": reference.name,
+        "samples": samples, "methods": {}, "differences": [], "notes": notes_on(methods)}
     for method in methods:
         shown = {key: values for key, values in method.values.items() if key in (*TABLE_KEYS, *keys)}
         figures["methods"][method.name] = {
@@ -477,7 +491,7 @@ def as_text(figures: Mapping[str, Any]) -> str:
     parts.append(aligned(lines))
     parts.append(f"* p < {LEVEL:g} two-sided, after Holm's correction over these {len(differences)} comparisons. Paired randomisation\n"
                  f"test and bootstrap over users, {figures['samples']:,} draws each; of several seeds a row counts by its mean.")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + ["\n".join(figures["notes"])] * bool(figures["notes"]))
 
 
 if __name__ == "__main__":

@@ -156,9 +156,11 @@ def test_experiments_that_differ_in_their_seed_are_seeds_of_the_same_methods(thr
     assert re.search(rf"^net +3( +0\.\d{{4}}){{2}} +{statistics.stdev(single):.4f} ", printed, re.M)
 
 
-def test_an_experiment_with_another_setting_is_another_method(three_seeds, tmp_path):
+def test_an_experiment_with_another_setting_is_another_method_and_the_setting_is_named(three_seeds, tmp_path, capsys):
     figures = figures_of(tmp_path, three_seeds / "a", three_seeds / "b", three_seeds / "d")
     assert {name: method["seeds"] for name, method in figures["methods"].items()} == {"a/net": 2, "rule": 3, "d/net": 1}
+    assert figures["notes"] == ["a/net -> d/net: baselines: width: 32 -> 64"]
+    assert capsys.readouterr().out.splitlines()[-1] == figures["notes"][0]
 
 
 def test_a_pattern_or_commas_name_the_seeds_of_one_method(three_seeds, tmp_path):
