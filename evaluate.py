@@ -162,7 +162,7 @@ def measure(experiment: Experiment, samples: Samples, sids: SidTable, trie: SidT
     """The content of ``metrics.json`` but for the cost.
 
     Raises:
-        UserError: there are recommendations that must not be, or none where there must be some.
+        UserError: there are recommendations that must not be.
     """
     from minionerec.dataset import train_counts
     from minionerec.metrics import score_predictions
@@ -176,12 +176,9 @@ def measure(experiment: Experiment, samples: Samples, sids: SidTable, trie: SidT
     if metrics["invalid"] or metrics["duplicates"]:
         raise UserError(f"{metrics['invalid']} recommended ids are not in the catalogue and {metrics['duplicates']} are repeated; "
                         "nothing was written, since this must never happen: please report it with your config")
-    empty = sum(not record["item_ids"] for record in records)
-    if empty and not s.exclude_history:
-        raise UserError(f"evaluate.checkpoint: {empty:,} of {len(records):,} rows got no recommendation: the scores that {s.checkpoint} "
-                        "gives them are not finite; nothing was written, use a checkpoint whose weights are")
     return metrics | {"num_beams": s.num_beams, "checkpoint": str(s.checkpoint), "split": s.split, "sids_sha256": sids.sha256,
-                      "normalize": s.normalize, "exclude_history": s.exclude_history, "empty": empty}
+                      "normalize": s.normalize, "exclude_history": s.exclude_history,
+                      "empty": sum(not record["item_ids"] for record in records)}
 
 
 def report(metrics: dict[str, Any], path: Path) -> None:

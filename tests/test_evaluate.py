@@ -243,8 +243,7 @@ def test_a_model_that_is_not_finite_is_refused_instead_of_scored_zero(tmp_path, 
 
     monkeypatch.setattr(backbone, "load", broken)
     experiment, path = world(tmp_path, checkpoint)
-    with pytest.raises(UserError, match="^evaluate.checkpoint: 40 of 40 rows got no recommendation: the scores that .* gives them are "
-                                        "not finite; nothing was written, use a checkpoint whose weights are$"):
+    with pytest.raises(UserError, match="^the model's scores are not numbers: one of its weights is NaN or infinite"):
         evaluate.evaluate(experiment, path)
     assert not path.exists()
 
