@@ -35,7 +35,7 @@ class Result:
     def predictions(self) -> list[dict[str, Any]]:
         """The rows of ``predictions.jsonl``; empty where there is no such file."""
         file = self.directory / "predictions.jsonl"
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        return [json.loads(line) for line in file.read_bytes().splitlines()] if file.is_file() else []
 
 
 class Comparison(NamedTuple):
