@@ -42,6 +42,7 @@ def main() -> None:
 def evaluate(experiment: Experiment, path: Path) -> None:
     """Checkpoint, ranking, metrics: from top to bottom."""
     from minionerec import artifacts, backbone, runs
+    from minionerec.cost import training_seconds
     from minionerec.prompts import load_template
     from minionerec.ranking import Ranker
 
@@ -72,6 +73,8 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     # Measure
     if state.is_main_process:
         records = [json.loads(line) for line in lines]
+        if s.checkpoint in ("sft", "rl"):
+            spent["train_seconds"] = training_seconds(checkpoint.parent, s.checkpoint)
         metrics = measure(experiment, samples, sids, trie, records) | {"cost": spent}
         with artifacts.committed(path, "evaluate", settings, [data_dir, sids_dir, *parents], **digests) as staging:
             artifacts.write_json(staging / "metrics.json", metrics)

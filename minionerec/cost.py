@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
+from pathlib import Path
 
 import torch
+
+from minionerec.artifacts import append_log
+
+TIMING = "timing.jsonl"     # in runs/<name>: outside the committed directories, whose bytes no clock may change
 
 
 def cost(
@@ -26,6 +32,29 @@ def cost(
     return {"parameters": parameters, "train_seconds": _rounded(train_seconds), "users": users, "seconds": _rounded(seconds),
             "users_per_second": _rounded(users / seconds), "prompt_tokens_per_user": _rounded(prompt_tokens_per_user),
             "peak_memory_mb": _rounded(peak)}
+
+
+def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:
+    """Add one process's part of a training to ``runs/<name>/timing.jsonl``."""
+    append_log(run / TIMING, {"stage": stage, "from_step": from_step, "to_step": to_step, "seconds": round(seconds, 3)})
+
+
+def training_seconds(run: Path, stage: str) -> float | None:
+    """How long a stage's training took, validations included; of RL with the SFT before it.
+
+    None where a part is not known: another machine's, or one that was killed before it could say. Steps that a kill
+    threw away are not counted either.
+    """
+    total, file = 0.0, run / TIMING
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    for name in ("sft", "rl") if stage == "rl" else (stage,):
+        parts = [row for row in rows if row["stage"] == name]
+        beginnings = [i for i, row in enumerate(parts) if row["from_step"] == 0]
+        parts = parts[beginnings[-1]:] if beginnings else []
+        if not parts or any(a["to_step"] != b["from_step"] for a, b in zip(parts, parts[1:], strict=False)):
+            return None
+        total += sum(row["seconds"] for row in parts)
+    return total
 
 
 def peak_memory_mb() -> float:

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from minionerec import artifacts, backbone
 from minionerec.config import UserError
+from minionerec.cost import note_training
 from minionerec.dataset import Row, Samples, load_samples
 from minionerec.prompts import TEMPLATES, Renderer, Template
 from minionerec.report import curves
@@ -195,12 +197,16 @@ def train_or_resume(trainer: Trainer) -> None:
                             "restore them, or delete it to start again")
         artifacts.check_parents(last, manifest)
         say(f"continuing from {last}")
+    start = time.perf_counter()
     trainer.stop_signal.listen()
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
         raise UserError(f"{last}: its state holds more than numbers, and what it holds is not run; delete {last}: the run then continues "
                         "from an earlier checkpoint or starts again") from error
+    if trainer.is_world_process_zero():
+        note_training(Path(trainer.args.output_dir).parent, trainer.contents.stage, int(last.name.rpartition("-")[2]) if last else 0,
+                      trainer.state.global_step, time.perf_counter() - start)
     if trainer.stop_signal.received:
         say(f"stopped by signal {trainer.stop_signal.received} at step {trainer.state.global_step}, which is saved; "
             "the same command continues")
