@@ -125,7 +125,8 @@ def make_reward(experiment: Experiment, samples: Samples, sids: SidTable, sids_d
     if "collaborative" in weights:
         score = collaborative_scores(experiment, samples, device)
 
-    def reward(items, targets, alive, histories):
+    def reward(items: Tensor, targets: Tensor, alive: Tensor, histories: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Each reward times its weight, ``(B, G)``, for items ``(B, G)``, targets ``(B,)`` and which items are there ``(B, G)``."""
         parts = {}
         for name, weight in weights.items():
             match name:

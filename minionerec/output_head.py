@@ -157,6 +157,7 @@ class _VocabLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, rows: Tensor,
                 tokens: Tensor) -> Tensor:
+        """``(J,)`` float32; arguments as those of ``vocab_logps`` and of ``Columns``."""
         columns = Columns(weight, bias, scale, cap)
         keep = any(ctx.needs_input_grad) and len(hidden) * len(weight) <= KEPT_ELEMENTS
         total = torch.full((len(hidden),), -torch.inf, device=hidden.device)
@@ -176,6 +177,7 @@ class _VocabLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden states, weight and bias for ``grad`` ``(J,)``; logits that were not kept are computed again."""
         hidden, weight, bias, rows, tokens, total, *kept = ctx.saved_tensors
         columns = Columns(weight, bias, ctx.scale, ctx.cap)
         of_row = torch.zeros_like(total).index_add_(0, rows, grad)                                  # (M,) sum of the row's pairs
