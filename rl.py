@@ -13,7 +13,6 @@ forward, KL included (``rl.kl_on_flat_groups``); (6) with adapters the reference
 from __future__ import annotations
 
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from minionerec.config import one_line_errors, read_command_line
