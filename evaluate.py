@@ -43,6 +43,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     """Checkpoint, ranking, metrics: from top to bottom."""
     from minionerec import artifacts, backbone, runs
     from minionerec.cost import training_seconds
+    from minionerec.dataset import seen_items
     from minionerec.prompts import load_template
     from minionerec.ranking import Ranker
 
@@ -67,7 +68,8 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     digests = {"sids_sha256": sids.sha256, "checkpoint_sha256": checkpoint_digest(checkpoint)}
     facts = settings | digests | {"data": artifacts.read_manifest(data_dir)["manifest_sha256"], "evaluate.batch_size": s.batch_size}
     with backbone.fits_memory("evaluate.num_beams"):
-        ranker = Ranker(model.to(state.device), rows, renderer, trie, s.num_beams, normalize=s.normalize, exclude_history=s.exclude_history)
+        ranker = Ranker(model.to(state.device), rows, renderer, trie, s.num_beams, normalize=s.normalize,
+                        unwanted=seen_items(data_dir, s.split) if s.exclude_history else None)
         lines, spent = rank_in_parts(ranker, sids.item_ids, parts_folder(path), facts)
 
     # Measure
@@ -116,7 +118,8 @@ def rank_in_parts(ranker: Ranker, item_ids: list[str], folder: Path, facts: dict
     found = ranker.rank([batch for number in mine for batch in parts[number]], progress="ranking" if state.is_main_process else None)
     for number in mine:
         records = [record for batch in parts[number] for record in
-                   predictions([ranker.samples[i] for i in batch], *next(found), ranker.trie, item_ids, ranker.exclude_history)]
+                   predictions([ranker.samples[i] for i in batch], *next(found), ranker.trie, item_ids,
+                               None if ranker.unwanted is None else [ranker.unwanted[i] for i in batch])]
         write_part(folder, number, [json.dumps(record, ensure_ascii=False) for record in records])
     peaks = gather_object([peak_memory_mb()])           # waits for all processes
     spent = cost(ranker.model.num_parameters(), time.perf_counter() - start, sum(len(batch) for number in todo for batch in parts[number]),

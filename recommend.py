@@ -50,9 +50,10 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = runs.trie(sids, tokenizer).to(device)
     sample = Sample("", tuple(index[item_id] for item_id in history)[-experiment.data.max_history:], 0, 0)
+    unwanted = [{index[item_id] for item_id in history}] if s.exclude_history else None
     leaves, scores = ranking.rank(ranking.Ranker(model.to(device), [sample], renderer, trie, max(k, s.num_beams),
-                                                 normalize=s.normalize, exclude_history=s.exclude_history))
-    record = ranking.predictions([sample], leaves, scores, trie, sids.item_ids, s.exclude_history)[0]
+                                                 normalize=s.normalize, unwanted=unwanted))
+    record = ranking.predictions([sample], leaves, scores, trie, sids.item_ids, unwanted)[0]
     titles = dict(zip(sids.item_ids, samples.items["title"], strict=True))
     print("history (oldest first):")
     for item_id in history:

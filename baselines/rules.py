@@ -19,7 +19,7 @@ that ``choose`` decides on validation targets; test targets are never looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -153,13 +153,24 @@ def top_k(scores: np.ndarray, order: np.ndarray, k: int) -> np.ndarray:
     return order[best]
 
 
-def rank(rule: Rule, histories: Sequence[Sequence[int]], order: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """``(B, k)`` item indexes, best first, and their ``(B, k)`` scores."""
+def rank(
+    scores_of: Callable[[Sequence[Sequence[int]]], np.ndarray], histories: Sequence[Sequence[int]], order: np.ndarray, k: int,
+    unwanted: Sequence[Collection[int]] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(B, k)`` item indexes, best first, and their ``(B, k)`` scores; -1 and -inf where only unwanted items are left.
+
+    Args:
+        scores_of: histories -> ``(B, N)``.
+        unwanted: per history, items that must not be ranked.
+    """
     found = []
     for start in range(0, len(histories), ROWS_AT_ONCE):
-        scores = rule.scores(histories[start : start + ROWS_AT_ONCE])
+        scores = scores_of(histories[start : start + ROWS_AT_ONCE])
+        for row, items in zip(scores, unwanted[start : start + ROWS_AT_ONCE] if unwanted else (), strict=False):
+            row[list(items)] = -np.inf
         items = top_k(scores, order, k)
-        found.append((items, np.take_along_axis(scores, items, axis=1)))
+        best = np.take_along_axis(scores, items, axis=1)
+        found.append((np.where(best == -np.inf, -1, items), best))
     return np.concatenate([items for items, _ in found]), np.concatenate([scores for _, scores in found])
 
 
@@ -196,7 +207,9 @@ def text_candidates(embeddings: np.ndarray) -> list[Rule]:
     return [text_neighbours(embeddings, window, again) for window, again in product(TEXT_WINDOWS, (True, False))]
 
 
-def choose(candidates: Sequence[Rule], valid: Sequence[Sample], order: np.ndarray) -> tuple[int, list[float]]:
+def choose(
+    candidates: Sequence[Rule], valid: Sequence[Sample], order: np.ndarray, unwanted: Sequence[Collection[int]] | None = None
+) -> tuple[int, list[float]]:
     """The candidate with the best validation NDCG@10 (the first of equals), and the NDCG@10 of each.
 
     Without validation samples there is nothing to choose by: the first candidate, and an empty list.
@@ -204,7 +217,7 @@ def choose(candidates: Sequence[Rule], valid: Sequence[Sample], order: np.ndarra
     if not valid:
         return 0, []
     histories = [sample.history for sample in valid]
-    values = [ndcg_at_10(rank(rule, histories, order, 10)[0], valid) for rule in candidates]
+    values = [ndcg_at_10(rank(rule.scores, histories, order, 10, unwanted)[0], valid) for rule in candidates]
     return int(np.argmax(values)), values
 
 

@@ -26,7 +26,7 @@ from baselines import rules
 from minionerec import artifacts
 from minionerec.config import UserError, one_line_errors, read_command_line
 from minionerec.cost import cost
-from minionerec.dataset import Sample, Samples, load_samples, train_counts
+from minionerec.dataset import Samples, load_samples, seen_items, train_counts
 from minionerec.metrics import KS, score_predictions
 from minionerec.report import curves, metrics_table
 from minionerec.settings import Experiment
@@ -52,6 +52,7 @@ class Inputs(NamedTuple):
     sids: SidTable | None
     sids_dir: Path | None
     experiment: Experiment
+    unwanted: dict[str, list[frozenset[int]]] | None = None     # split -> per row what must not be ranked
 
 
 def main() -> None:
@@ -64,7 +65,8 @@ def main() -> None:
     if not samples.splits["test"]:
         raise UserError(f"{data_dir}: the test split has no sample; prepare the data with another data.split or more users")
     sids = load_sids(sids_dir / SIDS_FILE, samples.item_ids) if sids_dir else None
-    inputs = Inputs(samples, sids, sids_dir, experiment)
+    unwanted = {split: seen_items(data_dir, split) for split in ("valid", "test")} if experiment.evaluate.exclude_history else None
+    inputs = Inputs(samples, sids, sids_dir, experiment, unwanted)
 
     table: dict[str, dict[str, Any]] = {}
     with artifacts.locked(artifacts.stage_path(experiment, "baselines")):
@@ -115,13 +117,14 @@ def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
             candidates = rules.knn_candidates(samples.train_sequences, num_items)
         case "text_knn":
             candidates = rules.text_candidates(artifacts.load_array(inputs.sids_dir / "embeddings.npy").astype(np.float32))
-    best, values = rules.choose(candidates, samples.splits["valid"], order)
+    unwanted = inputs.unwanted or {}
+    best, values = rules.choose(candidates, samples.splits["valid"], order, unwanted.get("valid"))
     chosen = candidates[best]
     if len(candidates) > 1:
         print(f"{method}: {chosen_by(values)} {chosen.made_with}")
     tried = [{**rule.made_with, "valid_NDCG@10": value} for rule, value in zip(candidates, values, strict=False)]
     ready = time.perf_counter()
-    items, scores = rules.rank(chosen, [sample.history for sample in samples.splits["test"]], order, k)
+    items, scores = rules.rank(chosen.scores, histories_of(samples), order, k, unwanted.get("test"))
     return Ranking(items.tolist(), scores.tolist(), {"chosen": chosen.made_with, "tried": tried}, chosen.size, ready)
 
 
@@ -133,13 +136,10 @@ def rank_with_network(kind: str, inputs: Inputs, directory: Path, order: np.ndar
     trained = sequential.train(kind, samples, experiment.seed, experiment.data.max_history, experiment.baselines, shower(kind))
     sequential.save(kind, trained.model, directory)
     save_log(trained.log, directory)
-    ready, items, scores = time.perf_counter(), [], []
-    for rows in blocks(samples.splits["test"], rules.ROWS_AT_ONCE):
-        found = sequential.score(trained.model, [sample.history for sample in rows]).cpu().numpy()
-        best = rules.top_k(found, order, k)
-        items += best.tolist()
-        scores += np.take_along_axis(found, best, axis=1).tolist()
-    return Ranking(items, scores, {"chosen": trained.chosen, "tried": trained.tried}, parameters_of(trained.model), ready)
+    ready = time.perf_counter()
+    items, scores = rules.rank(lambda histories: sequential.score(trained.model, histories).cpu().numpy(), histories_of(samples), order, k,
+                               (inputs.unwanted or {}).get("test"))
+    return Ranking(items.tolist(), scores.tolist(), {"chosen": trained.chosen, "tried": trained.tried}, parameters_of(trained.model), ready)
 
 
 def rank_with_tiger(inputs: Inputs, directory: Path, k: int) -> Ranking:
@@ -150,7 +150,7 @@ def rank_with_tiger(inputs: Inputs, directory: Path, k: int) -> Ranking:
     trained.model.save_pretrained(directory)
     save_log(trained.log, directory)
     ready = time.perf_counter()
-    items, scores = tiger.rank(trained.model, inputs.samples.splits["test"], inputs.sids, k)
+    items, scores = tiger.rank(trained.model, inputs.samples.splits["test"], inputs.sids, k, (inputs.unwanted or {}).get("test"))
     facts = {"chosen": trained.chosen, "tried": trained.tried, "sids_sha256": inputs.sids.sha256}
     return Ranking(items, scores, facts, parameters_of(trained.model), ready)
 
@@ -159,8 +159,9 @@ def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
     """Lines of ``predictions.jsonl``."""
     item_ids = samples.item_ids
     for sample, items, scores in zip(samples.splits["test"], ranking.items, ranking.scores, strict=True):
-        yield {"user_id": sample.user_id, "target_item_id": item_ids[sample.target], "item_ids": [item_ids[i] for i in items],
-               "scores": [round(float(score), 6) for score in scores]}
+        there = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
+        yield {"user_id": sample.user_id, "target_item_id": item_ids[sample.target], "item_ids": [item_ids[item] for item, _ in there],
+               "scores": [round(float(score), 6) for _, score in there]}
 
 
 def measure(
@@ -203,9 +204,9 @@ def chosen_by(values: list[float]) -> str:
     return f"validation NDCG@10 {max(values):.4f} chooses" if values else "no validation rows to choose by, taking"
 
 
-def blocks(rows: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """Consecutive pieces of at most ``size`` rows."""
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+def histories_of(samples: Samples) -> list[tuple[int, ...]]:
+    """What the test rows show."""
+    return [sample.history for sample in samples.splits["test"]]
 
 
 if __name__ == "__main__":

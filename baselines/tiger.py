@@ -11,7 +11,7 @@ Shapes: B histories, T encoder tokens, W beams, D width, V vocabulary.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from minionerec.beam_search import constrained_beam_search
 from minionerec.dataset import Sample, Samples, fixed_subset
 from minionerec.metrics import find_target, ndcg_at_k
 from minionerec.output_head import LogitsHead
+from minionerec.ranking import excluded_leaves
 from minionerec.settings import BaselineSettings
 from minionerec.sids import SidTable, SidTrie
 
@@ -159,9 +160,14 @@ def validator(model: T5ForConditionalGeneration, samples: Samples, sids: SidTabl
 
 @torch.inference_mode()
 def rank(
-    model: T5ForConditionalGeneration, rows: Sequence[Sample], sids: SidTable, num_beams: int
+    model: T5ForConditionalGeneration, rows: Sequence[Sample], sids: SidTable, num_beams: int,
+    unwanted: Sequence[Collection[int]] | None = None,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Item indexes, best first, and their log-probabilities: items that share a SID all stand at its place."""
+    """Item indexes, best first, and their log-probabilities: items that share a SID all stand at its place.
+
+    Args:
+        unwanted: per row, items that must not be ranked.
+    """
     vocabulary, was_training = Vocabulary(sids), model.training
     trie, decoder = SidTrie(sids.codes, vocabulary.level_tokens).to(model.device), EncoderDecoder(model.eval())
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].history))
@@ -169,9 +175,11 @@ def rank(
     scores: list[list[float]] = [[] for _ in rows]
     for start in range(0, len(rows), RANKED_TOGETHER):
         batch = order[start : start + RANKED_TOGETHER]
-        beams = constrained_beam_search(decoder, [vocabulary.prompt(rows[i]) for i in batch], trie, min(num_beams, trie.num_leaves))
+        beams = constrained_beam_search(decoder, [vocabulary.prompt(rows[i]) for i in batch], trie, min(num_beams, trie.num_leaves),
+                                        excluded=[excluded_leaves(trie, unwanted[i]) for i in batch] if unwanted else None)
         for i, leaves, values in zip(batch, beams.leaves.tolist(), beams.scores.tolist(), strict=True):
-            found = [(item, value) for leaf, value in zip(leaves, values, strict=True) if leaf >= 0 for item in trie.items_of_leaf(leaf)]
+            found = [(item, value) for leaf, value in zip(leaves, values, strict=True) if leaf >= 0 for item in trie.items_of_leaf(leaf)
+                     if not unwanted or item not in unwanted[i]]
             items[i], scores[i] = [item for item, _ in found], [value for _, value in found]
     model.train(was_training)
     return items, scores

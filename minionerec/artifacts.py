@@ -36,6 +36,7 @@ COMMANDS = {
     "baseline_networks": "bash baselines/run.sh", "baseline_tiger": "bash baselines/run.sh", "collaborative": "bash rl.sh",
     "audit": "python data/audit.py",
 }
+BASELINE_SETTINGS = ("seed", "evaluate.bootstrap_samples", "evaluate.exclude_history")
 _BASELINES = [f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings) if key.name != "methods"]
 TIGER_SETTINGS = ("baselines.weight_decay", "baselines.patience", *(key for key in _BASELINES if ".tiger_" in key))
 NETWORK_SETTINGS = tuple(key for key in _BASELINES if ".tiger_" not in key)
@@ -44,9 +45,9 @@ SECTIONS = {
     "data": ("seed", "data"), "embeddings": ("sids.encoder", "sids.max_text_tokens"), "sids": ("seed", "sids"),
     "sft": ("seed", "model", "sft"), "rl": ("seed", "model", "rl"),
     "evaluate": ("seed", "evaluate", "model.dtype", "model.template", "sft.max_tokens", "data.max_history"),
-    "baselines": ("seed", "evaluate.bootstrap_samples"),
-    "baseline_networks": ("seed", "evaluate.bootstrap_samples", *NETWORK_SETTINGS),
-    "baseline_tiger": ("seed", "evaluate.bootstrap_samples", *TIGER_SETTINGS),
+    "baselines": BASELINE_SETTINGS,
+    "baseline_networks": (*BASELINE_SETTINGS, *NETWORK_SETTINGS),
+    "baseline_tiger": (*BASELINE_SETTINGS, *TIGER_SETTINGS),
     "collaborative": ("seed", *NETWORK_SETTINGS), "audit": ("data.max_history", "sft.tasks", "rl.tasks"),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.

@@ -135,6 +135,21 @@ def windows(sequences: Sequence[Sequence[int]], max_history: int, rng: np.random
     return [cut[i] for i in rng.permutation(len(cut)) if len(cut[i]) > 1]
 
 
+def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
+    """For every sample of a split all that its user had before, not only what a prompt shows; in the order of the samples."""
+    ids = pd.read_parquet(data_dir / "items.parquet", columns=["item_id"])["item_id"]
+    index = {item_id: i for i, item_id in enumerate(ids)}
+    rows = pd.read_parquet(data_dir / "interactions.parquet", columns=["user_id", "item_id", "split"])
+    before: dict[str, set[int]] = {}
+    found = []
+    for user_id, item_id, of_split in zip(rows["user_id"], rows["item_id"], rows["split"], strict=True):
+        seen = before.setdefault(user_id, set())
+        if seen and of_split == split:
+            found.append(frozenset(seen))
+        seen.add(index[item_id])
+    return found
+
+
 def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:
     """The train targets once more, each with the history that its window holds: from no item but the first to ``max_history``.
 

@@ -7,7 +7,7 @@ changes a bit of what is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,21 +30,22 @@ class Ranker:
 
     Attributes:
         prompts: token ids of every sample.
+        unwanted: per sample, items that must not be recommended; None: all may be.
         batches: numbers of the samples that share a forward; the same for the same samples.
     """
 
     def __init__(self, model: nn.Module, samples: Sequence[Sample], renderer: Renderer, trie: SidTrie, num_beams: int, *,
-                 normalize: str = "vocab", exclude_history: bool = False):
+                 normalize: str = "vocab", unwanted: Sequence[Collection[int]] | None = None):
         self.model, self.samples, self.trie, self.num_beams = model, samples, trie, num_beams
-        self.normalize, self.exclude_history = normalize, exclude_history
+        self.normalize, self.unwanted = normalize, unwanted
         self.prompts = [renderer.prompt(TASK, sample.history) for sample in samples]
         self.batches = length_sorted(self.prompts, USERS_PER_FORWARD)
 
     def rank(self, batches: Sequence[Sequence[int]], progress: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """``(B, W)`` leaves of the trie, best first, -1 where there is no further one, and log-probabilities, batch by batch."""
         excluded = None
-        if self.exclude_history:
-            excluded = {i: excluded_leaves(self.trie, self.samples[i].history) for batch in batches for i in batch}
+        if self.unwanted is not None:
+            excluded = {i: excluded_leaves(self.trie, self.unwanted[i]) for batch in batches for i in batch}
         return search_batches(self.model, self.prompts, self.trie, self.num_beams, batches, normalize=self.normalize, excluded=excluded,
                               progress=progress)
 
@@ -59,20 +60,20 @@ def rank(ranker: Ranker) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([row[1] for row in found]), np.stack([row[2] for row in found])
 
 
-def excluded_leaves(trie: SidTrie, items: Sequence[int]) -> list[int]:
+def excluded_leaves(trie: SidTrie, items: Collection[int]) -> list[int]:
     """Leaves all of whose items are excluded: a SID that an excluded item shares with another stays reachable."""
     unwanted = set(items)
     return sorted({int(trie.leaf_of_item[i]) for i in unwanted if set(trie.items_of_leaf(int(trie.leaf_of_item[i]))) <= unwanted})
 
 
 def predictions(samples: Sequence[Sample], leaves: np.ndarray, scores: np.ndarray, trie: SidTrie, item_ids: Sequence[str],
-                exclude_history: bool = False) -> list[dict[str, Any]]:
+                unwanted: Sequence[Collection[int]] | None = None) -> list[dict[str, Any]]:
     """Records of ``predictions.jsonl``: a SID that several items share is written as all of them, with the same score."""
     records = []
-    for sample, row, row_scores in zip(samples, leaves, scores, strict=True):
-        unwanted = set(sample.history) if exclude_history else set()
+    for number, (sample, row, row_scores) in enumerate(zip(samples, leaves, scores, strict=True)):
+        left_out = () if unwanted is None else unwanted[number]
         ranked = [(item, float(score)) for leaf, score in zip(row, row_scores, strict=True) if leaf >= 0
-                  for item in trie.items_of_leaf(int(leaf)) if item not in unwanted]
+                  for item in trie.items_of_leaf(int(leaf)) if item not in left_out]
         records.append({"user_id": sample.user_id, "target_item_id": item_ids[sample.target],
                         "item_ids": [item_ids[item] for item, _ in ranked], "scores": [round(score, 5) for _, score in ranked]})
     return records

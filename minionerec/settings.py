@@ -224,7 +224,8 @@ class EvaluateSettings:
     batch_size: int = setting(64, "users that a process ranks and keeps at a time; never changes a result", low=1)
     normalize: str = setting("vocab", "scores over the whole vocabulary (paper) or over the legal children",
                              choices=("vocab", "trie"))
-    exclude_history: bool = setting(False, "never recommend what the prompt's history holds")
+    exclude_history: bool = setting(False, "never recommend what the user had before, also beyond the prompt's history; baselines neither: "
+                                    "for data where nothing is taken twice")
     bootstrap_samples: int = setting(1000, "resamples of the 95 % intervals; 0: none", low=0)
 
 

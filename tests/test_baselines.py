@@ -165,10 +165,24 @@ def test_blocks_of_rows_do_not_change_a_ranking(monkeypatch):
     samples = cyclic_samples()
     rule = rules.markov_candidates(samples.train_sequences, 12)[0]
     histories = [sample.history for sample in samples.splits["valid"]]
-    whole = rules.rank(rule, histories, np.arange(12), 5)
+    whole = rules.rank(rule.scores, histories, np.arange(12), 5)
     monkeypatch.setattr(rules, "ROWS_AT_ONCE", 7)
-    for found, expected in zip(rules.rank(rule, histories, np.arange(12), 5), whole, strict=True):
+    for found, expected in zip(rules.rank(rule.scores, histories, np.arange(12), 5), whole, strict=True):
         assert np.array_equal(found, expected)
+
+
+def test_unwanted_items_are_not_ranked_and_a_list_ends_where_nothing_else_is_left():
+    scores_of = lambda histories: np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])[: len(histories)]  # noqa: E731
+    items, scores = rules.rank(scores_of, [(0,), (1,)], np.arange(3), 3, unwanted=[{0}, {1, 2}])
+    assert items.tolist() == [[1, 2, -1], [0, -1, -1]]
+    assert scores.tolist() == [[2, 1, -np.inf], [1, -np.inf, -np.inf]]
+
+
+def test_the_choice_among_candidates_also_leaves_unwanted_items_out():
+    """The item asked for is third, then first: of all items .5, without the two in front of it 1."""
+    rule, valid = rules.popularity(np.array([3, 2, 1])), [Sample("u", (0, 1), 2, 0)]
+    assert rules.choose([rule], valid, np.arange(3)) == (0, [0.5])
+    assert rules.choose([rule], valid, np.arange(3), [{0, 1}]) == (0, [1.0])
 
 
 def test_ndcg_on_validation_rows_is_that_of_the_metrics():
@@ -269,6 +283,18 @@ def test_without_stage_1_a_method_that_reads_it_names_its_command(method, config
     with pytest.raises(UserError, match="runs/ring/sids not found; run `bash rqvae/rqvae.sh` with the same --config first$"):
         run_stage(monkeypatch, config, "--baselines.methods", f"popularity,{method}")
     assert not (config.parent / "runs/ring/baselines").exists()
+
+
+def test_on_request_no_method_ranks_what_a_user_had_before_also_beyond_the_history_it_reads(config, monkeypatch):
+    run_stage(monkeypatch, config, "--baselines.methods", ",".join(ALL), "--evaluate.exclude_history", "true", "--data.max_history", "10")
+    path = config.parent / "runs/ring/baselines"
+    table = cyclic_interactions()
+    had = table[table["split"] != "test"].groupby("user_id")["item_id"].agg(set)
+    for method in ALL:
+        rows = [json.loads(line) for line in (path / method / "predictions.jsonl").read_text().splitlines()]
+        assert len(rows) == 40
+        assert all(set(row["item_ids"]) == set(catalogue()["item_id"]) - had[row["user_id"]] for row in rows)
+        assert all(np.isfinite(row["scores"]).all() and len(row["scores"]) == len(row["item_ids"]) for row in rows)
 
 
 def test_an_unknown_flag_stops_before_anything_runs(config, monkeypatch):

@@ -5,7 +5,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minionerec.dataset import build_samples, fixed_subset, train_counts, window_samples, windows
+from minionerec.dataset import build_samples, fixed_subset, load_samples, seen_items, train_counts, window_samples, windows
 
 
 def interactions(rows):
@@ -20,6 +20,16 @@ def test_samples_of_two_interleaved_users_worked_by_hand():
     assert [tuple(s) for s in splits["valid"]] == [("u", (0, 1), 1, 4)]
     assert [tuple(s) for s in splits["test"]] == [("v", (1,), 2, 5), ("u", (1, 1), 2, 6)]    # repeats kept, oldest dropped
     assert sequences == [[0, 1], [1]]
+
+
+def test_what_a_user_had_before_is_all_of_it_in_the_order_of_the_samples(tmp_path):
+    table = interactions([("u", "a", 1, "train"), ("v", "b", 2, "train"), ("u", "b", 3, "train"), ("u", "b", 4, "valid"),
+                          ("v", "c", 5, "test"), ("w", "a", 5, "test"), ("u", "c", 6, "test")])
+    table.to_parquet(tmp_path / "interactions.parquet")
+    pd.DataFrame({"item_id": list("abc"), "title": ""}).to_parquet(tmp_path / "items.parquet")
+    assert seen_items(tmp_path, "test") == [{1}, {0, 1}]
+    assert seen_items(tmp_path, "valid") == [{0, 1}]
+    assert [sample.user_id for sample in load_samples(tmp_path, 1).splits["test"]] == ["v", "u"]
 
 
 def test_a_user_with_one_interaction_has_no_sample_but_counts_as_train_data():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -269,3 +270,14 @@ def test_parts_without_a_word_on_their_run_are_not_used(tmp_path):
     (tmp_path / "p/run.json").write_text("{")
     assert parts.open_parts(tmp_path / "p", {"a": 1}) == ["run.json is missing or damaged"]
     assert parts.missing_parts(tmp_path / "p", 1) == [0]
+
+
+def test_on_request_nothing_that_a_user_had_is_ranked_also_beyond_what_the_prompt_shows(tmp_path, checkpoint):
+    experiment, path = world(tmp_path, checkpoint, exclude_history=True)
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, max_history=2))
+    evaluate.evaluate(experiment, path)
+    rows = [json.loads(line) for line in (path / "predictions.jsonl").read_bytes().splitlines()]
+    table = pd.read_parquet(artifacts.stage_path(experiment, "data") / "interactions.parquet")
+    had = table[table["split"] != "test"].groupby("user_id")["item_id"].agg(set)
+    assert max(map(len, had)) > 2 and len(rows) == USERS
+    assert all(set(row["item_ids"]) == {f"i{n}" for n in range(24)} - had[row["user_id"]] for row in rows)
