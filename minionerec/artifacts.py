@@ -61,6 +61,11 @@ def stage_path(experiment: Experiment, stage: str) -> Path:
     return Path(experiment.output_dir) / experiment.name / stage
 
 
+def partial_path(experiment: Experiment, stage: str) -> Path:
+    """Where an unfinished stage keeps its checkpoints."""
+    return stage_path(experiment, f"{stage}.partial")
+
+
 def evaluation_path(experiment: Experiment) -> Path:
     """``runs/<name>/evaluate/<checkpoint>-<split>``; of a checkpoint given as a path the last component counts."""
     checkpoint = Path(experiment.evaluate.checkpoint).resolve().name
@@ -96,6 +101,8 @@ def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
 def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> bool:
     """Whether the stage's directory is there, whole, and made with these settings from the parents now on disk.
 
+    If so, the checkpoints are forgotten that a run left which was killed between its commit and its end.
+
     Raises:
         UserError: it was made with other settings (each is listed), from other parents, or is damaged.
     """
@@ -108,6 +115,7 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> boo
         raise UserError(f"{path}: was made with other settings ({'; '.join(changed)}); "
                         f"delete it, or give this experiment another name with --name NAME")
     check_parents(path, manifest)
+    shutil.rmtree(partial_path(experiment, stage), ignore_errors=True)
     return True
 
 

@@ -157,19 +157,14 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
     return micro, own // micro
 
 
-def partial_dir(experiment: Experiment, stage: str) -> Path:
-    """Where an unfinished stage keeps its checkpoints."""
-    return artifacts.stage_path(experiment, f"{stage}.partial")
-
-
 def training_arguments(experiment: Experiment, stage: str, *, eval_steps: int, total_steps: int, **specific: Any) -> TrainingArguments:
     """``TrainingArguments`` from the ``sft`` or ``rl`` section."""
     s = getattr(experiment, stage)
     report_to = [name.strip() for name in s.report_to.split(",")]
     _, bf16 = backbone.precision(experiment.model.dtype)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(partial_dir(experiment, stage) / "tensorboard"))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(artifacts.partial_path(experiment, stage) / "tensorboard"))
     return TrainingArguments(
-        output_dir=str(partial_dir(experiment, stage)), eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps",
+        output_dir=str(artifacts.partial_path(experiment, stage)), eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps",
         save_steps=eval_steps, load_best_model_at_end=True, metric_for_best_model="eval_NDCG@10", greater_is_better=True,
         restore_callback_states_from_checkpoint=True, logging_steps=max(1, min(eval_steps, total_steps // 100)),
         logging_nan_inf_filter=False, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=s.warmup_steps,
@@ -225,4 +220,4 @@ def clean_up(experiment: Experiment, stage: str) -> None:
     """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
     processes().wait_for_everyone()
     if processes().is_main_process:
-        shutil.rmtree(partial_dir(experiment, stage), ignore_errors=True)
+        shutil.rmtree(artifacts.partial_path(experiment, stage), ignore_errors=True)

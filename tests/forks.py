@@ -36,7 +36,7 @@ from tests.worlds import save_encoder
 
 MADE_BY = {"data": ["data"], "sids": ["embeddings", "sids"], "sft": ["sft"], "rl": ["rl"], "evaluate": ["evaluate"]}
 TIMES = ("seconds", "cost")         # keys of artefacts that say how long something took
-MANIFEST_KEYS = ("files", "parents", "manifest_sha256")     # digests of the files, timings included
+MANIFEST_KEYS = ("files", "parents", "manifest_sha256", "checkpoint_sha256")     # digests of files, timings included
 
 
 def make_sids() -> None:

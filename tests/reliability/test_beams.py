@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from minionerec.beam_search import search_all
 from minionerec.sids import SidTrie
+from tests.test_beam_search import search_all
 from tests.worlds import ARCHITECTURES, random_catalogue, tiny_model
 
 FIRST_TOKEN, VOCABULARY = 10, 300      # of SIDs; prompts use the tokens below and above too

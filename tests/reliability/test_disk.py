@@ -167,7 +167,7 @@ def test_failing_any_single_disk_operation_of_a_checkpoint_leaves_the_one_before
                               "eval_rows": 10})
     for name in (sft, rl)[: 1 + (stage is rl)]:
         name.train(experiment, stage_path(experiment, name.__name__))
-    trainer, partial = trainers[-1], runs.partial_dir(experiment, stage.__name__)
+    trainer, partial = trainers[-1], artifacts.partial_path(experiment, stage.__name__)
     for fail_at in itertools.count(1):
         before = check_checkpoints(partial)
         trainer.state.global_step += 1

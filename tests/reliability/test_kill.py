@@ -110,3 +110,16 @@ def test_two_processes_with_other_hash_seeds_write_the_same_bits_in_every_stage(
     assert done.returncode == 0, done.stderr
     for stage in forks.STAGES:
         reference.check(stage, tmp_path)
+
+
+def test_a_run_killed_between_its_commit_and_its_end_leaves_nothing_behind(reference, tmp_path):
+    """Found by the random kills: the finished stage was right, its checkpoints stayed for ever."""
+    def die_before_cleaning_up():
+        forks.runs.clean_up = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+    config = reference.before("sft", tmp_path)
+    assert forks.run("sft", config, before=die_before_cleaning_up)[0] == -signal.SIGKILL
+    assert (tmp_path / "runs/shop/sft.partial").exists()
+    code, said = forks.run("sft", config)
+    assert code == 0 and "is finished" in said
+    reference.check("sft", tmp_path)

@@ -198,7 +198,7 @@ def test_an_interrupted_run_is_not_continued_with_another_model_below(made, tmp_
     """RL stopped halfway; SFT was made again; RL's checkpoint belongs to the old one."""
     experiment = world(made, tmp_path)
     shutil.rmtree(stage_path(experiment, "rl"))
-    partial = runs.partial_dir(experiment, "rl")
+    partial = artifacts.partial_path(experiment, "rl")
     partial.mkdir()
     step = json.loads((made / "checkpoint/trainer_state.json").read_text())["global_step"]
     shutil.copytree(made / "checkpoint", partial / f"checkpoint-{step}")

@@ -66,7 +66,7 @@ def stopped(stage, experiment: object, monkeypatch, capsys, plant: Plant | None 
         stage.train(experiment, path)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and not path.exists()
-    check_finite(runs.partial_dir(experiment, stage.__name__))
+    check_finite(artifacts.partial_path(experiment, stage.__name__))
     return said
 
 
@@ -87,7 +87,7 @@ def test_sft_stops_at_the_next_step_and_names_parameter_and_last_good_checkpoint
     """Checkpoints are written after steps 2, 4, ...: a gradient that is no number spoils all weights in step 3."""
     experiment = tiny_run(tmp_path, sft=SFT)
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
-    good = runs.partial_dir(experiment, "sft") / "checkpoint-2"
+    good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
     assert re.fullmatch(rf"{found}; the last good checkpoint is {good}; lower the learning rate or check the data\n", said)
 
 
@@ -97,7 +97,7 @@ def test_spoilt_weights_are_not_saved_even_where_no_loss_shows_them(tmp_path, mo
     experiment = tiny_run(tmp_path, sft=SFT)
     monkeypatch.setattr(RankingTrainer, "evaluate", lambda self, *_, **__: {"eval_NDCG@10": 0.0})
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
-    good = runs.partial_dir(experiment, "sft") / "checkpoint-2"
+    good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
     assert said == (f"step 4: parameter '{name}' has 1 values that are not finite; it was not saved; the last good checkpoint is {good}; "
                     "lower the learning rate\n")
 
@@ -152,7 +152,7 @@ def test_rl_stops_in_the_step_after_its_policy_was_spoilt(tmp_path, monkeypatch,
     experiment = tiny_run(tmp_path, sft=SFT, rl=RL | {"evals": 3})
     sft.train(experiment, artifacts.stage_path(experiment, "sft"))
     said = stopped(rl, experiment, monkeypatch, capsys, Plant(3, nan_in_layer))
-    good = runs.partial_dir(experiment, "rl") / "checkpoint-2"
+    good = artifacts.partial_path(experiment, "rl") / "checkpoint-2"
     assert said == (f"step 4: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; the last good "
                     f"checkpoint is {good}; lower the learning rate or check the data\n")
 

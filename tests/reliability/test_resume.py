@@ -73,7 +73,7 @@ def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case
     assert list(after) == list(steps)
     for step in reversed(sorted(after, reverse=True)[::every]):
         shutil.rmtree(path)
-        shutil.copytree(after[step], runs.partial_dir(experiment, stage.__name__))
+        shutil.copytree(after[step], artifacts.partial_path(experiment, stage.__name__))
         torch.rand(17)                                    # whatever another process did before
         stage.train(experiment, path)
         assert artefacts(path) == expected, step
@@ -87,7 +87,7 @@ def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, sav
     assert json.loads((saves[12] / "checkpoint-12/trainer_state.json").read_text())["best_global_step"] < 12
     expected = artefacts(path)
     shutil.rmtree(path)
-    shutil.copytree(saves[12], runs.partial_dir(experiment, "sft"))
+    shutil.copytree(saves[12], artifacts.partial_path(experiment, "sft"))
     (tmp_path / "here").rename(tmp_path / "there")
     moved = world(tmp_path / "there", sft, SFT | {"learning_rate": 3e-2})
     sft.train(moved, artifacts.stage_path(moved, "sft"))
@@ -118,7 +118,7 @@ def test_a_damaged_best_checkpoint_is_never_handed_on(tmp_path, saves):
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)
     shutil.rmtree(path)
-    partial = runs.partial_dir(experiment, "sft")
+    partial = artifacts.partial_path(experiment, "sft")
     shutil.copytree(saves[12], partial)
     best = partial / f"checkpoint-{json.loads((partial / 'checkpoint-12/trainer_state.json').read_text())['best_global_step']}"
     weights = bytearray((best / "model.safetensors").read_bytes())

@@ -188,7 +188,7 @@ def test_the_tokenizer_class_that_a_checkpoint_brings_is_not_run(trained, tmp_pa
 def test_the_state_of_a_resumed_checkpoint_is_not_unpickled(tmp_path, canary, monkeypatch, name):
     """Even in a directory that is whole by its manifest: somebody may have made one."""
     experiment = tiny_run(tmp_path / "w", sft=SFT | {"epochs": 2})
-    path, partial = artifacts.stage_path(experiment, "sft"), runs.partial_dir(experiment, "sft")
+    path, partial = artifacts.stage_path(experiment, "sft"), artifacts.partial_path(experiment, "sft")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(RankingTrainer, "_forget_older", lambda *_, **__: 1 / 0)          # after the first save
         sft.train(experiment, path)
