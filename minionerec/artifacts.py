@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST = "MANIFEST.json"
+TIMING = "timing.jsonl"     # beside the committed directories, whose bytes no clock may change
 COMMANDS = {
     "data": "bash data/prepare.sh", "embeddings": "bash rqvae/rqvae.sh", "sids": "bash rqvae/rqvae.sh",
     "sft": "bash sft.sh", "rl": "bash rl.sh", "evaluate": "bash evaluate.sh", "baselines": "bash baselines/run.sh",

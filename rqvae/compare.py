@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minionerec.artifacts import is_done, stage_path, write_json  # noqa: E402
+from minionerec.artifacts import TIMING, is_done, stage_path, write_json  # noqa: E402
 from minionerec.config import UserError, cross_check, one_line_errors, read_command_line  # noqa: E402
 from minionerec.page import checks, number, page, table, verdict_line  # noqa: E402
 from minionerec.pictures import Line, chart  # noqa: E402
@@ -64,13 +64,16 @@ def with_methods(experiment: Experiment, names: str) -> dict[str, Experiment]:
 
 
 def build(experiment: Experiment, final: Path) -> dict[str, Any]:
-    """One method's SIDs, made or found; returns its ``report.json``."""
+    """One method's SIDs, made or found; returns its ``report.json`` and the seconds that it took."""
     if is_done(experiment, "sids", final):
         print(f"{experiment.sids.method}: is there already, from these embeddings with these settings", flush=True)
     else:
         report = train.build(experiment, final)
         print(f"{experiment.sids.method}: {sum(report['seconds'].values()):.1f} s. {report['verdict']['line']}", flush=True)
-    return json.loads((final / "report.json").read_text(encoding="utf-8"))
+    timing = final.parent / TIMING
+    rows = [json.loads(line) for line in timing.read_text(encoding="utf-8").splitlines()] if timing.is_file() else []
+    took = [row["seconds"] for row in rows if row["stage"] == final.name]
+    return json.loads((final / "report.json").read_text(encoding="utf-8")) | {"seconds": took[-1] if took else {}}
 
 
 def write(folder: Path, name: str, reports: dict[str, dict[str, Any]]) -> None:
@@ -93,7 +96,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         "collisions before": before["collision_rate"], "by interactions": before["collision_rate_by_interactions"],
         "collisions after": after["collision_rate"],
         "re-assigned": report["collisions"]["items_with_another_sid_than_quantised"] / report["items"],
-        "error": report["reconstruction_error"][-1], "seconds": round(sum(report["seconds"].values()), 2)}
+        "error": report["reconstruction_error"][-1], "seconds": round(sum(report["seconds"].values()), 2) or None}
     for depth, row in enumerate(report["prefixes"][:2], 1):
         for name, key in (("category purity", "category_purity"), ("next item inside", "neighbour_rate")):
             found[f"{name}, {depth}"], found[f"{name}, {depth}, random"] = row[key], row[f"{key}_control"]
@@ -112,7 +115,7 @@ def cells(reports: dict[str, dict[str, Any]]) -> list[tuple[str, list[str], list
     for name, pattern in (("collisions before", "{:.1%}"), ("by interactions", "{:.1%}"), ("collisions after", "{:.1%}"),
                           ("re-assigned", "{:.1%}"), ("error", "{:.3f}"), ("seconds", "{:.1f}")):
         values = [found[name] for found in all_figures]
-        rows.append((name, [number(value, pattern) for value in values], [-value for value in values]))
+        rows.append((name, [number(value, pattern) for value in values], [None if value is None else -value for value in values]))
     for name in (key for key in all_figures[0] if f"{key}, random" in all_figures[0]):
         pairs = [(found.get(name), found.get(f"{name}, random")) for found in all_figures]
         shown = [f"{number(value, '{:.3f}')} ({number(control, '{:.3f}')})" for value, control in pairs]

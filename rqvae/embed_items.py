@@ -4,7 +4,7 @@
     accelerate launch rqvae/embed_items.py --config C --sids.encoder Qwen/Qwen3-Embedding-4B --sids.encoder_tokens 65536
 
 Reads ``runs/<name>/data/items.parquet``; writes ``runs/<name>/embeddings``: ``embeddings.npy`` (N, D) float32 with rows of
-length 1, ``item_ids.json`` (the order of the rows) and ``embeddings.json`` (model, digest of the texts, seconds).
+length 1, ``item_ids.json`` (the order of the rows) and ``embeddings.json`` (model, digest of the texts).
 
 Equal texts are embedded once, so that they get equal vectors. The texts are sorted by length and cut into parts; every
 process takes every so-many-th part and writes it beside the final directory as soon as it is done, so that an
@@ -348,11 +348,10 @@ def write(experiment: Experiment, final: Path, data: Path, store: TextStore, scr
     with committed(final, "embeddings", relevant_settings(experiment, "embeddings"), [data]) as staging:
         num_items, width = join_parts(store, scratch, staging / "embeddings.npy")
         write_ids(staging / "item_ids.json", data / "items.parquet")
-        seconds = time.perf_counter() - started
         write_json(staging / "embeddings.json", {
             "encoder": experiment.sids.encoder, "encoder_sha256": encoder_digest(experiment.sids.encoder),
-            "texts_sha256": store.sha256, "items": num_items, "distinct_texts": len(store.first), "width": width,
-            "seconds": round(seconds, 1)})
+            "texts_sha256": store.sha256, "items": num_items, "distinct_texts": len(store.first), "width": width})
+    seconds = time.perf_counter() - started
     print(f"{num_items} items embedded into {width} numbers each in {seconds:.0f} s ({num_items / seconds:.0f} items/s) -> {final}")
 
 

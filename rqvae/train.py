@@ -24,7 +24,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minionerec.artifacts import (  # noqa: E402
-    append_log, committed, is_done, link_or_copy, load_array, locked, relevant_settings, require_stage, sha256_file, stage_path, write_json,
+    TIMING, append_log, committed, is_done, link_or_copy, load_array, locked, relevant_settings, require_stage, sha256_file,
+    stage_path, write_json,
 )
 from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
 from minionerec.settings import Experiment  # noqa: E402
@@ -52,7 +53,7 @@ def main(experiment: Experiment) -> None:
 
 
 def build(experiment: Experiment, final: Path) -> dict:
-    """Read, quantise, resolve collisions, report, commit ``final``; returns the report."""
+    """Read, quantise, resolve collisions, report, commit ``final``; returns the report with the seconds that it took."""
     with locked(final):
         data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
         items = pd.read_parquet(data / "items.parquet")
@@ -67,7 +68,7 @@ def build(experiment: Experiment, final: Path) -> dict:
         sids, final_sizes = resolve_collisions(quantised, sizes, experiment.sids.collision)
         seconds = {"fit": round(fitted - started, 2), "collisions": round(time.perf_counter() - fitted, 2)}
 
-        report = {"method": experiment.sids.method, "collision": experiment.sids.collision, "seconds": seconds,
+        report = {"method": experiment.sids.method, "collision": experiment.sids.collision,
                   **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed)}
         report["verdict"] = verdict(report)
         text = sids_json(dict(zip(item_ids, sids, strict=True)), final_sizes, experiment.sids.method,
@@ -80,10 +81,11 @@ def build(experiment: Experiment, final: Path) -> dict:
             save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
             write_json(staging / "report.json", report)
             write_page(staging / "report.html", report, experiment.name)
-            for row in [*quantised.log, {"stage": "sids", "seconds": seconds, **report["collisions"]["after"]}]:
+            for row in [*quantised.log, {"stage": "sids", **report["collisions"]["after"]}]:
                 append_log(staging / "log.jsonl", row)
         progress.unlink(missing_ok=True)
-    return report
+        append_log(final.parent / TIMING, {"stage": final.name, "seconds": seconds})
+    return report | {"seconds": seconds}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

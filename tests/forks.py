@@ -35,8 +35,6 @@ from rqvae import embed_items, train
 from tests.worlds import save_encoder
 
 MADE_BY = {"data": ["data"], "sids": ["embeddings", "sids"], "sft": ["sft"], "rl": ["rl"], "evaluate": ["evaluate"]}
-TIMES = ("seconds", "cost")         # keys of artefacts that say how long something took
-MANIFEST_KEYS = ("files", "parents", "manifest_sha256", "checkpoint_sha256")     # digests of files, timings included
 
 
 def make_sids() -> None:
@@ -140,7 +138,7 @@ def shop(folder: Path) -> Path:
 
 
 def artefacts(folder: Path) -> dict[str, Any]:
-    """What every file of a folder holds, by name: its digest, or its JSON without what a clock decides."""
+    """What every file of a folder holds, by name: its digest, or its JSON; of an evaluation without ``cost``, which a clock decides."""
     found: dict[str, Any] = {}
     for file in sorted(path for path in folder.rglob("[!.]*") if path.is_file()):
         if file.suffix in (".json", ".jsonl"):
@@ -153,8 +151,10 @@ def artefacts(folder: Path) -> dict[str, Any]:
 
 
 def _timeless(value: Any) -> Any:
-    left_out = MANIFEST_KEYS if isinstance(value, dict) and "manifest_sha256" in value else TIMES
-    return {key: part for key, part in value.items() if key not in left_out} if isinstance(value, dict) else value
+    """JSON without the cost of an evaluation, and without the digests of the file that holds it."""
+    if isinstance(value, dict) and value.get("stage") == "evaluate":
+        return {key: part for key, part in value.items() if key not in ("files", "manifest_sha256")}
+    return {key: part for key, part in value.items() if key != "cost"} if isinstance(value, dict) else value
 
 
 def check_whole(run: Path) -> int:
