@@ -348,6 +348,16 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
         handle.write(json.dumps(row) + "\n")
 
 
+def timings(run: Path, stage: str) -> list[dict[str, Any]]:
+    """What ``timing.jsonl`` notes of a stage; a line that a kill or a full disk has cut off notes nothing."""
+    rows: list[dict[str, Any]] = []
+    file = run / TIMING
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if row["stage"] == stage]
+
+
 def _manifest_text(manifest: dict[str, Any]) -> str:
     """The only bytes that a manifest may consist of, so that no change to them goes unseen."""
     return json.dumps(manifest, indent=1) + "\n"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
-from minionerec.artifacts import append_log
-
-TIMING = "timing.jsonl"     # in runs/<name>: outside the committed directories, whose bytes no clock may change
+from minionerec.artifacts import TIMING, append_log, timings
 
 
 def cost(
@@ -45,10 +42,9 @@ def training_seconds(run: Path, stage: str) -> float | None:
     None where a part is not known: another machine's, or one that was killed before it could say. Steps that a kill
     threw away are not counted either.
     """
-    total, file = 0.0, run / TIMING
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    total = 0.0
     for name in ("sft", "rl") if stage == "rl" else (stage,):
-        parts = [row for row in rows if row["stage"] == name]
+        parts = timings(run, name)
         beginnings = [i for i, row in enumerate(parts) if row["from_step"] == 0]
         parts = parts[beginnings[-1]:] if beginnings else []
         if not parts or any(a["to_step"] != b["from_step"] for a, b in zip(parts, parts[1:], strict=False)):

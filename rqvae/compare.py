@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minionerec.artifacts import TIMING, is_done, stage_path, write_json  # noqa: E402
+from minionerec.artifacts import is_done, stage_path, timings, write_json  # noqa: E402
 from minionerec.config import UserError, cross_check, one_line_errors, read_command_line  # noqa: E402
 from minionerec.page import checks, number, page, table, verdict_line  # noqa: E402
 from minionerec.pictures import Line, chart  # noqa: E402
@@ -70,9 +70,7 @@ def build(experiment: Experiment, final: Path) -> dict[str, Any]:
     else:
         report = train.build(experiment, final)
         print(f"{experiment.sids.method}: {sum(report['seconds'].values()):.1f} s. {report['verdict']['line']}", flush=True)
-    timing = final.parent / TIMING
-    rows = [json.loads(line) for line in timing.read_text(encoding="utf-8").splitlines()] if timing.is_file() else []
-    took = [row["seconds"] for row in rows if row["stage"] == final.name]
+    took = [row["seconds"] for row in timings(final.parent, final.name)]
     return json.loads((final / "report.json").read_text(encoding="utf-8")) | {"seconds": took[-1] if took else {}}
 
 

@@ -25,3 +25,13 @@ def test_a_part_that_nobody_noted_makes_the_whole_unknown(tmp_path, parts):
     for start, end in parts:
         note_training(tmp_path, "sft", start, end, 1.0)
     assert training_seconds(tmp_path, "sft") is None
+
+
+def test_a_note_that_was_cut_off_makes_its_part_unknown_and_nothing_else(tmp_path):
+    note_training(tmp_path, "sft", 0, 7, 10.0)
+    with open(tmp_path / "timing.jsonl", "a") as handle:
+        handle.write('{"stage": "sft", "from_st')
+    assert training_seconds(tmp_path, "sft") == 10.0
+    note_training(tmp_path, "sft", 7, 20, 5.0)                  # on the line that was cut off
+    note_training(tmp_path, "sft", 20, 30, 5.0)
+    assert training_seconds(tmp_path, "sft") is None
