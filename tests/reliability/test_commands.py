@@ -126,4 +126,4 @@ def test_the_real_quickstart_runs_and_ends_with_its_table(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert re.search(r"== results on the test split\n.*\bRL\b", done.stdout, re.S)
     made = [artifacts.verify(manifest.parent)["stage"] for manifest in (tmp_path / "runs/quickstart").rglob(artifacts.MANIFEST)]
-    assert {"data", "embeddings", "sids", "baselines", "sft", "rl", "evaluate"} == set(made) and made.count("evaluate") == 2
+    assert {"data", "embeddings", "sids", "baselines", "sft", "rl"} <= set(made) and made.count("evaluate") == 2
