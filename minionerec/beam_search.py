@@ -182,7 +182,7 @@ def constrained_beam_search(
         trie: the catalogue, on the model's device.
         num_beams: W, at least 1.
         normalize: ``vocab`` or ``trie``, see the module's docstring.
-        excluded: per prompt, leaves that must not be returned.
+        excluded: per prompt, leaves that must not be returned; the others keep their scores.
         score_eos: also score this token behind every SID (parity with Hugging Face beam search); costs one more forward.
         rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic beam search,
             arXiv:1903.06059, algorithm 1); ``sample``: W independent draws, which may repeat. Both draw from the trie's
@@ -267,10 +267,10 @@ def _expand(head: OutputHead, hidden: Tensor, nodes: Tensor, trie: SidTrie, leve
     child, legal, codes = trie.expand(nodes, level)                                                     # (B, W, F)
     logits = head.columns(hidden, trie.level_tokens[level])                                             # (B, 1 or W, K)
     logits = logits.expand(*nodes.shape, -1).gather(2, codes.long()).masked_fill(~legal, -torch.inf)
-    if dead is not None:
+    total = torch.logsumexp(logits, dim=-1, keepdim=True) if normalize == "trie" else head.logsumexp(hidden, sid_tokens)[..., None]
+    if dead is not None:        # after the total: what is left out must not lend its probability to what shares its prefix
         logits = logits.masked_fill((child[..., None] == dead[:, None, None, :]).any(-1), -torch.inf)
     dead_end = logits == -torch.inf
-    total = torch.logsumexp(logits, dim=-1, keepdim=True) if normalize == "trie" else head.logsumexp(hidden, sid_tokens)[..., None]
     logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
     if temperature is not None:
         scaled = logits / temperature

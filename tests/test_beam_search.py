@@ -147,13 +147,16 @@ def test_a_generation_config_that_samples_changes_nothing():
     assert (before[0] == after[0]).all() and (before[1] == after[1]).all()
 
 
-def test_excluded_items_are_skipped_and_the_rest_keep_their_order():
+@pytest.mark.parametrize("normalize", ["vocab", "trie"])
+def test_excluded_items_are_skipped_and_the_rest_keep_their_order_and_scores(normalize):
+    """They lend their probability to nothing: not to an unlikely item that happens to share their prefix."""
     sids, model = random_catalogue(1, 25, 2, 5), tiny_model("qwen2", 64, 4)
     trie, prompts = SidTrie(sids, level_tokens([5, 5])), random_prompts(8, 2)
-    everything, _ = search_all(model, prompts, trie, 25, batch_size=2)
+    everything, all_scores = search_all(model, prompts, trie, 25, batch_size=2, normalize=normalize)
     excluded = [everything[0, :7].tolist(), list(range(25))]
-    kept, scores = search_all(model, prompts, trie, 25, batch_size=2, excluded=excluded)
+    kept, scores = search_all(model, prompts, trie, 25, batch_size=2, excluded=excluded, normalize=normalize)
     assert kept[0, :18].tolist() == everything[0, 7:].tolist() and (kept[0, 18:] == -1).all()
+    assert scores[0, :18] == pytest.approx(all_scores[0, 7:], abs=1e-5)
     assert (kept[1] == -1).all() and (scores[1] == -math.inf).all()
 
 
