@@ -249,7 +249,7 @@ class BaselineSettings:
     tiger_layers: int = setting(3, "tiger: encoder blocks, and as many decoder blocks (its paper: 4)", low=1)
     tiger_dropout: list[float] = setting([0.2], "tiger: rates to try (its paper: 0.1)", low=0, high=0.9)
     tiger_learning_rate: list[float] = setting([1e-3], "tiger: AdamW step sizes to try", above=0)
-    tiger_batch_size: int = setting(128, "tiger: samples per step (its paper: 256)", low=1)
+    tiger_batch_size: int = setting(256, "tiger: samples per step (its paper)", low=1)
     tiger_epochs: int = setting(100, "tiger: most passes over the train samples", low=1)
 
 
