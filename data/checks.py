@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sparse
 
-from baselines.rules import popularity_order, top_k, transition_counts
+from baselines.rules import popularity_order, repeat_last, top_k, transition_counts
 from data.split import quantiles
 from minionerec.dataset import Sample, Samples, fixed_subset, train_counts
 from minionerec.metrics import gini
@@ -311,7 +311,7 @@ def zero_cost(evidence: Evidence) -> Check:
     counts, graph, num_items = evidence.train_counts, transitions(evidence), len(evidence.samples.items)
     rules: dict[str, Callable[[list[Sample]], np.ndarray]] = {
         "popularity": lambda rows: np.zeros((len(rows), num_items)),             # ties go by popularity
-        "repeat": lambda rows: recency(rows, num_items),
+        "repeat": lambda rows: repeat_last(num_items).scores([row.history for row in rows]),
         "Markov": lambda rows: graph[[row.history[-1] for row in rows]].toarray()}
     hits: dict[str, list[np.ndarray]] = {name: [] for name in rules}
     for start in range(0, len(evidence.test), ROWS_AT_ONCE):
@@ -333,14 +333,6 @@ def zero_cost(evidence: Evidence) -> Check:
 def transitions(evidence: Evidence) -> sparse.csr_matrix:
     """(N, N) how often an item came directly after another in train."""
     return transition_counts(evidence.samples.train_sequences, len(evidence.samples.items), reach=1, backward=0.0)
-
-
-def recency(rows: Sequence[Sample], num_items: int) -> np.ndarray:
-    """(rows, N) scores that rank the items of the history, the latest first."""
-    scores = np.zeros((len(rows), num_items))
-    for row, sample in enumerate(rows):
-        scores[row, list(sample.history)] = np.arange(1, len(sample.history) + 1)       # of a repeated item the last place counts
-    return scores
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -151,11 +151,6 @@ def test_rows_that_rules_solve_are_counted_at_rank_one_and_ten():
     assert checks.zero_cost(world("ab|c|z")).figures["any_at_10"] == 0 and checks.zero_cost(world("ab|c|z")).verdict == "ok"
 
 
-def test_the_repeat_rule_prefers_the_latest_item():
-    rows = world("abab|c|d").samples.splits["test"]
-    assert checks.top_k(checks.recency(rows, 26), np.arange(26), 3).tolist() == [[2, 1, 0]]
-
-
 def test_listings_with_the_same_text_are_counted():
     found = checks.duplicate_listings(world("ab|c|d", titles={"a": "bolt", "b": "bolt", "c": "Bolt"}))
     assert (found.verdict, found.figures) == ("problem", {"items": 2, "groups": 1})       # 2 of 26; case makes another text
