@@ -258,10 +258,7 @@ class RankingTrainer(Trainer):
     def _forget_older(self, output: Path, keep: set[str]) -> None:
         for old in sorted(output.glob("checkpoint-*")):
             if old.name not in keep:
-                gone = old.with_name(f".gone-{old.name}")       # renamed first: a half-deleted directory never has its name
-                shutil.rmtree(gone, ignore_errors=True)
-                old.rename(gone)
-                shutil.rmtree(gone)
+                artifacts.remove(old)
 
     def _last_good(self) -> str:
         last = last_checkpoint(Path(self.args.output_dir))

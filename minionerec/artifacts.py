@@ -102,7 +102,7 @@ def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
 def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> bool:
     """Whether the stage's directory is there, whole, and made with these settings from the parents now on disk.
 
-    If so, the checkpoints are forgotten that a run left which was killed between its commit and its end.
+    If so, the checkpoints or parts are forgotten that a run left which was killed between its commit and its end.
 
     Raises:
         UserError: it was made with other settings (each is listed), from other parents, or is damaged.
@@ -116,7 +116,8 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> boo
         raise UserError(f"{path}: was made with other settings ({'; '.join(changed)}); "
                         f"delete it, or give this experiment another name with --name NAME")
     check_parents(path, manifest)
-    shutil.rmtree(partial_path(experiment, stage), ignore_errors=True)
+    remove(partial_path(experiment, stage))
+    shutil.rmtree(path.with_name(f".{path.name}.parts"), ignore_errors=True)
     return True
 
 
@@ -294,6 +295,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a directory; it loses its name first, so that a half-deleted one never has it."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def size_of(path: Path) -> int:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import sys
 import time
 import warnings
@@ -220,4 +219,4 @@ def clean_up(experiment: Experiment, stage: str) -> None:
     """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
     processes().wait_for_everyone()
     if processes().is_main_process:
-        shutil.rmtree(artifacts.partial_path(experiment, stage), ignore_errors=True)
+        artifacts.remove(artifacts.partial_path(experiment, stage))

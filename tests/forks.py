@@ -187,7 +187,9 @@ class Reference:
     def check(self, stage: str, folder: Path) -> None:
         """Whether a copy's stage now holds what the reference's holds."""
         for name in MADE_BY[stage]:
-            assert artefacts(folder / "runs/shop" / name) == artefacts(self.folder / "runs/shop" / name)
+            found, expected = (artefacts(run / "runs/shop" / name) for run in (folder, self.folder))
+            different = [file for file in sorted({*found, *expected}) if found.get(file) != expected.get(file)]
+            assert not different, "".join(f"{file}: {found.get(file)}, expected {expected.get(file)}\n" for file in different)[:2000]
         assert not list((folder / "runs/shop").glob("*.partial"))
 
 

@@ -281,3 +281,11 @@ def test_on_request_nothing_that_a_user_had_is_ranked_also_beyond_what_the_promp
     had = table[table["split"] != "test"].groupby("user_id")["item_id"].agg(set)
     assert max(map(len, had)) > 2 and len(rows) == USERS
     assert all(set(row["item_ids"]) == {f"i{n}" for n in range(24)} - had[row["user_id"]] for row in rows)
+
+
+def test_parts_left_by_a_kill_between_commit_and_end_are_forgotten_when_the_finished_evaluation_is_looked_at(tmp_path, checkpoint):
+    experiment, path = world(tmp_path, checkpoint)
+    evaluate.evaluate(experiment, path)
+    parts.open_parts(evaluate.parts_folder(path), {"a": 1})
+    assert artifacts.is_done(experiment, "evaluate", path)
+    assert not evaluate.parts_folder(path).exists()

@@ -372,3 +372,14 @@ def test_an_experiment_folder_can_be_moved(tmp_path):
     for stage in ("data", "sids", "sft", "rl"):
         assert is_done(moved, stage)
     assert is_done(moved, "evaluate", artifacts.evaluation_path(moved))
+
+
+def test_a_directory_loses_its_name_before_its_first_file_is_deleted(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "file").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.shutil, "rmtree", lambda *_, **__: None)       # killed before anything is deleted
+        artifacts.remove(tmp_path / "checkpoint-1")
+    assert not (tmp_path / "checkpoint-1").exists() and [path.name for path in tmp_path.iterdir()] == [".checkpoint-1.gone"]
+    artifacts.remove(tmp_path / "checkpoint-1")
+    assert not list(tmp_path.iterdir())
