@@ -33,12 +33,13 @@ from typing import Any
 
 import numpy as np
 
-from minionerec import artifacts
-from minionerec.config import UserError, one_line_errors
-from minionerec.metrics import KEYS, bootstrap_intervals, holm, paired_difference, row_keys, row_metrics
-from minionerec.report import aligned, metrics_table
+from minionerec.errors import UserError, one_line_errors
+from minionerec.evaluation.metrics import KEYS, row_metrics
+from minionerec.evaluation.statistics import bootstrap_intervals, holm, paired_difference, row_keys
+from minionerec.experiment import artifacts
+from minionerec.pages.text import aligned, metrics_table
 
-LEVEL = 0.05        # two-sided, after Holm's correction over all printed comparisons
+LEVEL = 0.05  # two-sided, after Holm's correction over all printed comparisons
 ROW_TYPES = {"user_id": str, "target_item_id": str, "item_ids": list, "scores": list}
 TABLE_KEYS = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10")
 
@@ -49,10 +50,10 @@ class Ranking:
 
     path: Path
     metrics: dict[str, Any]
-    data: Path | None                       # the data it was made from; None where that is unknown or gone
-    pairs: list[tuple[str, str]]            # user and target of every row, sorted
-    item_level: dict[str, np.ndarray]       # what is measured -> (rows,) in the order of the pairs
-    longest: int                            # items in the longest list
+    data: Path | None  # the data it was made from; None where that is unknown or gone
+    pairs: list[tuple[str, str]]  # user and target of every row, sorted
+    item_level: dict[str, np.ndarray]  # what is measured -> (rows,) in the order of the pairs
+    longest: int  # items in the longest list
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class Method:
     def values(self) -> dict[str, np.ndarray]:
         """Key -> ``(rows,)`` mean over the seeds."""
         keys = [key for key in KEYS if all(key in ranking.item_level for ranking in self.rankings)]
-        return {key: np.mean([ranking.item_level[key] for ranking in self.rankings], axis=0) for key in keys}
+        return {
+            key: np.mean([ranking.item_level[key] for ranking in self.rankings], axis=0)
+            for key in keys
+        }
 
     def deviation(self, key: str) -> float | None:
         """Standard deviation over the seeds; None of one seed."""
@@ -98,7 +102,12 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a flag is unknown or lacks its value.
     """
-    parser = _Arguments(prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Arguments(
+        prog="compare.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--to", metavar="NAME")
     parser.add_argument("--metric", default="NDCG@10,HR@10")
@@ -121,7 +130,9 @@ def read_methods(words: Sequence[str]) -> list[Method]:
         UserError: something is not there, damaged, or not what it should be; there is nothing to compare.
     """
     groups: list[list[Path]] = []
-    of_experiments: list[list[Path]] = []           # those of the groups that further experiments may have seeds for
+    of_experiments: list[
+        list[Path]
+    ] = []  # those of the groups that further experiments may have seeds for
     for word in words:
         paths = expand(word)
         if len(paths) > 1 or is_ranking(paths[0]):
@@ -129,17 +140,33 @@ def read_methods(words: Sequence[str]) -> list[Method]:
             groups.append(paths)
             continue
         for path in rankings_of(paths[0]):
-            same = next((group for group in of_experiments if group[0].name == path.name and are_seeds(group, path)), None)
+            same = next(
+                (
+                    group
+                    for group in of_experiments
+                    if group[0].name == path.name and are_seeds(group, path)
+                ),
+                None,
+            )
             if same is None:
                 of_experiments.append(same := [])
                 groups.append(same)
             same.append(path)
-    twice = [path for path, times in Counter(path for group in groups for path in group).items() if times > 1]
+    twice = [
+        path
+        for path, times in Counter(path for group in groups for path in group).items()
+        if times > 1
+    ]
     if twice:
-        raise UserError(f"{twice[0]}: is named twice, by itself or with its experiment; name it once")
+        raise UserError(
+            f"{twice[0]}: is named twice, by itself or with its experiment; name it once"
+        )
     if len(groups) < 2:
         raise UserError(f"{words[0]}: is one method only; name at least two to compare")
-    return [Method(name, [read_ranking(path) for path in paths]) for name, paths in zip(names_of(groups), groups, strict=True)]
+    return [
+        Method(name, [read_ranking(path) for path in paths])
+        for name, paths in zip(names_of(groups), groups, strict=True)
+    ]
 
 
 def expand(word: str) -> list[Path]:
@@ -152,15 +179,21 @@ def expand(word: str) -> list[Path]:
     paths = [Path(os.path.normpath(path)) for path in found]
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such directory; expected an evaluation, a baseline, or an experiment's folder")
+            raise UserError(
+                f"{path}: no such directory; expected an evaluation, a baseline, or an experiment's folder"
+            )
         if len(paths) > 1 and not is_ranking(path):
-            raise UserError(f"{path}: is no evaluation and no baseline; of several seeds, each must be one")
+            raise UserError(
+                f"{path}: is no evaluation and no baseline; of several seeds, each must be one"
+            )
     return paths
 
 
 def is_ranking(path: Path) -> bool:
     """Whether a directory looks like an evaluation or a baseline."""
-    return any((path / name).exists() for name in ("predictions.jsonl", "metrics.json", artifacts.MANIFEST))
+    return any(
+        (path / name).exists() for name in ("predictions.jsonl", "metrics.json", artifacts.MANIFEST)
+    )
 
 
 def rankings_of(experiment: Path) -> list[Path]:
@@ -169,26 +202,37 @@ def rankings_of(experiment: Path) -> list[Path]:
     Raises:
         UserError: it has none.
     """
-    found = [path for pattern in ("baselines/[!.]*", "evaluate/[!.]*-test") for path in sorted(experiment.glob(pattern))
-             if is_ranking(path)]
+    found = [
+        path
+        for pattern in ("baselines/[!.]*", "evaluate/[!.]*-test")
+        for path in sorted(experiment.glob(pattern))
+        if is_ranking(path)
+    ]
     if not found:
-        raise UserError(f"{experiment}: is neither a ranking (predictions.jsonl, metrics.json) nor an experiment with baselines/* or "
-                        f"evaluate/*-test; run `{artifacts.COMMANDS['evaluate']}` or `{artifacts.COMMANDS['baselines']}` first")
+        raise UserError(
+            f"{experiment}: is neither a ranking (predictions.jsonl, metrics.json) nor an experiment with baselines/* or "
+            f"evaluate/*-test; run `{artifacts.COMMANDS['evaluate']}` or `{artifacts.COMMANDS['baselines']}` first"
+        )
     return found
 
 
 def names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
     """A short name for every method: the directory's, with its experiment's before it where that is not enough.
 
-        >>> names_of([[Path("runs/a/evaluate/sft-test")], [Path("runs/a/baselines/markov")]])
-        ['sft', 'markov']
-        >>> names_of([[Path("runs/a/evaluate/sft-test")], [Path("runs/b/evaluate/sft-test")]])
-        ['a/sft', 'b/sft']
+    >>> names_of([[Path("runs/a/evaluate/sft-test")], [Path("runs/a/baselines/markov")]])
+    ['sft', 'markov']
+    >>> names_of([[Path("runs/a/evaluate/sft-test")], [Path("runs/b/evaluate/sft-test")]])
+    ['a/sft', 'b/sft']
     """
     short = [group[0].name.removesuffix("-test") for group in groups]
-    longer = ["/".join([*group[0].parts[-3:-2], name]) if short.count(name) > 1 else name
-              for group, name in zip(groups, short, strict=True)]
-    return [str(group[0]) if longer.count(name) > 1 else name for group, name in zip(groups, longer, strict=True)]
+    longer = [
+        "/".join([*group[0].parts[-3:-2], name]) if short.count(name) > 1 else name
+        for group, name in zip(groups, short, strict=True)
+    ]
+    return [
+        str(group[0]) if longer.count(name) > 1 else name
+        for group, name in zip(groups, longer, strict=True)
+    ]
 
 
 def lineage(path: Path) -> dict[str, Any]:
@@ -196,7 +240,11 @@ def lineage(path: Path) -> dict[str, Any]:
     if not (path / artifacts.MANIFEST).is_file():
         return {}
     manifest = artifacts.read_manifest(path)
-    settings = {f"{manifest['stage']}: {key}": value for key, value in manifest["settings"].items() if key != "evaluate.checkpoint"}
+    settings = {
+        f"{manifest['stage']}: {key}": value
+        for key, value in manifest["settings"].items()
+        if key != "evaluate.checkpoint"
+    }
     for relative in manifest["parents"]:
         settings |= lineage(Path(os.path.normpath(path / relative)))
     return settings
@@ -210,7 +258,10 @@ def without_seeds(settings: Mapping[str, Any]) -> dict[str, Any]:
 def are_seeds(group: Sequence[Path], path: Path) -> bool:
     """Whether a ranking differs from those of a group in its seed, and in nothing else."""
     settings = [lineage(member) for member in (*group, path)]
-    return all(without_seeds(one) == without_seeds(settings[-1]) and one != settings[-1] for one in settings[:-1])
+    return all(
+        without_seeds(one) == without_seeds(settings[-1]) and one != settings[-1]
+        for one in settings[:-1]
+    )
 
 
 def notes_on(methods: Sequence[Method]) -> list[str]:
@@ -218,11 +269,17 @@ def notes_on(methods: Sequence[Method]) -> list[str]:
     notes = []
     for number, method in enumerate(methods):
         path = method.rankings[0].path
-        first = next((other for other in methods[:number] if other.rankings[0].path.name == path.name), None)
+        first = next(
+            (other for other in methods[:number] if other.rankings[0].path.name == path.name), None
+        )
         if first:
-            changed = artifacts.settings_difference(*(without_seeds(lineage(each)) for each in (first.rankings[0].path, path)))
+            changed = artifacts.settings_difference(
+                *(without_seeds(lineage(each)) for each in (first.rankings[0].path, path))
+            )
             more = f" and {len(changed) - 4} more settings" if len(changed) > 4 else ""
-            notes.append(f"{first.name} -> {method.name}: {'; '.join(changed[:4]) or 'no setting but, at most, the seed differs'}{more}")
+            notes.append(
+                f"{first.name} -> {method.name}: {'; '.join(changed[:4]) or 'no setting but, at most, the seed differs'}{more}"
+            )
     return notes
 
 
@@ -235,9 +292,13 @@ def check_seeds(paths: Sequence[Path]) -> None:
     settings = {path: lineage(path) for path in paths}
     known = [path for path in paths if settings[path]]
     for path in known[1:]:
-        changed = artifacts.settings_difference(without_seeds(settings[known[0]]), without_seeds(settings[path]))
+        changed = artifacts.settings_difference(
+            without_seeds(settings[known[0]]), without_seeds(settings[path])
+        )
         if changed:
-            raise UserError(f"{path}: is not another seed of {known[0]}, it differs in {'; '.join(changed)}; name it by itself")
+            raise UserError(
+                f"{path}: is not another seed of {known[0]}, it differs in {'; '.join(changed)}; name it by itself"
+            )
     for i, path in enumerate(known):
         twin = next((other for other in known[:i] if settings[other] == settings[path]), None)
         if twin:
@@ -270,8 +331,14 @@ def read_ranking(path: Path) -> Ranking:
     values, _ = row_metrics(rows, sids_of(path, manifest, metrics))
     check_means(path, metrics, values)
     order = sorted(range(len(rows)), key=row_keys(rows).__getitem__)
-    return Ranking(path, metrics, data, sorted(pairs_of(rows)), {key: values[key][order] for key in KEYS if key in metrics},
-                   max(len(row["item_ids"]) for row in rows))
+    return Ranking(
+        path,
+        metrics,
+        data,
+        sorted(pairs_of(rows)),
+        {key: values[key][order] for key in KEYS if key in metrics},
+        max(len(row["item_ids"]) for row in rows),
+    )
 
 
 def parent(path: Path, manifest: Mapping[str, Any], stage: str) -> Path | None:
@@ -280,7 +347,9 @@ def parent(path: Path, manifest: Mapping[str, Any], stage: str) -> Path | None:
     return next((found for found in parents if found.name == stage and found.is_dir()), None)
 
 
-def sids_of(path: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, list[int]] | None:
+def sids_of(
+    path: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> dict[str, list[int]] | None:
     """The SIDs that decide which items of a ranking are tied; None where no two are.
 
     Raises:
@@ -290,8 +359,10 @@ def sids_of(path: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any])
         return None
     sids = parent(path, manifest, "sids")
     if not sids or artifacts.sha256_file(sids / "sids.json") != metrics.get("sids_sha256"):
-        raise UserError(f"{path}: several of its items share a SID, and the SIDs it was made with ({metrics.get('sids_sha256', '?')[:12]}) "
-                        "are not where its manifest says; rank again")
+        raise UserError(
+            f"{path}: several of its items share a SID, and the SIDs it was made with ({metrics.get('sids_sha256', '?')[:12]}) "
+            "are not where its manifest says; rank again"
+        )
     return json.loads((sids / "sids.json").read_text(encoding="utf-8"))["sids"]
 
 
@@ -306,10 +377,16 @@ def read_metrics(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file}: is not JSON ({error}); make the ranking again") from None
     if not isinstance(metrics, dict) or "split" not in metrics:
-        raise UserError(f"{file}: has no 'split'; expected the metrics.json of an evaluation or a baseline")
+        raise UserError(
+            f"{file}: has no 'split'; expected the metrics.json of an evaluation or a baseline"
+        )
     for key in KEYS:
-        if key in metrics and not (isinstance(metrics[key], (int, float)) and 0 <= metrics[key] <= 1):
-            raise UserError(f"{file}: {key}: got {json.dumps(metrics[key])[:40]}, expected a number from 0 to 1; make the ranking again")
+        if key in metrics and not (
+            isinstance(metrics[key], (int, float)) and 0 <= metrics[key] <= 1
+        ):
+            raise UserError(
+                f"{file}: {key}: got {json.dumps(metrics[key])[:40]}, expected a number from 0 to 1; make the ranking again"
+            )
     return metrics
 
 
@@ -324,7 +401,9 @@ def read_predictions(file: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}:{number}: is not JSON ({error}); make the ranking again") from None
+            raise UserError(
+                f"{file}:{number}: is not JSON ({error}); make the ranking again"
+            ) from None
         problem = problem_of(row)
         if problem:
             raise UserError(f"{file}:{number}: {problem}")
@@ -365,8 +444,10 @@ def check_means(path: Path, metrics: Mapping[str, Any], values: Mapping[str, np.
     """Refuse a ``metrics.json`` that is not of these rows."""
     for key in KEYS:
         if key in metrics and abs(values[key].mean() - metrics[key]) > 1e-9:
-            raise UserError(f"{path}: metrics.json says {key} {metrics[key]:.6f}, predictions.jsonl gives {values[key].mean():.6f}; "
-                            "one of them is of another run, make the ranking again")
+            raise UserError(
+                f"{path}: metrics.json says {key} {metrics[key]:.6f}, predictions.jsonl gives {values[key].mean():.6f}; "
+                "one of them is of another run, make the ranking again"
+            )
 
 
 def expected_rows(data: Path, split: str) -> tuple[set[str], list[tuple[str, str]]]:
@@ -375,7 +456,9 @@ def expected_rows(data: Path, split: str) -> tuple[set[str], list[tuple[str, str
 
     items = pd.read_parquet(data / "items.parquet", columns=["item_id"])["item_id"]
     rows = pd.read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"])
-    targets = rows[(rows["split"] == split) & (rows.groupby("user_id").cumcount() > 0)]     # a user's first item has no history
+    targets = rows[
+        (rows["split"] == split) & (rows.groupby("user_id").cumcount() > 0)
+    ]  # a user's first item has no history
     return set(items), list(zip(targets["user_id"], targets["item_id"], strict=True))
 
 
@@ -384,20 +467,28 @@ def check_items(file: Path, rows: Sequence[Mapping[str, Any]], items: set[str]) 
     for number, row in enumerate(rows, start=1):
         unknown = [item for item in (row["target_item_id"], *row["item_ids"]) if item not in items]
         if unknown:
-            raise UserError(f"{file}:{number}: item '{unknown[0]}' is not in the catalogue of {len(items):,} items; "
-                            "this ranking is of another catalogue")
+            raise UserError(
+                f"{file}:{number}: item '{unknown[0]}' is not in the catalogue of {len(items):,} items; "
+                "this ranking is of another catalogue"
+            )
 
 
-def check_rows(file: Path, found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]], whose: str) -> None:
+def check_rows(
+    file: Path, found: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]], whose: str
+) -> None:
     """Refuse rows that are missing, too many, or of another split."""
     have, want = Counter(found), Counter(expected)
     for (user, target), times in have.items():
         if times > want[user, target]:
-            raise UserError(f"{file}: user '{user}' with target '{target}' is there {times} times, in {whose} {want[user, target]} times "
-                            f"({len(found):,} rows here, {len(expected):,} there)")
+            raise UserError(
+                f"{file}: user '{user}' with target '{target}' is there {times} times, in {whose} {want[user, target]} times "
+                f"({len(found):,} rows here, {len(expected):,} there)"
+            )
     for user, target in want - have:
-        raise UserError(f"{file}: user '{user}' with target '{target}' is missing; it has {len(found):,} of the {len(expected):,} rows "
-                        f"of {whose}")
+        raise UserError(
+            f"{file}: user '{user}' with target '{target}' is missing; it has {len(found):,} of the {len(expected):,} rows "
+            f"of {whose}"
+        )
 
 
 def check_comparable(rankings: Sequence[Ranking]) -> None:
@@ -409,13 +500,20 @@ def check_comparable(rankings: Sequence[Ranking]) -> None:
     first = rankings[0]
     for other in rankings[1:]:
         if other.metrics["split"] != first.metrics["split"]:
-            raise UserError(f"{other.path}: ranks the {other.metrics['split']} split, {first.path} the {first.metrics['split']} split; "
-                            "compare rankings of the same split")
-        ours, theirs = (artifacts.read_manifest(ranking.data)["files"] if ranking.data else {} for ranking in (first, other))
+            raise UserError(
+                f"{other.path}: ranks the {other.metrics['split']} split, {first.path} the {first.metrics['split']} split; "
+                "compare rankings of the same split"
+            )
+        ours, theirs = (
+            artifacts.read_manifest(ranking.data)["files"] if ranking.data else {}
+            for ranking in (first, other)
+        )
         for name in ("items.parquet", "interactions.parquet"):
             if ours and theirs and ours[name]["sha256"] != theirs[name]["sha256"]:
-                raise UserError(f"{other.path}: was made from other data than {first.path}: {name} of {other.data} has sha256 "
-                                f"{theirs[name]['sha256'][:12]}, of {first.data} {ours[name]['sha256'][:12]}")
+                raise UserError(
+                    f"{other.path}: was made from other data than {first.path}: {name} of {other.data} has sha256 "
+                    f"{theirs[name]['sha256'][:12]}, of {first.data} {ours[name]['sha256'][:12]}"
+                )
         check_rows(other.path / "predictions.jsonl", other.pairs, first.pairs, str(first.path))
 
 
@@ -428,11 +526,16 @@ def check_metrics(keys: Sequence[str], methods: Sequence[Method]) -> list[str]:
     for key in keys:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
-            raise UserError(f"--metric: got '{key}', expected some of {', '.join(KEYS)}" + (f"; did you mean '{near[0]}'?" if near else ""))
+            raise UserError(
+                f"--metric: got '{key}', expected some of {', '.join(KEYS)}"
+                + (f"; did you mean '{near[0]}'?" if near else "")
+            )
         for ranking in (ranking for method in methods for ranking in method.rankings):
             if key not in ranking.item_level:
-                raise UserError(f"{ranking.path}: has no {key}, its lists hold {ranking.longest} items; rank again with a larger "
-                                "evaluate.num_beams, or pass another --metric")
+                raise UserError(
+                    f"{ranking.path}: has no {key}, its lists hold {ranking.longest} items; rank again with a larger "
+                    "evaluate.num_beams, or pass another --metric"
+                )
     return list(dict.fromkeys(keys))
 
 
@@ -452,24 +555,45 @@ def find_reference(name: str | None, methods: Sequence[Method]) -> Method:
 # Figures
 
 
-def compared(methods: Sequence[Method], reference: Method, keys: Sequence[str], samples: int) -> dict[str, Any]:
+def compared(
+    methods: Sequence[Method], reference: Method, keys: Sequence[str], samples: int
+) -> dict[str, Any]:
     """What is printed and written: per method its means, deviations and intervals, and the differences to the reference."""
     users = [user for user, _ in reference.rankings[0].pairs]
     figures: dict[str, Any] = {
-        "split": reference.rankings[0].metrics["split"], "rows": len(users), "users": len(set(users)), "reference": reference.name,
-        "samples": samples, "methods": {}, "differences": [], "notes": notes_on(methods)}
+        "split": reference.rankings[0].metrics["split"],
+        "rows": len(users),
+        "users": len(set(users)),
+        "reference": reference.name,
+        "samples": samples,
+        "methods": {},
+        "differences": [],
+        "notes": notes_on(methods),
+    }
     for method in methods:
-        shown = {key: values for key, values in method.values.items() if key in (*TABLE_KEYS, *keys)}
+        shown = {
+            key: values for key, values in method.values.items() if key in (*TABLE_KEYS, *keys)
+        }
         figures["methods"][method.name] = {
-            "seeds": len(method.rankings), "paths": [str(ranking.path) for ranking in method.rankings],
+            "seeds": len(method.rankings),
+            "paths": [str(ranking.path) for ranking in method.rankings],
             **{key: float(values.mean()) for key, values in shown.items()},
-            "deviations": {key: method.deviation(key) for key in shown} if len(method.rankings) > 1 else {},
-            "intervals": bootstrap_intervals(shown, users, samples, seed=42)}
+            "deviations": {key: method.deviation(key) for key in shown}
+            if len(method.rankings) > 1
+            else {},
+            "intervals": bootstrap_intervals(shown, users, samples, seed=42),
+        }
         if method is not reference:
             a, b = ({key: which.values[key] for key in keys} for which in (reference, method))
             found = paired_difference(a, b, users, samples)
-            figures["differences"] += [{"method": method.name, "metric": key, **found[key]} for key in keys]
-    for row, p in zip(figures["differences"], holm([row["p_value"] for row in figures["differences"]]), strict=True):
+            figures["differences"] += [
+                {"method": method.name, "metric": key, **found[key]} for key in keys
+            ]
+    for row, p in zip(
+        figures["differences"],
+        holm([row["p_value"] for row in figures["differences"]]),
+        strict=True,
+    ):
         row |= {"holm_p_value": p, "significant": p < LEVEL}
     return figures
 
@@ -477,20 +601,49 @@ def compared(methods: Sequence[Method], reference: Method, keys: Sequence[str], 
 def as_text(figures: Mapping[str, Any]) -> str:
     """The figures as two tables, and what the marks mean."""
     methods, differences = figures["methods"], figures["differences"]
-    parts = [f"{figures['split']} split: {figures['rows']:,} rows of {figures['users']:,} users", metrics_table(methods)]
-    deviations = {name: method["deviations"] for name, method in methods.items() if method["deviations"]}
+    parts = [
+        f"{figures['split']} split: {figures['rows']:,} rows of {figures['users']:,} users",
+        metrics_table(methods),
+    ]
+    deviations = {
+        name: method["deviations"] for name, method in methods.items() if method["deviations"]
+    }
     if deviations:
-        parts.append("standard deviation over seeds\n" + aligned([["", "seeds", *TABLE_KEYS], *(
-            [name, str(methods[name]["seeds"]), *(f"{values[key]:.4f}" if key in values else "-" for key in TABLE_KEYS)]
-            for name, values in deviations.items())]))
+        parts.append(
+            "standard deviation over seeds\n"
+            + aligned(
+                [
+                    ["", "seeds", *TABLE_KEYS],
+                    *(
+                        [
+                            name,
+                            str(methods[name]["seeds"]),
+                            *(f"{values[key]:.4f}" if key in values else "-" for key in TABLE_KEYS),
+                        ]
+                        for name, values in deviations.items()
+                    ),
+                ]
+            )
+        )
     lines = [[f"against {figures['reference']}", "", "difference", "95 %", "p", "Holm", ""]]
     for row in differences:
         mark = "" if not row["significant"] else "better *" if row["difference"] > 0 else "worse *"
-        lines.append([row["method"], row["metric"], f"{row['difference']:+.4f}", "{:+.4f} to {:+.4f}".format(*row["interval"]),
-                      f"{row['p_value']:.4f}", f"{row['holm_p_value']:.4f}", mark])
+        lines.append(
+            [
+                row["method"],
+                row["metric"],
+                f"{row['difference']:+.4f}",
+                "{:+.4f} to {:+.4f}".format(*row["interval"]),
+                f"{row['p_value']:.4f}",
+                f"{row['holm_p_value']:.4f}",
+                mark,
+            ]
+        )
     parts.append(aligned(lines))
-    parts.append(f"* p < {LEVEL:g} two-sided, after Holm's correction over these {len(differences)} comparisons. Paired randomisation\n"
-                 f"test and bootstrap over users, {figures['samples']:,} draws each; of several seeds a row counts by its mean.")
+    parts.append(
+        f"* p < {LEVEL:g} two-sided, after Holm's correction over these {len(differences)} comparisons. Paired randomisation\n"
+        f"test and bootstrap over users, {figures['samples']:,} draws each; of several seeds a row counts by its mean."
+    )
     return "\n\n".join(parts + ["\n".join(figures["notes"])] * bool(figures["notes"]))
 
 

@@ -31,31 +31,36 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from minionerec import artifacts, backbone
-from minionerec.batches import collate_rl, collate_sft
-from minionerec.beam_search import Beams, NotFinite, constrained_beam_search, make_decoder
-from minionerec.config import UserError
-from minionerec.dataset import Row
-from minionerec.output_head import LogitsHead, OutputHead, children_logps, pick_child, vocab_logps
-from minionerec.policy import GroupBatch, GroupOutput, exact_kl, k3_kl
-from minionerec.prompts import Template
-from minionerec.rewards import group_advantages
-from minionerec.settings import RLSettings
-from minionerec.sids import SIDS_FILE, SidTrie
-from minionerec.training import (
+from minionerec.catalogue.prompts import Template
+from minionerec.catalogue.rows import Row
+from minionerec.catalogue.sids import SIDS_FILE
+from minionerec.catalogue.trie import SidTrie
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts
+from minionerec.experiment.settings import RLSettings
+from minionerec.model import backbone
+from minionerec.model.beam_search import Beams, NotFinite, constrained_beam_search
+from minionerec.model.decoders import make_decoder
+from minionerec.model.output_head import (
+    LogitsHead,
+    OutputHead,
+    children_logps,
+    pick_child,
+    vocab_logps,
+)
+from minionerec.model.token_trees import TokenTree, base_causal_lm, pack_trees
+from minionerec.training.batches import GlobalBatches, GroupedSampler, seed_of
+from minionerec.training.callbacks import (
     EpochOrder,
-    GlobalBatches,
-    GroupedSampler,
     Narrator,
     QuietProgress,
     StopSignal,
     SyncReference,
-    clean_history,
-    first_not_finite,
-    last_checkpoint,
-    seed_of,
 )
-from minionerec.trees import TokenTree, base_causal_lm, pack_trees
+from minionerec.training.checkpoints import clean_history, first_not_finite, last_checkpoint
+from minionerec.training.collate import collate_rl, collate_sft
+from minionerec.training.group_logps import GroupBatch, GroupOutput
+from minionerec.training.objective import exact_kl, group_advantages, k3_kl
 
 Validate = Callable[[nn.Module], dict[str, float]]
 
@@ -74,11 +79,29 @@ class CheckpointContents:
 class RankingTrainer(Trainer):
     """``transformers.Trainer`` that selects on the ranking of validation rows and commits its checkpoints."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase,
-                 contents: CheckpointContents, validate: Validate, group_of_row: Sequence[str] | None = None, **kwargs: Any):
-        super().__init__(model, args, train_dataset=rows, eval_dataset=rows[:1], processing_class=tokenizer, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        rows: Sequence[Any],
+        tokenizer: PreTrainedTokenizerBase,
+        contents: CheckpointContents,
+        validate: Validate,
+        group_of_row: Sequence[str] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=rows[:1],
+            processing_class=tokenizer,
+            **kwargs,
+        )
         self.contents, self.validate, self.group_of_row = contents, validate, group_of_row
-        self.model_accepts_loss_kwargs = True       # tells the Trainer to count the labels of the whole batch first
+        self.model_accepts_loss_kwargs = (
+            True  # tells the Trainer to count the labels of the whole batch first
+        )
         self._copy = copy.deepcopy(model).to(args.device).eval() if self.is_fsdp_enabled else None
         self._batches = self._global_batches()
         self._seeded = (-1, 0)
@@ -93,10 +116,17 @@ class RankingTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rank the validation rows; every process takes its share inside ``validate``."""
-        with backbone.fits_memory(f"{self.contents.stage}.eval_beams"), self._named(self.state.global_step):
-            metrics = {f"eval_{key}": value for key, value in self.validate(self.whole_model()).items()}
+        with (
+            backbone.fits_memory(f"{self.contents.stage}.eval_beams"),
+            self._named(self.state.global_step),
+        ):
+            metrics = {
+                f"eval_{key}": value for key, value in self.validate(self.whole_model()).items()
+            }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -108,7 +138,9 @@ class RankingTrainer(Trainer):
         """
         self._seed_micro_batch()
         with self._named(self.state.global_step + 1):
-            with backbone.fits_memory(f"{self.contents.stage}.micro_batch_size, or set model.gradient_checkpointing: true"):
+            with backbone.fits_memory(
+                f"{self.contents.stage}.micro_batch_size, or set model.gradient_checkpointing: true"
+            ):
                 loss = super().training_step(*args, **kwargs)
             everywhere = self.accelerator.reduce(loss).item()
             if not math.isfinite(everywhere):
@@ -122,8 +154,10 @@ class RankingTrainer(Trainer):
             yield
         except NotFinite as error:
             reason = str(error).partition(":")[0]
-            raise UserError(f"step {step}: {reason}; {first_not_finite(self.whole_model())}; {self._last_good()}; "
-                            "lower the learning rate or check the data") from error
+            raise UserError(
+                f"step {step}: {reason}; {first_not_finite(self.whole_model())}; {self._last_good()}; "
+                "lower the learning rate or check the data"
+            ) from error
 
     def _bad_terms(self) -> list[str]:
         """Parts of the last loss that are not finite; a subclass knows them."""
@@ -146,7 +180,9 @@ class RankingTrainer(Trainer):
         if self._copy is None:
             return self.model
         with torch.no_grad():
-            for target, source in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+            for target, source in zip(
+                self._copy.parameters(), self.model.parameters(), strict=True
+            ):
                 target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
         return self._copy
 
@@ -163,8 +199,15 @@ class RankingTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Nothing where a run was interrupted between its last step and its end; the Trainer would go on for a step or more."""
-        patience = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
-        stopped = any(callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in patience)
+        patience = [
+            callback
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        ]
+        stopped = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in patience
+        )
         if stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -183,7 +226,9 @@ class RankingTrainer(Trainer):
         else:
             self._spread(best)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         if self._copy is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -194,11 +239,19 @@ class RankingTrainer(Trainer):
         if isinstance(self._copy, PeftModel):
             self._copy.load_adapter(str(checkpoint), self._copy.active_adapter, is_trainable=True)
         else:
-            self._copy.load_state_dict(type(self._copy).from_pretrained(checkpoint, dtype=self._copy.dtype).state_dict())
+            self._copy.load_state_dict(
+                type(self._copy).from_pretrained(checkpoint, dtype=self._copy.dtype).state_dict()
+            )
         with torch.no_grad():
-            for source, target in zip(self._copy.parameters(), self.model.parameters(), strict=True):
+            for source, target in zip(
+                self._copy.parameters(), self.model.parameters(), strict=True
+            ):
                 whole = source.data
-                target.copy_(distribute_tensor(whole, target.device_mesh, target.placements) if isinstance(target, DTensor) else whole)
+                target.copy_(
+                    distribute_tensor(whole, target.device_mesh, target.placements)
+                    if isinstance(target, DTensor)
+                    else whole
+                )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Under FSDP from the gathered copy: the Trainer's own way fails on shards of unequal size where weights are tied."""
@@ -211,10 +264,16 @@ class RankingTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of ``GlobalBatches``, dealt to the processes one by one."""
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator))
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator
+            )
+        )
 
     def _global_batches(self, times: int = 1) -> GlobalBatches:
-        order = GroupedSampler(self.group_of_row or [str(i) for i in range(len(self.train_dataset))], self.args.seed)
+        order = GroupedSampler(
+            self.group_of_row or [str(i) for i in range(len(self.train_dataset))], self.args.seed
+        )
         pieces = self.args.gradient_accumulation_steps * self.args.world_size
         return GlobalBatches(order, self.args.per_device_train_batch_size * pieces, pieces, times)
 
@@ -228,7 +287,9 @@ class RankingTrainer(Trainer):
             return
         broken = first_not_finite(self.whole_model())
         if broken.startswith("parameter"):
-            raise UserError(f"step {self.state.global_step}: {broken}; it was not saved; {self._last_good()}; lower the learning rate")
+            raise UserError(
+                f"step {self.state.global_step}: {broken}; it was not saved; {self._last_good()}; lower the learning rate"
+            )
         self._staging = output / ".staging"
         if self.args.should_save:
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -242,7 +303,13 @@ class RankingTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
                 self._complete(staged)
-                artifacts.commit(staged, output / name, self.contents.stage, self.contents.settings, self.contents.parents)
+                artifacts.commit(
+                    staged,
+                    output / name,
+                    self.contents.stage,
+                    self.contents.settings,
+                    self.contents.parents,
+                )
         self._staging = None
         if self.args.should_save:
             self._forget_older(output, keep={name, f"checkpoint-{best}"})
@@ -253,7 +320,9 @@ class RankingTrainer(Trainer):
         shutil.copyfile(self.contents.sids_file, staged / SIDS_FILE)
         backbone.save_template(self.contents.template, staged)
         with open(staged / "log.jsonl", "w", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(row) + "\n" for row in clean_history(self.state.log_history))
+            handle.writelines(
+                json.dumps(row) + "\n" for row in clean_history(self.state.log_history)
+            )
 
     def _forget_older(self, output: Path, keep: set[str]) -> None:
         for old in sorted(output.glob("checkpoint-*")):
@@ -266,7 +335,9 @@ class RankingTrainer(Trainer):
 
     def _make_room(self) -> str:
         last = last_checkpoint(Path(self.args.output_dir))
-        needed = f"a checkpoint needs about {artifacts.size_of(last) / 1e6:.1f} MB; " if last else ""
+        needed = (
+            f"a checkpoint needs about {artifacts.size_of(last) / 1e6:.1f} MB; " if last else ""
+        )
         return f"{needed}{self._last_good()}; make room, then run the same command again"
 
 
@@ -283,16 +354,26 @@ class SFTTrainer(RankingTrainer):
         paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else None
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ):
         """Mean negative log-likelihood per completion token of the global batch."""
         if not len(inputs["shift_labels"]):
             return zero_loss(model, inputs["tree"])
-        return -sft_logp(model, inputs) / num_items_in_batch * self.accelerator.num_processes      # gradients are averaged over processes
+        return (
+            -sft_logp(model, inputs) / num_items_in_batch * self.accelerator.num_processes
+        )  # gradients are averaged over processes
 
 
 def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """Log-likelihood of all completion tokens of a collated batch, ``()``."""
-    rows, labels, sid_pairs, children = (inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children"))
+    rows, labels, sid_pairs, children = (
+        inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children")
+    )
 
     def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
         if not len(sid_pairs):
@@ -301,7 +382,11 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         total = pick_child(legal, children, labels[sid_pairs]).sum()
         text = torch.ones_like(rows, dtype=torch.bool)
         text[sid_pairs] = False
-        return total + vocab_logps(hidden, head, rows[text], labels[text]).sum() if text.any() else total
+        return (
+            total + vocab_logps(hidden, head, rows[text], labels[text]).sum()
+            if text.any()
+            else total
+        )
 
     return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
 
@@ -309,18 +394,22 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
 def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:
     """0 that depends on every weight, for a process without rows: the others wait for its gradients all the same."""
     nothing = torch.empty(0, dtype=torch.long, device=tree.input_ids.device)
-    return model(tree=tree, slots=nothing, readout=lambda hidden, head: head.columns(hidden, nothing.new_zeros(1)).sum())
+    return model(
+        tree=tree,
+        slots=nothing,
+        readout=lambda hidden, head: head.columns(hidden, nothing.new_zeros(1)).sum(),
+    )
 
 
 class Rollouts(NamedTuple):
     """One micro-batch of groups: what was generated and how good it was. ``alive`` is False for places without an item."""
 
     prompts: list[list[int]]
-    nodes: Tensor           # (B, G) leaf nodes of the trie
-    alive: Tensor           # (B, G)
-    old_logps: Tensor       # (B, G, L)
-    advantages: Tensor      # (B, G)
-    targets: list[int]      # item index of each prompt's target
+    nodes: Tensor  # (B, G) leaf nodes of the trie
+    alive: Tensor  # (B, G)
+    old_logps: Tensor  # (B, G, L)
+    advantages: Tensor  # (B, G)
+    targets: list[int]  # item index of each prompt's target
     metrics: dict[str, float]
 
 
@@ -337,10 +426,22 @@ class GRPOTrainer(RankingTrainer):
         ref_model: frozen copy for the KL; None when beta is 0, or when the model without its adapters is the reference.
     """
 
-    def __init__(self, *args: Any, trie: SidTrie, settings: RLSettings, reward: Reward, ref_model: nn.Module | None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        trie: SidTrie,
+        settings: RLSettings,
+        reward: Reward,
+        ref_model: nn.Module | None,
+        **kwargs: Any,
+    ):
         self.settings = settings
         super().__init__(*args, **kwargs)
-        self.trie, self.reward, self.stop_signal.every = trie.to(self.args.device), reward, settings.num_iterations
+        self.trie, self.reward, self.stop_signal.every = (
+            trie.to(self.args.device),
+            reward,
+            settings.num_iterations,
+        )
         self.ref_model = ref_model.to(self.args.device).eval() if ref_model is not None else None
         self.train_dataset = list(enumerate(self.train_dataset))
         self.data_collator = collate_rl
@@ -352,7 +453,13 @@ class GRPOTrainer(RankingTrainer):
         if self.ref_model is not None and settings.sync_ref_steps:
             self.add_callback(SyncReference(self))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ):
         """Clipped policy loss plus KL of one micro-batch of groups: its share of the mean over the groups of the global batch."""
         rollouts = self._rollouts_for(inputs)
         kept = self._kept_groups(rollouts)
@@ -362,10 +469,15 @@ class GRPOTrainer(RankingTrainer):
         else:
             loss = zero_loss(model, pack_trees([[0]], share=self.share).to(self.args.device))
         self._logged += [(len(rollouts.prompts), rollouts.metrics), (len(kept), metrics)]
-        return loss * self.accelerator.num_processes      # gradients are averaged over processes
+        return loss * self.accelerator.num_processes  # gradients are averaged over processes
 
     def _bad_terms(self) -> list[str]:
-        return [f"{name} is {value}" for _, metrics in self._logged[-2:] for name, value in metrics.items() if not math.isfinite(value)]
+        return [
+            f"{name} is {value}"
+            for _, metrics in self._logged[-2:]
+            for name, value in metrics.items()
+            if not math.isfinite(value)
+        ]
 
     def _global_batches(self, times: int = 1) -> GlobalBatches:
         return super()._global_batches(self.settings.num_iterations)
@@ -387,9 +499,15 @@ class GRPOTrainer(RankingTrainer):
         if self.settings.num_iterations == 1:
             return self.roll_out(**inputs["prompts"])
         accumulation = self.args.gradient_accumulation_steps
-        if self.state.global_step % self.settings.num_iterations == 0 and len(self._buffer) >= accumulation:
+        if (
+            self.state.global_step % self.settings.num_iterations == 0
+            and len(self._buffer) >= accumulation
+        ):
             self._buffer = []
-        if len(self._buffer) < accumulation and self.state.global_step % self.settings.num_iterations == 0:
+        if (
+            len(self._buffer) < accumulation
+            and self.state.global_step % self.settings.num_iterations == 0
+        ):
             self._buffer.append(self.roll_out(**inputs["prompts"]))
             return self._buffer[-1]
         self._buffer.append(self._buffer.pop(0))
@@ -410,26 +528,49 @@ class GRPOTrainer(RankingTrainer):
         was_training = model.training
         model.eval()
         prompts = [row.prompt for row in rows]
-        seeds = [seed_of(self.args.seed, self.state.global_step, number) for number in numbers or range(len(rows))]
-        generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds] if s.rollout != "beam" else None
-        beams: Beams = constrained_beam_search(make_decoder(model), prompts, self.trie, s.num_generations, normalize=s.normalize,
-                                               rollout=s.rollout, temperature=s.temperature, generator=generators)
+        seeds = [
+            seed_of(self.args.seed, self.state.global_step, number)
+            for number in numbers or range(len(rows))
+        ]
+        generators = (
+            [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+            if s.rollout != "beam"
+            else None
+        )
+        beams: Beams = constrained_beam_search(
+            make_decoder(model),
+            prompts,
+            self.trie,
+            s.num_generations,
+            normalize=s.normalize,
+            rollout=s.rollout,
+            temperature=s.temperature,
+            generator=generators,
+        )
         model.train(was_training)
         alive = beams.leaves >= 0
         targets = torch.tensor([row.target_item for row in rows], device=device)
         items = torch.where(alive, self.item_of_leaf[beams.leaves.clamp(min=0)], -1)
         target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(device)
-        items = torch.where(beams.leaves == target_leaves[:, None], targets[:, None], items)   # a shared SID names the target too
+        items = torch.where(
+            beams.leaves == target_leaves[:, None], targets[:, None], items
+        )  # a shared SID names the target too
         parts = self.reward(items, targets, alive, [row.history for row in rows])
         rewards = torch.stack(list(parts.values())).sum(0)
         advantages = group_advantages(rewards, alive, scale=s.scale_rewards)
         hit = ((items == targets[:, None]) & alive).any(1)
-        metrics = {"reward": rewards[alive].mean().item(), "groups_with_hit": hit.float().mean().item(),
-                   "groups_with_signal": (advantages != 0).any(1).float().mean().item(),
-                   "rollout_coverage": items[alive].unique().numel() / self.trie.num_items,
-                   "entropy_bound": -torch.where(alive, beams.scores, 0).sum().item() / max(1, int(alive.sum())),
-                   **{f"reward/{name}": part[alive].mean().item() for name, part in parts.items()}}
-        return Rollouts(prompts, beams.nodes, alive, beams.token_logps, advantages, targets.tolist(), metrics)
+        metrics = {
+            "reward": rewards[alive].mean().item(),
+            "groups_with_hit": hit.float().mean().item(),
+            "groups_with_signal": (advantages != 0).any(1).float().mean().item(),
+            "rollout_coverage": items[alive].unique().numel() / self.trie.num_items,
+            "entropy_bound": -torch.where(alive, beams.scores, 0).sum().item()
+            / max(1, int(alive.sum())),
+            **{f"reward/{name}": part[alive].mean().item() for name, part in parts.items()},
+        }
+        return Rollouts(
+            prompts, beams.nodes, alive, beams.token_logps, advantages, targets.tolist(), metrics
+        )
 
     def _kept_groups(self, rollouts: Rollouts) -> list[int]:
         """Groups whose rewards differ; all of them where another term is to act on every group."""
@@ -438,32 +579,52 @@ class GRPOTrainer(RankingTrainer):
             return everything
         return [b for b in everything if bool((rollouts.advantages[b] != 0).any())]
 
-    def _loss(self, model: nn.Module, rollouts: Rollouts, kept: list[int], groups: Any = None) -> tuple[Tensor, dict[str, float]]:
+    def _loss(
+        self, model: nn.Module, rollouts: Rollouts, kept: list[int], groups: Any = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """The kept groups' share of the mean over ``groups`` (those of the rollouts unless said), each the mean of its completions.
 
         Every group has as many live completions (all G, or the whole catalogue), so this is TRL's mean over completions;
         as a sum over a count that is known beforehand it does not depend on how a batch is cut into micro-batches.
         """
         s, groups = self.settings, groups or len(rollouts.prompts)
-        prompts, targets = [rollouts.prompts[b] for b in kept], [rollouts.targets[b] for b in kept] if s.sft_weight else None
-        batch = GroupBatch.make(prompts, rollouts.nodes[kept], rollouts.alive[kept], self.trie, self.share, targets)
+        prompts, targets = (
+            [rollouts.prompts[b] for b in kept],
+            [rollouts.targets[b] for b in kept] if s.sft_weight else None,
+        )
+        batch = GroupBatch.make(
+            prompts, rollouts.nodes[kept], rollouts.alive[kept], self.trie, self.share, targets
+        )
         output = batch.forward(model, s.normalize, s.kl == "exact" and s.beta > 0)
         mask = batch.mask
-        ratio = torch.exp(output.logps - rollouts.old_logps[kept] if s.num_iterations > 1 else output.logps - output.logps.detach())
+        ratio = torch.exp(
+            output.logps - rollouts.old_logps[kept]
+            if s.num_iterations > 1
+            else output.logps - output.logps.detach()
+        )
         advantages = rollouts.advantages[kept][..., None]
-        per_token = -torch.min(ratio * advantages, ratio.clamp(1 - s.epsilon, 1 + s.epsilon) * advantages)
-        metrics = {"clip_ratio": (((ratio - 1).abs() > s.epsilon) & mask).sum().item() / max(1, int(mask.sum()))}
+        per_token = -torch.min(
+            ratio * advantages, ratio.clamp(1 - s.epsilon, 1 + s.epsilon) * advantages
+        )
+        metrics = {
+            "clip_ratio": (((ratio - 1).abs() > s.epsilon) & mask).sum().item()
+            / max(1, int(mask.sum()))
+        }
         if s.beta > 0:
             reference = self._reference(model, batch)
-            kl = exact_kl(output.children, reference.children.clone()) if s.kl == "exact" else k3_kl(output.logps, reference.logps.clone())
+            kl = (
+                exact_kl(output.children, reference.children.clone())
+                if s.kl == "exact"
+                else k3_kl(output.logps, reference.logps.clone())
+            )
             kl = batch.spread(kl) if s.kl == "exact" else kl
             per_token = per_token + s.beta * kl
             metrics["kl"] = (kl.detach() * mask).sum().item() / max(1, int(mask.sum()))
         lengths = mask.sum(-1).clamp(min=1)
-        per_completion = (per_token * mask).sum(-1) / lengths                                              # (B, G)
+        per_completion = (per_token * mask).sum(-1) / lengths  # (B, G)
         loss = (per_completion.sum(-1) / rollouts.alive[kept].sum(-1)).sum() / groups
         if s.sft_weight:
-            likelihood = output.target_logps.mean(-1)                                                      # (B,)
+            likelihood = output.target_logps.mean(-1)  # (B,)
             loss = loss - s.sft_weight * likelihood.sum() / groups
             metrics["target_logp"] = likelihood.mean().item()
         return loss, metrics
@@ -486,8 +647,12 @@ class GRPOTrainer(RankingTrainer):
         if self.ref_model is not None and self.settings.sync_ref_steps:
             base_causal_lm(self.ref_model).save_pretrained(staged / "ref_model")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.ref_model is not None and self.settings.sync_ref_steps:
-            saved = type(base_causal_lm(self.ref_model)).from_pretrained(Path(resume_from_checkpoint) / "ref_model")
+            saved = type(base_causal_lm(self.ref_model)).from_pretrained(
+                Path(resume_from_checkpoint) / "ref_model"
+            )
             base_causal_lm(self.ref_model).load_state_dict(saved.state_dict())

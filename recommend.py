@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import difflib
 
-from minionerec.config import UserError, one_line_errors, read_command_line
-from minionerec.settings import Experiment
+from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import Experiment
 
 
 def main() -> None:
     experiment, flags = read_command_line(__doc__, own=("history", "k"))
     if not flags.get("history"):
-        raise UserError("--history is missing; give item ids with commas, oldest first, e.g. --history 12,7,31")
+        raise UserError(
+            "--history is missing; give item ids with commas, oldest first, e.g. --history 12,7,31"
+        )
     if not flags.get("k", "10").isdigit() or int(flags.get("k", "10")) < 1:
         raise UserError(f"--k: got '{flags['k']}', expected a whole number from 1")
     history = [word.strip() for word in flags["history"].split(",") if word.strip()]
@@ -28,38 +31,69 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
     import torch
 
     from evaluate import find_checkpoint
-    from minionerec import artifacts, backbone, ranking, runs
-    from minionerec.dataset import Sample
-    from minionerec.prompts import load_template
+    from minionerec.catalogue import inputs
+    from minionerec.catalogue.prompts import load_template
+    from minionerec.catalogue.samples import Sample
+    from minionerec.evaluation import ranking
+    from minionerec.experiment import artifacts, processes
+    from minionerec.model import backbone
 
-    runs.quiet_libraries()
+    processes.quiet_libraries()
     s = experiment.evaluate
-    data_dir, sids_dir = artifacts.require_stage(experiment, "data"), artifacts.require_stage(experiment, "sids")
-    samples, sids = runs.load_catalogue(experiment, data_dir, sids_dir)
+    data_dir, sids_dir = (
+        artifacts.require_stage(experiment, "data"),
+        artifacts.require_stage(experiment, "sids"),
+    )
+    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
     index = {item_id: i for i, item_id in enumerate(sids.item_ids)}
     unknown = [item_id for item_id in history if item_id not in index]
     if unknown:
         near = difflib.get_close_matches(unknown[0], sids.item_ids, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; ids look like '{sids.item_ids[0]}'"
-        raise UserError(f"--history: {len(unknown)} of {len(history)} ids are not in {data_dir / 'items.parquet'}: "
-                        f"{', '.join(unknown[:5])}{hint}")
+        raise UserError(
+            f"--history: {len(unknown)} of {len(history)} ids are not in {data_dir / 'items.parquet'}: "
+            f"{', '.join(unknown[:5])}{hint}"
+        )
     checkpoint, _ = find_checkpoint(experiment)
     backbone.check_sids(checkpoint, sids)
-    model, tokenizer = backbone.load(checkpoint, backbone.precision(experiment.model.dtype)[0], experiment.model.trust_remote_code)
-    renderer = runs.renderer(tokenizer, load_template(checkpoint, experiment.model.template), sids, samples, experiment.sft.max_tokens)
+    model, tokenizer = backbone.load(
+        checkpoint,
+        backbone.precision(experiment.model.dtype)[0],
+        experiment.model.trust_remote_code,
+    )
+    renderer = inputs.renderer(
+        tokenizer,
+        load_template(checkpoint, experiment.model.template),
+        sids,
+        samples,
+        experiment.sft.max_tokens,
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trie = runs.trie(sids, tokenizer).to(device)
-    sample = Sample("", tuple(index[item_id] for item_id in history)[-experiment.data.max_history:], 0, 0)
+    trie = inputs.trie(sids, tokenizer).to(device)
+    sample = Sample(
+        "", tuple(index[item_id] for item_id in history)[-experiment.data.max_history :], 0, 0
+    )
     unwanted = [{index[item_id] for item_id in history}] if s.exclude_history else None
-    leaves, scores = ranking.rank(ranking.Ranker(model.to(device), [sample], renderer, trie, max(k, s.num_beams),
-                                                 normalize=s.normalize, unwanted=unwanted))
+    leaves, scores = ranking.rank(
+        ranking.Ranker(
+            model.to(device),
+            [sample],
+            renderer,
+            trie,
+            max(k, s.num_beams),
+            normalize=s.normalize,
+            unwanted=unwanted,
+        )
+    )
     record = ranking.predictions([sample], leaves, scores, trie, sids.item_ids, unwanted)[0]
     titles = dict(zip(sids.item_ids, samples.items["title"], strict=True))
     print("history (oldest first):")
     for item_id in history:
         print(f"      {item_id}  {titles[item_id]}")
     print("recommended:")
-    for rank, (item_id, score) in enumerate(zip(record["item_ids"][:k], record["scores"][:k], strict=True), 1):
+    for rank, (item_id, score) in enumerate(
+        zip(record["item_ids"][:k], record["scores"][:k], strict=True), 1
+    ):
         print(f"{rank:>4}  {score:9.4f}  {item_id}  {titles[item_id]}")
 
 

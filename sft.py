@@ -13,76 +13,125 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minionerec.config import one_line_errors, read_command_line
-from minionerec.settings import Experiment
+from minionerec.errors import one_line_errors
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import Experiment
 
 
 def main() -> None:
     experiment, _ = read_command_line(__doc__, own=())
-    from minionerec import artifacts, runs
+    from minionerec.experiment import artifacts, processes
 
     path = artifacts.stage_path(experiment, "sft")
     if artifacts.is_done(experiment, "sft"):
-        runs.say(f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config")
+        processes.say(
+            f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config"
+        )
         return
-    with runs.locked(path):
+    with processes.locked(path):
         train(experiment, path)
 
 
 def train(experiment: Experiment, path: Path) -> None:
     """Data, model, trainer, checkpoint: from top to bottom."""
     import minionerec_trainer as trainers
-    from minionerec import artifacts, backbone, runs
-    from minionerec.dataset import fixed_subset, mixture, window_samples
-    from minionerec.ranking import validator
-    from minionerec.training import early_stopping
+    from minionerec.catalogue import inputs
+    from minionerec.catalogue.rows import mixture
+    from minionerec.catalogue.samples import fixed_subset, window_samples
+    from minionerec.evaluation.ranking import validator
+    from minionerec.experiment import artifacts, processes
+    from minionerec.model import backbone
+    from minionerec.pages import plots
+    from minionerec.training import run
+    from minionerec.training.callbacks import early_stopping
 
     s, model_settings = experiment.sft, experiment.model
-    runs.quiet_libraries()
-    runs.check_launch(model_settings.tune)
+    processes.quiet_libraries()
+    processes.check_launch(model_settings.tune)
 
     # Data
-    data_dir, sids_dir = artifacts.require_stage(experiment, "data"), artifacts.require_stage(experiment, "sids")
-    samples, sids = runs.load_catalogue(experiment, data_dir, sids_dir)
+    data_dir, sids_dir = (
+        artifacts.require_stage(experiment, "data"),
+        artifacts.require_stage(experiment, "sids"),
+    )
+    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
 
     # Model: SID tokens first, then what may learn
-    model, tokenizer = backbone.build(model_settings, sids, runs.texts(samples.items), experiment.seed, s.dropout)
-    template = runs.template_of(model_settings)
-    renderer = runs.renderer(tokenizer, template, sids, samples, s.max_tokens)
-    trie = runs.trie(sids, tokenizer)
+    model, tokenizer = backbone.build(
+        model_settings, sids, inputs.texts(samples.items), experiment.seed, s.dropout
+    )
+    template = inputs.template_of(model_settings)
+    renderer = inputs.renderer(tokenizer, template, sids, samples, s.max_tokens)
+    trie = inputs.trie(sids, tokenizer)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     model = backbone.add_adapters(model, model_settings, sid_token_ids)
-    train = samples.splits["train"] if s.rows == "per_target" else window_samples(
-        samples.train_sequences, experiment.data.max_history, experiment.seed)
+    train = (
+        samples.splits["train"]
+        if s.rows == "per_target"
+        else window_samples(samples.train_sequences, experiment.data.max_history, experiment.seed)
+    )
     rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
-    runs.check_context(model, rows, "sft.max_tokens")
-    runs.say(f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {runs.describe(model)}")
+    backbone.check_context(model, rows, "sft.max_tokens")
+    processes.say(
+        f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {backbone.describe(model)}"
+    )
 
     # Train
-    micro, accumulation = runs.split_batch("sft", s.batch_size, s.micro_batch_size)
+    micro, accumulation = run.split_batch("sft", s.batch_size, s.micro_batch_size)
     steps_per_epoch = -(-len(rows) // s.batch_size)
-    arguments = runs.training_arguments(
-        experiment, "sft", per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, num_train_epochs=s.epochs,
-        eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)), total_steps=steps_per_epoch * s.epochs)
+    arguments = run.training_arguments(
+        experiment,
+        "sft",
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=s.epochs,
+        eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)),
+        total_steps=steps_per_epoch * s.epochs,
+    )
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(valid, renderer, trie.to(arguments.device), sids, num_beams=s.eval_beams, normalize=s.normalize)
-    contents = trainers.CheckpointContents("sft", artifacts.relevant_settings(experiment, "sft"), [data_dir, sids_dir],
-                                           sids_dir / "sids.json", template)
+    validate = validator(
+        valid,
+        renderer,
+        trie.to(arguments.device),
+        sids,
+        num_beams=s.eval_beams,
+        normalize=s.normalize,
+    )
+    contents = trainers.CheckpointContents(
+        "sft",
+        artifacts.relevant_settings(experiment, "sft"),
+        [data_dir, sids_dir],
+        sids_dir / "sids.json",
+        template,
+    )
     groups = [row.user_id for row in rows] if s.group_by_user else None
-    trainer = trainers.SFTTrainer(model, arguments, rows, tokenizer, contents, validate, groups,
-                                  trie=trie if s.normalize == "trie" else None, callbacks=early_stopping(s.patience))
-    runs.train_or_resume(trainer)
+    trainer = trainers.SFTTrainer(
+        model,
+        arguments,
+        rows,
+        tokenizer,
+        contents,
+        validate,
+        groups,
+        trie=trie if s.normalize == "trie" else None,
+        callbacks=early_stopping(s.patience),
+    )
+    run.train_or_resume(trainer)
 
     # Save
     best, whole = trainer.state.best_metric, trainer.whole_model()
     if trainer.is_world_process_zero():
-        with artifacts.committed(path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256) as staging:
+        with artifacts.committed(
+            path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256
+        ) as staging:
             backbone.save(backbone.merged(whole), tokenizer, contents.sids_file, template, staging)
-            runs.save_log(trainer, staging)
-    runs.clean_up(experiment, "sft")
-    runs.say(f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
-             f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "
-             f"{artifacts.COMMANDS['evaluate']} with --evaluate.checkpoint sft")
+            plots.save_log(trainer, staging)
+    run.clean_up(experiment, "sft")
+    processes.say(
+        f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
+        f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "
+        f"{artifacts.COMMANDS['evaluate']} with --evaluate.checkpoint sft"
+    )
 
 
 if __name__ == "__main__":

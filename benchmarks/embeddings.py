@@ -21,12 +21,28 @@ from pathlib import Path
 import fire
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+WORDS = [
+    "steel",
+    "bolt",
+    "nut",
+    "red",
+    "blue",
+    "long",
+    "short",
+    "heavy",
+    "pump",
+    "valve",
+    "filter",
+    "glove",
+    "tape",
+    "drill",
+]
 
-WORDS = ["steel", "bolt", "nut", "red", "blue", "long", "short", "heavy", "pump", "valve", "filter", "glove", "tape", "drill"]
 
-
-def main(items: tuple[int, ...] | int = (20_000, 200_000), ways: tuple[str, ...] | str = ("stock", "ours")) -> None:
+def main(
+    items: tuple[int, ...] | int = (20_000, 200_000),
+    ways: tuple[str, ...] | str = ("stock", "ours"),
+) -> None:
     """Measure every size in every way (stock, ours, disk) and print a table."""
     ways = (ways,) if isinstance(ways, str) else ways
     sizes = [int(size) for size in (items if isinstance(items, tuple) else [items])]
@@ -37,12 +53,22 @@ def main(items: tuple[int, ...] | int = (20_000, 200_000), ways: tuple[str, ...]
         for size in sizes:
             make_catalogue(folder, size)
             for way in ways:
-                done = subprocess.run([sys.executable, __file__, "one", str(folder), str(size), way], check=True, text=True,
-                                      stdout=subprocess.PIPE)
+                done = subprocess.run(
+                    [sys.executable, __file__, "one", str(folder), str(size), way],
+                    check=True,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                )
                 row = json.loads(done.stdout.splitlines()[-1])
-                print(f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} {size / row['seconds']:>8.0f}", flush=True)
+                print(
+                    f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} {size / row['seconds']:>8.0f}",
+                    flush=True,
+                )
             if size == min(sizes) and {"stock", "ours"} <= set(ways):
-                ours, stock = np.load(folder / f"ours-{size}" / "bench" / "embeddings" / "embeddings.npy"), np.load(folder / "stock.npy")
+                ours, stock = (
+                    np.load(folder / f"ours-{size}" / "bench" / "embeddings" / "embeddings.npy"),
+                    np.load(folder / "stock.npy"),
+                )
                 print(f"parity: largest difference {np.abs(ours - stock).max():.1e}")
 
 
@@ -50,8 +76,14 @@ def one(folder: str, size: int, way: str) -> None:
     """One size one way, in a process of its own; prints peak memory and seconds as JSON."""
     start = time.perf_counter()
     {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), int(size))
-    print(json.dumps({"seconds": time.perf_counter() - start,
-                      "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(
+        json.dumps(
+            {
+                "seconds": time.perf_counter() - start,
+                "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
 
 
 def ours(folder: Path, size: int) -> None:
@@ -65,7 +97,9 @@ def disk(folder: Path, size: int) -> None:
     """The stage with a network that costs nothing: what texts, parts and output take."""
     from rqvae import embed_items
 
-    embed_items.encode_with = lambda _: lambda texts: np.full((len(texts), 384), 384**-0.5, np.float32)
+    embed_items.encode_with = lambda _: (
+        lambda texts: np.full((len(texts), 384), 384**-0.5, np.float32)
+    )
     embed_items.main(experiment(folder, size))
 
 
@@ -75,32 +109,43 @@ def stock(folder: Path, size: int) -> None:
     from sentence_transformers import SentenceTransformer
 
     items = pd.read_parquet(folder / f"ours-{size}" / "bench" / "data" / "items.parquet")
-    texts = [f"{title} {description}".strip() for title, description in zip(items["title"], items["description"], strict=True)]
+    texts = [
+        f"{title} {description}".strip()
+        for title, description in zip(items["title"], items["description"], strict=True)
+    ]
     rows = SentenceTransformer(str(folder / "wide"), device="cpu").encode(
-        texts, batch_size=1024, normalize_embeddings=True, show_progress_bar=False)
+        texts, batch_size=1024, normalize_embeddings=True, show_progress_bar=False
+    )
     np.save(folder / "stock.npy", rows)
 
 
 def experiment(folder: Path, size: int):
     """Where a catalogue of this size lives."""
-    from minionerec.settings import Experiment, SidSettings
+    from minionerec.experiment.settings import Experiment, SidSettings
 
-    return Experiment(name="bench", output_dir=str(folder / f"ours-{size}"), sids=SidSettings(encoder=str(folder / "wide")))
+    return Experiment(
+        name="bench",
+        output_dir=str(folder / f"ours-{size}"),
+        sids=SidSettings(encoder=str(folder / "wide")),
+    )
 
 
 def make_catalogue(folder: Path, size: int) -> None:
     """A committed data stage of distinct short texts."""
     import pandas as pd
 
-    from minionerec.artifacts import committed, relevant_settings, stage_path
+    from minionerec.experiment.artifacts import committed, relevant_settings, stage_path
 
     rng = np.random.default_rng(0)
     words = np.array(WORDS)[rng.integers(0, len(WORDS), (size, 4))]
     titles = [f"{' '.join(row)} {i // 3600} {i // 60 % 60} {i % 60}" for i, row in enumerate(words)]
     data = stage_path(experiment(folder, size), "data")
-    with committed(data, "data", relevant_settings(experiment(folder, size), "data"), []) as staging:
-        pd.DataFrame({"item_id": [f"i{i}" for i in range(size)], "title": titles, "description": ""}).to_parquet(
-            staging / "items.parquet", row_group_size=2**16)
+    with committed(
+        data, "data", relevant_settings(experiment(folder, size), "data"), []
+    ) as staging:
+        pd.DataFrame(
+            {"item_id": [f"i{i}" for i in range(size)], "title": titles, "description": ""}
+        ).to_parquet(staging / "items.parquet", row_group_size=2**16)
 
 
 def save_wide_encoder(folder: Path) -> None:
@@ -113,7 +158,9 @@ def save_wide_encoder(folder: Path) -> None:
 
     narrow = SentenceTransformer(str(save_encoder(folder, WORDS, width=32)), device="cpu")
     torch.manual_seed(1)
-    SentenceTransformer(modules=[*narrow, Dense(32, 384, activation_function=torch.nn.Identity())], device="cpu").save(str(folder / "wide"))
+    SentenceTransformer(
+        modules=[*narrow, Dense(32, 384, activation_function=torch.nn.Identity())], device="cpu"
+    ).save(str(folder / "wide"))
 
 
 if __name__ == "__main__":

@@ -15,21 +15,17 @@ import random
 import sys
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import fire
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import workload as w  # noqa: E402
-from benchmarks.decode import stock_decoder  # noqa: E402
-from minionerec.config import one_line_errors  # noqa: E402
-from minionerec.dataset import Row, mixture  # noqa: E402
-from minionerec.policy import k3_kl  # noqa: E402
-from minionerec.rewards import group_advantages  # noqa: E402
-from minionerec.settings import RL_PRESETS, RLSettings  # noqa: E402
-from minionerec_trainer import GRPOTrainer, TrainingArguments  # noqa: E402
+from benchmarks import workload as w
+from benchmarks.decode import stock_decoder
+from minionerec.catalogue.rows import Row, mixture
+from minionerec.errors import one_line_errors
+from minionerec.experiment.settings import RL_PRESETS, RLSettings
+from minionerec.training.objective import group_advantages, k3_kl
+from minionerec_trainer import GRPOTrainer, TrainingArguments
 
 LEVELS = 3
 
@@ -42,7 +38,14 @@ def reward_of(items: torch.Tensor) -> torch.Tensor:
 class Stock:
     """The usual way, in plain calls."""
 
-    def __init__(self, model: torch.nn.Module, ref_model: torch.nn.Module, sids: list[list[int]], group: int, beta: float):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        ref_model: torch.nn.Module,
+        sids: list[list[int]],
+        group: int,
+        beta: float,
+    ):
         self.model, self.ref_model, self.group, self.beta = model, ref_model, group, beta
         self.decode = stock_decoder(model, sids, group, end=False)
         self.item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(sids)))}
@@ -57,10 +60,16 @@ class Stock:
 
     def logps(self, model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """``(B * G, L)`` of the last L tokens."""
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=LEVELS + 1, use_cache=False).logits[:, :-1].float()
+        logits = (
+            model(input_ids=ids, attention_mask=mask, logits_to_keep=LEVELS + 1, use_cache=False)
+            .logits[:, :-1]
+            .float()
+        )
         return logits.log_softmax(-1).gather(2, ids[:, -LEVELS:, None])[..., 0]
 
-    def loss(self, rows: list[Row], completions: list[list[tuple[int, ...]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(
+        self, rows: list[Row], completions: list[list[tuple[int, ...]]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and per-token log-probabilities of the given completions."""
         width = max(len(row.prompt) for row in rows)
         ids, mask = [], []
@@ -68,34 +77,75 @@ class Stock:
             for completion in group:
                 ids.append([0] * (width - len(row.prompt)) + row.prompt + list(completion))
                 mask.append([0] * (width - len(row.prompt)) + [1] * (len(row.prompt) + LEVELS))
-        ids, mask = torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
-        items = torch.tensor([[self.item_of[c] for c in group] for group in completions], device=self.model.device)
-        advantages = group_advantages(reward_of(items), torch.ones_like(items, dtype=torch.bool)).flatten()[:, None]
+        ids, mask = (
+            torch.tensor(ids, device=self.model.device),
+            torch.tensor(mask, device=self.model.device),
+        )
+        items = torch.tensor(
+            [[self.item_of[c] for c in group] for group in completions], device=self.model.device
+        )
+        advantages = group_advantages(
+            reward_of(items), torch.ones_like(items, dtype=torch.bool)
+        ).flatten()[:, None]
         with torch.no_grad():
             reference = self.logps(self.ref_model, ids, mask)
         logps = self.logps(self.model, ids, mask)
         ratio = torch.exp(logps - logps.detach())
-        per_token = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) + self.beta * k3_kl(logps, reference)
+        per_token = -torch.min(
+            ratio * advantages, ratio.clamp(0.8, 1.2) * advantages
+        ) + self.beta * k3_kl(logps, reference)
         return per_token.mean(), logps.detach()
 
 
-def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, groups: int = 4, generations: int = 16, parity: int = 2,
-         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True) -> None:
+def main(
+    shape: str = "tiny",
+    device: str = "cpu",
+    repeats: int = 5,
+    groups: int = 4,
+    generations: int = 16,
+    parity: int = 2,
+    preamble: int = 0,
+    data: str = "",
+    threads: int = 1,
+    stock: bool = True,
+) -> None:
     """Print seconds per prompt of both ways, parts, memory, ratio and parity."""
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     settings = RLSettings(**{**RL_PRESETS["paper"], "num_generations": generations})
-    rows = mixture(settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0)
-    rows = [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows] if preamble else rows
+    rows = mixture(
+        settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0
+    )
+    rows = (
+        [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows]
+        if preamble
+        else rows
+    )
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
     sids = work.sids.token_ids(work.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(output_dir=folder, use_cpu=device == "cpu", report_to=[], max_steps=1, remove_unused_columns=False,
-                                      per_device_train_batch_size=groups)
-        trainer = GRPOTrainer(model, arguments, rows, None, None, lambda _: {}, trie=work.trie, settings=settings,
-                              reward=lambda items, *_: {"arbitrary": reward_of(items)}, ref_model=ref_model.requires_grad_(False))
+        arguments = TrainingArguments(
+            output_dir=folder,
+            use_cpu=device == "cpu",
+            report_to=[],
+            max_steps=1,
+            remove_unused_columns=False,
+            per_device_train_batch_size=groups,
+        )
+        trainer = GRPOTrainer(
+            model,
+            arguments,
+            rows,
+            None,
+            None,
+            lambda _: {},
+            trie=work.trie,
+            settings=settings,
+            reward=lambda items, *_: {"arbitrary": reward_of(items)},
+            ref_model=ref_model.requires_grad_(False),
+        )
     reference = Stock(model, ref_model, sids, generations, settings.beta)
     ok = check_parity(trainer, reference, rows[:parity], sids)
 
@@ -112,44 +162,75 @@ def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, groups: int
     sides = {"rollouts": lambda: trainer.roll_out(rows), "update": lambda: our_update(rollouts)}
     if stock:
         completions = reference.roll_out(rows)
-        sides |= {"stock rollouts": lambda: reference.roll_out(rows), "stock update": lambda: stock_update(completions)}
+        sides |= {
+            "stock rollouts": lambda: reference.roll_out(rows),
+            "stock update": lambda: stock_update(completions),
+        }
     seconds = w.in_turns(sides, repeats, device)
     model.zero_grad(set_to_none=True)
     memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
     lengths = [len(row.prompt) for row in rows]
-    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to "
-          f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to "
+        f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s"
+    )
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     for name, value in seconds.items():
         own = max(0, memory.get(name, 0) - gradients) / 2**20 / groups
-        used = f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the gradients" if name in memory else ""
-        ratio = f", {seconds['stock ' + name] / value:.1f} x" if stock and not name.startswith("stock") else ""
+        used = (
+            f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the gradients"
+            if name in memory
+            else ""
+        )
+        ratio = (
+            f", {seconds['stock ' + name] / value:.1f} x"
+            if stock and not name.startswith("stock")
+            else ""
+        )
         print(f"{name:>14}: {value / groups:.4f} s per prompt{ratio}{used}")
     whole = seconds["rollouts"] + seconds["update"]
     # a forward each for rollouts, reference and policy, and a backward of two, over prompt and completions without shared prefixes
-    flops = sum(5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations)) for n in lengths)
-    print(f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP at most, "
-          f"{flops / whole / peak:.0%} of the GEMM peak")
+    flops = sum(
+        5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations))
+        for n in lengths
+    )
+    print(
+        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP at most, "
+        f"{flops / whole / peak:.0%} of the GEMM peak"
+    )
     if stock:
-        print(f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: {'ok' if ok else 'FAILED'}")
+        print(
+            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: {'ok' if ok else 'FAILED'}"
+        )
     sys.exit(not ok)
 
 
 def pick_mixture(rows: list[Row], count: int) -> list[Row]:
     """Tasks in turn, so that a few rows are a mixture too."""
-    tasks = {task: [row for row in rows if row.task == task] for task in sorted({row.task for row in rows})}
-    turns = [row for together in zip(*(own[:count] for own in tasks.values()), strict=False) for row in together]
+    tasks = {
+        task: [row for row in rows if row.task == task]
+        for task in sorted({row.task for row in rows})
+    }
+    turns = [
+        row
+        for together in zip(*(own[:count] for own in tasks.values()), strict=False)
+        for row in together
+    ]
     return turns[:count]
 
 
-def check_parity(trainer: GRPOTrainer, reference: Stock, rows: list[Row], sids: list[list[int]]) -> bool:
+def check_parity(
+    trainer: GRPOTrainer, reference: Stock, rows: list[Row], sids: list[list[int]]
+) -> bool:
     """Completions equal, log-probabilities and gradients within 2e-5, loss within 1e-6, in float32."""
     model, dtype = trainer.model, trainer.model.dtype
     model.float(), trainer.ref_model.float()
     rollouts, completions = trainer.roll_out(rows), reference.roll_out(rows)
     codes, levels = trainer.trie.code, trainer.trie.level_tokens
     paths = trainer.trie.path(rollouts.nodes, LEVELS)
-    found = torch.stack([levels[level][codes[paths[..., level]].long()] for level in range(LEVELS)], dim=-1).tolist()
+    found = torch.stack(
+        [levels[level][codes[paths[..., level]].long()] for level in range(LEVELS)], dim=-1
+    ).tolist()
     equal = [[tuple(c) for c in group] for group in found] == completions
     model.zero_grad(set_to_none=True)
     expected, logps = reference.loss(rows, completions)
@@ -160,8 +241,10 @@ def check_parity(trainer: GRPOTrainer, reference: Stock, rows: list[Row], sids: 
     loss.backward()
     gap = (rollouts.old_logps.view(-1, LEVELS) - logps).abs().max().item()
     worst = w.gradient_gap(model, gradients)
-    print(f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, log-probabilities within {gap:.1e}, "
-          f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of each tensor's largest")
+    print(
+        f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, log-probabilities within {gap:.1e}, "
+        f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of each tensor's largest"
+    )
     model.to(dtype), trainer.ref_model.to(dtype)
     return equal and gap <= 2e-5 and abs(loss.item() - expected.item()) <= 1e-6 and worst <= 2e-5
 

@@ -13,33 +13,43 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import fire
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import workload as w  # noqa: E402
-from minionerec.config import one_line_errors  # noqa: E402
-from minionerec.dataset import Sample, mixture  # noqa: E402
-from minionerec.prompts import TEMPLATES, Renderer  # noqa: E402
-from minionerec.settings import SFTSettings  # noqa: E402
+from benchmarks import workload as w
+from minionerec.catalogue.prompts import TEMPLATES, Renderer
+from minionerec.catalogue.rows import mixture
+from minionerec.catalogue.samples import Sample
+from minionerec.errors import one_line_errors
+from minionerec.experiment.settings import SFTSettings
 
 MAX_TOKENS, LEVELS = 512, 3
 ITEM_TASKS = ("sid_to_title", "title_to_sid")
 
 
-def one_call_per_row(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, items: pd.DataFrame, samples: list[Sample],
-                     sids: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+def one_call_per_row(
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    items: pd.DataFrame,
+    samples: list[Sample],
+    sids: list[list[int]],
+) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion of every row, each from a tokenizer call on its text; too long ones lose their oldest item."""
-    titles, names = items["title"].tolist(), ["".join(tokenizer.convert_ids_to_tokens(sid)) for sid in sids]
+    titles, names = (
+        items["title"].tolist(),
+        ["".join(tokenizer.convert_ids_to_tokens(sid)) for sid in sids],
+    )
     longest = {True: 1 + max(len(ids) for ids in tokenizer(titles)["input_ids"]), False: 1 + LEVELS}
     rows = []
     for task in SFTSettings().tasks:
         to_title = task.endswith("title")
-        pairs = [((i,), i) for i in range(len(items))] if task in ITEM_TASKS else [(s.history, s.target) for s in samples]
+        pairs = (
+            [((i,), i) for i in range(len(items))]
+            if task in ITEM_TASKS
+            else [(s.history, s.target) for s in samples]
+        )
         for shown, target in pairs:
             prompt = tokenizer(renderer.text(task, shown))["input_ids"]
             while len(prompt) > MAX_TOKENS - longest[to_title] and len(shown) > 1:
@@ -67,10 +77,15 @@ def main(data: str = "", repeats: int = 5, template: str = "alpaca") -> None:
     for _ in range(repeats):
         plain, seconds = timed(lambda: one_call_per_row(tokenizer, new(), items, samples, sids))
         stock.append(seconds)
-        rows, seconds = timed(lambda: mixture(SFTSettings().tasks, samples, new(), len(items), seed=0))
+        rows, seconds = timed(
+            lambda: mixture(SFTSettings().tasks, samples, new(), len(items), seed=0)
+        )
         ours.append(seconds)
     same = plain == [(row.prompt, row.completion) for row in rows]
-    (slow, slow_cpu), (fast, fast_cpu) = ([statistics.median(values) for values in zip(*taken, strict=True)] for taken in (stock, ours))
+    (slow, slow_cpu), (fast, fast_cpu) = (
+        [statistics.median(values) for values in zip(*taken, strict=True)]
+        for taken in (stock, ours)
+    )
     tokens = sum(len(row.prompt) + len(row.completion) for row in rows)
     print(f"{work.name}: {len(rows):,} rows, {tokens:,} tokens, vocabulary {len(tokenizer):,}")
     print(f"one call per row {slow:.2f} s, in pieces {fast:.3f} s")

@@ -14,18 +14,15 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import fire
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import workload as w  # noqa: E402
-from minionerec.config import one_line_errors  # noqa: E402
-from minionerec.dataset import Row, mixture  # noqa: E402
-from minionerec.settings import SFTSettings  # noqa: E402
-from minionerec_trainer import collate_sft, sft_logp  # noqa: E402
+from benchmarks import workload as w
+from minionerec.catalogue.rows import Row, mixture
+from minionerec.errors import one_line_errors
+from minionerec.experiment.settings import SFTSettings
+from minionerec_trainer import collate_sft, sft_logp
 
 
 def stock_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
@@ -35,7 +32,9 @@ def stock_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
     pad = lambda values, filler: values + [filler] * (width - len(values))  # noqa: E731
     ids = torch.tensor([pad(s, 0) for s in sequences], device=model.device)
     mask = torch.tensor([pad([1] * len(s), 0) for s in sequences], device=model.device)
-    labels = torch.tensor([pad([-100] * len(row.prompt) + row.completion, -100) for row in rows], device=model.device)
+    labels = torch.tensor(
+        [pad([-100] * len(row.prompt) + row.completion, -100) for row in rows], device=model.device
+    )
     return model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
 
 
@@ -54,42 +53,84 @@ def step(loss_of, model: torch.nn.Module, rows: list[Row]) -> float:
     return loss.item()
 
 
-def main(shape: str = "tiny", device: str = "cpu", repeats: int = 5, batch: int = 16, micro_batches: int = 2, parity: int = 4,
-         preamble: int = 0, data: str = "", threads: int = 1, stock: bool = True, checkpointing: bool = False) -> None:
+def main(
+    shape: str = "tiny",
+    device: str = "cpu",
+    repeats: int = 5,
+    batch: int = 16,
+    micro_batches: int = 2,
+    parity: int = 4,
+    preamble: int = 0,
+    data: str = "",
+    threads: int = 1,
+    stock: bool = True,
+    checkpointing: bool = False,
+) -> None:
     """Print seconds per micro-batch, tokens, memory, ratio and parity; with gradient checkpointing on both sides if asked for."""
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
-    rows = mixture(SFTSettings().tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0)
-    rows = [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows] if preamble else rows
+    rows = mixture(
+        SFTSettings().tasks,
+        work.samples.splits["train"],
+        work.renderer,
+        len(work.samples.items),
+        seed=0,
+    )
+    rows = (
+        [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows]
+        if preamble
+        else rows
+    )
     random.Random(0).shuffle(rows)
-    drawn = [rows[i * batch: (i + 1) * batch] for i in range(micro_batches)]
+    drawn = [rows[i * batch : (i + 1) * batch] for i in range(micro_batches)]
     model = w.build_model(sizes, device=device).train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     ok = check_parity(model, drawn[0][:parity])
     peak = w.gemm_peak(sizes.dtype, device)
     ways = ({"stock": stock_loss} if stock else {}) | {"trees": our_loss}
-    sides = {name: lambda way=way: [step(way, model, some) for some in drawn] for name, way in ways.items()}
-    seconds = {name: value / micro_batches for name, value in w.in_turns(sides, repeats, device).items()}
+    sides = {
+        name: lambda way=way: [step(way, model, some) for some in drawn]
+        for name, way in ways.items()
+    }
+    seconds = {
+        name: value / micro_batches for name, value in w.in_turns(sides, repeats, device).items()
+    }
     model.zero_grad(set_to_none=True)
-    memory = {name: w.peak_memory(lambda way=way: step(way, model, drawn[0]), device) for name, way in ways.items()}
+    memory = {
+        name: w.peak_memory(lambda way=way: step(way, model, drawn[0]), device)
+        for name, way in ways.items()
+    }
 
     real = sum(len(r.prompt) + len(r.completion) for some in drawn for r in some) / micro_batches
-    padded = sum(batch * max(len(r.prompt) + len(r.completion) for r in some) for some in drawn) / micro_batches
+    padded = (
+        sum(batch * max(len(r.prompt) + len(r.completion) for r in some) for some in drawn)
+        / micro_batches
+    )
     batches = [collate_sft(some) for some in drawn]
     tree = sum(len(b["tree"].input_ids) for b in batches) / micro_batches
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
-    print(f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: "
-          f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; "
-          f"GEMM peak {peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: "
+        f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; "
+        f"GEMM peak {peak / 1e9:.0f} GFLOP/s"
+    )
     for name, value in seconds.items():
-        floor = f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak" if name == "trees" else ""
+        floor = (
+            f", {flops / 1e9:.1f} GFLOP, {flops / value / peak:.0%} of the GEMM peak"
+            if name == "trees"
+            else ""
+        )
         ratio = f", {seconds['stock'] / value:.1f} x" if stock and name != "stock" else ""
-        print(f"{name:>6}: {value:.4f} s per micro-batch, {real / value:.0f} real tokens/s{ratio}, "
-              f"peak memory {memory[name] / 2**20:.0f} MiB{floor}")
+        print(
+            f"{name:>6}: {value:.4f} s per micro-batch, {real / value:.0f} real tokens/s{ratio}, "
+            f"peak memory {memory[name] / 2**20:.0f} MiB{floor}"
+        )
     if stock:
-        print(f"ratio: {seconds['stock'] / seconds['trees']:.2f}  parity: {'ok' if ok else 'FAILED'}")
+        print(
+            f"ratio: {seconds['stock'] / seconds['trees']:.2f}  parity: {'ok' if ok else 'FAILED'}"
+        )
     sys.exit(not ok)
 
 
@@ -101,8 +142,10 @@ def check_parity(model: torch.nn.Module, rows: list[Row]) -> bool:
     gradients = {name: p.grad for name, p in model.named_parameters()}
     found = step(our_loss, model, rows)
     worst = w.gradient_gap(model, gradients)
-    print(f"float32 parity on {len(rows)} rows: loss within {abs(found - expected):.1e}, "
-          f"gradients within {worst:.1e} of each tensor's largest")
+    print(
+        f"float32 parity on {len(rows)} rows: loss within {abs(found - expected):.1e}, "
+        f"gradients within {worst:.1e} of each tensor's largest"
+    )
     model.zero_grad(set_to_none=True)
     model.to(dtype)
     return abs(found - expected) <= 1e-6 * max(1.0, abs(expected)) and worst <= 2e-5

@@ -6,7 +6,7 @@
 
 1. Equal terms: both sides train the same model from the same weights on the same batches, turn by turn; the medians are
    compared. Parity: in float64, where rounding cannot send an item to another code, mean losses agree to 1e-9.
-2. Recipes: ours as ``rqvae/training.py`` has it, and the reference's (raw embeddings, all items in one batch, constant
+2. Recipes: ours as ``rqvae/quantizers/training.py`` has it, and the reference's (raw embeddings, all items in one batch, constant
    1e-3, the residual through the straight-through value, no dead-code restarts), for the same number of optimiser steps;
    seconds, loss, share of variance lost, collision rate. The losses are on different scales (ours is of embeddings
    with mean square 1), the shares are not.
@@ -34,13 +34,18 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from minionerec.settings import SidSettings  # noqa: E402
-from rqvae.assign import colliding  # noqa: E402
-from rqvae.quantizers import kmeans  # noqa: E402
-from rqvae.rqvae import RQVAE, measure  # noqa: E402
-from rqvae.training import WEIGHT_DECAY, Run, build_model, fit_rqvae, initialise_codebooks, learning_rate_factor  # noqa: E402
+from minionerec.experiment.settings import SidSettings
+from rqvae.assign import colliding
+from rqvae.quantizers.rqkmeans import kmeans
+from rqvae.quantizers.rqvae import RQVAE, measure
+from rqvae.quantizers.training import (
+    WEIGHT_DECAY,
+    Run,
+    build_model,
+    fit_rqvae,
+    initialise_codebooks,
+    learning_rate_factor,
+)
 
 
 class Rows(Dataset):
@@ -59,14 +64,27 @@ class Rows(Dataset):
 class StockRun:
     """The usual training loop around the same loss."""
 
-    def __init__(self, model: RQVAE, x: Tensor, settings: SidSettings, device: torch.device, workers: int) -> None:
-        self.model, self.x, self.settings, self.device, self.workers, self.epoch = model, x, settings, device, workers, 0
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+    def __init__(
+        self, model: RQVAE, x: Tensor, settings: SidSettings, device: torch.device, workers: int
+    ) -> None:
+        self.model, self.x, self.settings, self.device, self.workers, self.epoch = (
+            model,
+            x,
+            settings,
+            device,
+            workers,
+            0,
+        )
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
+        )
 
     def train_epoch(self, order: list[list[int]]) -> list[float]:
         """One epoch over the given batches; the loss of every step."""
         losses = []
-        for i, batch in enumerate(DataLoader(Rows(self.x), batch_sampler=order, num_workers=self.workers)):
+        for i, batch in enumerate(
+            DataLoader(Rows(self.x), batch_sampler=order, num_workers=self.workers)
+        ):
             share = (self.epoch * len(order) + i + 0.5) / (self.settings.epochs * len(order))
             for group in self.optimiser.param_groups:
                 group["lr"] = self.settings.learning_rate * learning_rate_factor(share)
@@ -88,7 +106,9 @@ class StockRun:
         for codebook in self.model.codebooks:
             codes = torch.cdist(residual.detach(), codebook.detach()).argmin(dim=-1)
             q = torch.nn.functional.embedding(codes, codebook)
-            terms.append(mse_loss(q, residual.detach()) + self.model.beta * mse_loss(residual, q.detach()))
+            terms.append(
+                mse_loss(q, residual.detach()) + self.model.beta * mse_loss(residual, q.detach())
+            )
             residual, total = residual - q.detach(), total + q
         return mse_loss(self.model.decoder(z + (total - z).detach()), x), torch.stack(terms).mean()
 
@@ -102,17 +122,31 @@ class ReferenceRQVAE(RQVAE):
         total, terms = torch.zeros_like(residual), []
         for codebook in self.codebooks:
             if not codebook.any():
-                codebook.data.copy_(torch.from_numpy(kmeans(residual.detach().cpu().numpy(), len(codebook), 10, 0)))
-            q = torch.nn.functional.embedding(torch.cdist(residual.detach(), codebook.detach()).argmin(dim=-1), codebook)
-            terms.append(mse_loss(q, residual.detach()) + self.beta * mse_loss(residual, q.detach()))
+                codebook.data.copy_(
+                    torch.from_numpy(kmeans(residual.detach().cpu().numpy(), len(codebook), 10, 0))
+                )
+            q = torch.nn.functional.embedding(
+                torch.cdist(residual.detach(), codebook.detach()).argmin(dim=-1), codebook
+            )
+            terms.append(
+                mse_loss(q, residual.detach()) + self.beta * mse_loss(residual, q.detach())
+            )
             through = residual + (q - residual).detach()
             residual, total = residual - through, total + through
         return mse_loss(self.decoder(total), x), torch.stack(terms).mean()
 
 
-def main(items: int = 3686, width: int = 384, hidden: tuple[int, ...] = (512, 256, 128), batch: int = 256,
-         epochs: int = 7, recipe_epochs: int = 20, embeddings: str = "", workers: int = 4,
-         learning_rate: float = 3e-3) -> None:
+def main(
+    items: int = 3686,
+    width: int = 384,
+    hidden: tuple[int, ...] = (512, 256, 128),
+    batch: int = 256,
+    epochs: int = 7,
+    recipe_epochs: int = 20,
+    embeddings: str = "",
+    workers: int = 4,
+    learning_rate: float = 3e-3,
+) -> None:
     """Run both comparisons and print them.
 
     Args:
@@ -126,12 +160,23 @@ def main(items: int = 3686, width: int = 384, hidden: tuple[int, ...] = (512, 25
         learning_rate: ours; 1e-3 for the paper's network.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = SidSettings(method="rqvae", hidden_sizes=list(hidden), batch_size=batch, epochs=100, learning_rate=learning_rate,
-                           dead_code_steps=0)
-    raw = real(Path(embeddings), width) if embeddings else synthetic(items, width)                   # (N, D)
+    settings = SidSettings(
+        method="rqvae",
+        hidden_sizes=list(hidden),
+        batch_size=batch,
+        epochs=100,
+        learning_rate=learning_rate,
+        dead_code_steps=0,
+    )
+    raw = real(Path(embeddings), width) if embeddings else synthetic(items, width)  # (N, D)
     worst = equal_terms(raw / raw.square().mean().sqrt(), settings, device, epochs)
     if recipe_epochs:
-        recipes(raw, dataclasses.replace(settings, epochs=recipe_epochs, dead_code_steps=50), device, workers)
+        recipes(
+            raw,
+            dataclasses.replace(settings, epochs=recipe_epochs, dead_code_steps=50),
+            device,
+            workers,
+        )
     sys.exit(worst >= 1e-9)
 
 
@@ -147,7 +192,9 @@ def real(path: Path, width: int) -> Tensor:
     found = torch.from_numpy(np.load(path, allow_pickle=False))
     if width <= found.shape[1]:
         return found
-    turn = torch.linalg.qr(torch.randn(width, found.shape[1], generator=torch.Generator().manual_seed(0)))[0]
+    turn = torch.linalg.qr(
+        torch.randn(width, found.shape[1], generator=torch.Generator().manual_seed(0))
+    )[0]
     return found @ turn.T
 
 
@@ -158,18 +205,27 @@ def equal_terms(x: Tensor, settings: SidSettings, device: torch.device, epochs: 
     initialise_codebooks(model, x.to(device), settings, seed=0)
     worst = parity(copy.deepcopy(model).double(), x.double(), settings, device)
     run = Run(copy.deepcopy(model), x.to(device), settings, seed=0)
-    stock = {workers: StockRun(copy.deepcopy(model), x, settings, device, workers) for workers in (4, 0)}
+    stock = {
+        workers: StockRun(copy.deepcopy(model), x, settings, device, workers) for workers in (4, 0)
+    }
     seconds: dict[str, list[float]] = {"ours": [], "4 workers": [], "0 workers": []}
     for _ in range(epochs):
         order = [rows.tolist() for rows in run.batches(run.generator())]
         seconds["ours"].append(timed(run.train_epoch))
         for workers, other in stock.items():
             seconds[f"{workers} workers"].append(timed(partial(other.train_epoch, order)))
-    median = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}          # the first one warms up
+    median = {
+        name: statistics.median(taken[1:]) for name, taken in seconds.items()
+    }  # the first one warms up
     for name, value in median.items():
-        print(f"{name:>10}: {value:.3f} s per epoch of {len(x)} items, {value / median['ours']:.2f} x ours")
+        print(
+            f"{name:>10}: {value:.3f} s per epoch of {len(x)} items, {value / median['ours']:.2f} x ours"
+        )
     print(f"largest relative difference between mean losses of an epoch in float64: {worst:.1e}")
-    print(f"ratio: {median['4 workers'] / median['ours']:.2f}  parity: {'ok' if worst < 1e-9 else 'FAILED'}", flush=True)
+    print(
+        f"ratio: {median['4 workers'] / median['ours']:.2f}  parity: {'ok' if worst < 1e-9 else 'FAILED'}",
+        flush=True,
+    )
     return worst
 
 
@@ -179,20 +235,36 @@ def recipes(raw: Tensor, settings: SidSettings, device: torch.device, workers: i
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit_rqvae(raw.numpy(), settings, 0, device, Path(folder) / "progress")
-    rows = {"ours": (time.perf_counter() - started, fitted.log[-1]["loss"], fitted.errors[-1], fitted.codes)}
+    rows = {
+        "ours": (
+            time.perf_counter() - started,
+            fitted.log[-1]["loss"],
+            fitted.errors[-1],
+            fitted.codes,
+        )
+    }
     rows["reference"] = reference_recipe(raw, settings, device, steps, workers)
     for name, (seconds, loss, error, codes) in rows.items():
-        print(f"{name:>10}: {seconds:.1f} s for {steps} steps, loss {loss:.4g}, variance lost {error:.4f}, "
-              f"{colliding(codes).mean():.2%} of items collide, codes used {[len(np.unique(column)) for column in codes.T]}")
+        print(
+            f"{name:>10}: {seconds:.1f} s for {steps} steps, loss {loss:.4g}, variance lost {error:.4f}, "
+            f"{colliding(codes).mean():.2%} of items collide, codes used {[len(np.unique(column)) for column in codes.T]}"
+        )
     print(f"recipe ratio: {rows['reference'][0] / rows['ours'][0]:.2f}")
 
 
-def reference_recipe(raw: Tensor, settings: SidSettings, device: torch.device, steps: int,
-                     workers: int) -> tuple[float, float, float, np.ndarray]:
+def reference_recipe(
+    raw: Tensor, settings: SidSettings, device: torch.device, steps: int, workers: int
+) -> tuple[float, float, float, np.ndarray]:
     """Seconds, last loss, share of variance lost and codes (N, L) after ``steps`` steps of all items."""
     torch.manual_seed(0)
     started = time.perf_counter()
-    model = ReferenceRQVAE(raw.shape[1], settings.hidden_sizes, settings.latent_size, settings.codebook_sizes, settings.beta).to(device)
+    model = ReferenceRQVAE(
+        raw.shape[1],
+        settings.hidden_sizes,
+        settings.latent_size,
+        settings.codebook_sizes,
+        settings.beta,
+    ).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=WEIGHT_DECAY)
     loss = torch.zeros(())
     for _ in range(steps):

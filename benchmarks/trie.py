@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import fire
@@ -27,12 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.workload import build_model, shape_of  # noqa: E402
-from minionerec.beam_search import TreeDecoder, constrained_beam_search, make_decoder  # noqa: E402
-from minionerec.config import one_line_errors  # noqa: E402
-from minionerec.sids import SidTrie  # noqa: E402
+from benchmarks.workload import build_model, shape_of
+from minionerec.catalogue.trie import SidTrie
+from minionerec.errors import one_line_errors
+from minionerec.model.beam_search import constrained_beam_search
+from minionerec.model.decoders import TreeDecoder, make_decoder
 
 SIZES, LEVELS, CODES = (4_000, 1_000_000, 10_000_000), 3, 256
 BATCH, BEAMS, PROMPT = 8, 50, 40
@@ -48,11 +46,19 @@ def build(num_items: int, first_token: int, device: str) -> SidTrie:
     codes = catalogue(num_items)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
-    trie = SidTrie(codes, [range(first_token + level * CODES, first_token + (level + 1) * CODES) for level in range(LEVELS)])
+    trie = SidTrie(
+        codes,
+        [
+            range(first_token + level * CODES, first_token + (level + 1) * CODES)
+            for level in range(LEVELS)
+        ],
+    )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{num_items:>10,} items: built in {wall:.2f} s ({cpu:.2f} s of CPU time), {trie.nbytes / 1e6:.1f} MB of tables, "
-          f"peak memory raised by {peak:.0f} MB, {trie.num_leaves:,} SIDs, most children per level {trie.fan_out[:LEVELS]}")
+    print(
+        f"{num_items:>10,} items: built in {wall:.2f} s ({cpu:.2f} s of CPU time), {trie.nbytes / 1e6:.1f} MB of tables, "
+        f"peak memory raised by {peak:.0f} MB, {trie.num_leaves:,} SIDs, most children per level {trie.fan_out[:LEVELS]}"
+    )
     return trie.to(device)
 
 
@@ -63,7 +69,9 @@ def beams_of(trie: SidTrie, level: int) -> Tensor:
     return trie.path(trie.leaf_node[leaves].long(), LEVELS)[:, level - 1].view(BATCH, BEAMS)
 
 
-def allowed_table(num_items: int, prefixes: Tensor, first_token: int) -> dict[tuple[int, ...], list[int]]:
+def allowed_table(
+    num_items: int, prefixes: Tensor, first_token: int
+) -> dict[tuple[int, ...], list[int]]:
     """prefix tokens -> allowed tokens, for the given ``(R, level)`` prefixes, straight from the codes."""
     level, codes = prefixes.shape[1], catalogue(num_items)
     weights = CODES ** np.arange(level)
@@ -89,7 +97,9 @@ def dict_lookup(table: dict[tuple[int, ...], list[int]], prefixes: Tensor) -> li
     return [table.get(tuple(prefix), []) for prefix in prefixes.tolist()]
 
 
-def median_ms(steps: dict[Any, Callable[[], object]], device: str, repeats: int, inner: int) -> dict[Any, float]:
+def median_ms(
+    steps: dict[Any, Callable[[], object]], device: str, repeats: int, inner: int
+) -> dict[Any, float]:
     """Milliseconds of each step, taken in turns; a first turn warms up."""
     taken: dict[Any, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):
@@ -104,54 +114,88 @@ def median_ms(steps: dict[Any, Callable[[], object]], device: str, repeats: int,
     return {name: statistics.median(values) * 1e3 for name, values in taken.items()}
 
 
-def compare_steps(tries: dict[int, SidTrie], level: int, vocab_size: int, device: str, repeats: int) -> tuple[float, bool]:
+def compare_steps(
+    tries: dict[int, SidTrie], level: int, vocab_size: int, device: str, repeats: int
+) -> tuple[float, bool]:
     """Print the look-up of one level at every size; the smallest ratio, and whether the allowed sets are equal."""
     walks, others, lookups, same = {}, {}, {}, True
     first_token = vocab_size - LEVELS * CODES
     for size, trie in tries.items():
         nodes = beams_of(trie, level)
-        path = trie.path(nodes.reshape(-1), level)                                                      # (R, level)
-        prefixes = torch.stack([trie.level_tokens[i][trie.code[path[:, i].long()].long()] for i in range(level)], dim=1)
+        path = trie.path(nodes.reshape(-1), level)  # (R, level)
+        prefixes = torch.stack(
+            [trie.level_tokens[i][trie.code[path[:, i].long()].long()] for i in range(level)], dim=1
+        )
         table = allowed_table(size, prefixes, first_token)
         _, legal, codes = trie.expand(nodes, level)
         tokens = trie.level_tokens[level][codes].view(*prefixes.shape[:1], -1)
-        found = [sorted(row[ok].tolist()) for row, ok in zip(tokens, legal.view(tokens.shape), strict=True)]
+        found = [
+            sorted(row[ok].tolist())
+            for row, ok in zip(tokens, legal.view(tokens.shape), strict=True)
+        ]
         same &= found == dict_lookup(table, prefixes)
         walks[size] = partial(trie.expand, nodes, level)
-        others[size], lookups[size] = partial(dict_step, table, prefixes, vocab_size), partial(dict_lookup, table, prefixes)
+        others[size], lookups[size] = (
+            partial(dict_step, table, prefixes, vocab_size),
+            partial(dict_lookup, table, prefixes),
+        )
     ours = median_ms(walks, device, repeats, inner=50)
-    both = median_ms({**{("trie", size): step for size, step in walks.items()}, **{("dict", size): step for size, step in others.items()},
-                      **{("look-up", size): step for size, step in lookups.items()}}, device, repeats, inner=1)
+    both = median_ms(
+        {
+            **{("trie", size): step for size, step in walks.items()},
+            **{("dict", size): step for size, step in others.items()},
+            **{("look-up", size): step for size, step in lookups.items()},
+        },
+        device,
+        repeats,
+        inner=1,
+    )
     for size, trie in tries.items():
-        print(f"{size:>10,} items, level {level + 1}, {BATCH * BEAMS} beams x {trie.fan_out[level]}: trie {ours[size]:.3f} ms "
-              f"(between the others {both['trie', size]:.3f}), dict {both['dict', size]:.2f} ms, "
-              f"its look-ups alone {both['look-up', size]:.2f} ms")
+        print(
+            f"{size:>10,} items, level {level + 1}, {BATCH * BEAMS} beams x {trie.fan_out[level]}: trie {ours[size]:.3f} ms "
+            f"(between the others {both['trie', size]:.3f}), dict {both['dict', size]:.2f} ms, "
+            f"its look-ups alone {both['look-up', size]:.2f} ms"
+        )
     small, large = SIZES[0], SIZES[-1]
-    print(f"growth of the trie's step from {small:,} to {large:,} items at level {level + 1}: {ours[large] / ours[small]:.2f} x")
+    print(
+        f"growth of the trie's step from {small:,} to {large:,} items at level {level + 1}: {ours[large] / ours[small]:.2f} x"
+    )
     return min(both["dict", size] / both["trie", size] for size in tries), same
 
 
-def compare_searches(tries: dict[int, SidTrie], shape: str, vocab_size: int, device: str, repeats: int) -> None:
+def compare_searches(
+    tries: dict[int, SidTrie], shape: str, vocab_size: int, device: str, repeats: int
+) -> None:
     """Print whole searches with every catalogue, and what each step beyond reading the prompts takes."""
     decoder: TreeDecoder = make_decoder(build_model(shape_of(shape), device=device))
     prompts = torch.randint(0, vocab_size - LEVELS * CODES, (BATCH, PROMPT)).tolist()
-    searches: dict[Any, Callable[[], object]] = {"prefill": torch.no_grad()(partial(decoder.prefill, prompts))}
+    searches: dict[Any, Callable[[], object]] = {
+        "prefill": torch.no_grad()(partial(decoder.prefill, prompts))
+    }
     for size, trie in tries.items():
         searches[size] = partial(constrained_beam_search, decoder, prompts, trie, BEAMS)
     taken = median_ms(searches, device, repeats, inner=1)
     step = {size: (taken[size] - taken["prefill"]) / LEVELS for size in tries}
     for size in tries:
-        print(f"{size:>10,} items, {shape}, {BATCH} prompts of {PROMPT} tokens x {BEAMS} beams: search {taken[size]:.1f} ms, "
-              f"of which a step {step[size]:.2f} ms")
-    print(f"growth of a whole step from {SIZES[0]:,} to {SIZES[-1]:,} items: {step[SIZES[-1]] / step[SIZES[0]]:.2f} x")
+        print(
+            f"{size:>10,} items, {shape}, {BATCH} prompts of {PROMPT} tokens x {BEAMS} beams: search {taken[size]:.1f} ms, "
+            f"of which a step {step[size]:.2f} ms"
+        )
+    print(
+        f"growth of a whole step from {SIZES[0]:,} to {SIZES[-1]:,} items: {step[SIZES[-1]] / step[SIZES[0]]:.2f} x"
+    )
 
 
 def main(device: str = "cpu", repeats: int = 5, shape: str = "tiny") -> None:
     """Print the three tables; exit code 1 where the dict and the trie allow different tokens."""
     vocab_size = shape_of(shape).vocabulary
-    print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, {torch.get_num_threads()} threads")
+    print(
+        f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, {torch.get_num_threads()} threads"
+    )
     tries = {size: build(size, vocab_size - LEVELS * CODES, device) for size in SIZES}
-    results = [compare_steps(tries, level, vocab_size, device, repeats) for level in range(1, LEVELS)]
+    results = [
+        compare_steps(tries, level, vocab_size, device, repeats) for level in range(1, LEVELS)
+    ]
     compare_searches(tries, shape, vocab_size, device, repeats)
     ratio, same = min(ratio for ratio, _ in results), all(ok for _, ok in results)
     print(f"ratio: {ratio:.2f}  parity: {'ok' if same else 'FAILED'}")

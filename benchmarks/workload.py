@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,14 +25,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data import embedded  # noqa: E402
-from minionerec.config import UserError  # noqa: E402
-from minionerec.dataset import Samples, build_samples  # noqa: E402
-from minionerec.prompts import TEMPLATES, Renderer  # noqa: E402
-from minionerec.sids import SidTable, SidTrie  # noqa: E402
-from minionerec.trees import enable_trees  # noqa: E402
+from minionerec.catalogue.prompts import TEMPLATES, Renderer
+from minionerec.catalogue.samples import Samples, build_samples
+from minionerec.catalogue.sids import SidTable
+from minionerec.catalogue.sources import embedded
+from minionerec.catalogue.trie import SidTrie
+from minionerec.errors import UserError
+from minionerec.model.token_trees import enable_trees
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,9 @@ class Shape:
     def body(self) -> int:
         """Weights of all layers, the embedding left out (P in docs/PERFORMANCE.md)."""
         width = self.hidden // self.heads * self.kv_heads
-        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * width + 3 * self.hidden * self.mlp)
+        return self.layers * (
+            2 * self.hidden**2 + 2 * self.hidden * width + 3 * self.hidden * self.mlp
+        )
 
     @property
     def head(self) -> int:
@@ -90,30 +90,55 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]
 
 
-def build_model(shape: Shape, dtype: torch.dtype | None = None, device: str = "cpu", seed: int = 0) -> torch.nn.Module:
+def build_model(
+    shape: Shape, dtype: torch.dtype | None = None, device: str = "cpu", seed: int = 0
+) -> torch.nn.Module:
     """A random Qwen2; its head is scaled up so that beams have margins as those of a trained model have."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        "qwen2", vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads, intermediate_size=shape.mlp, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0)
+        "qwen2",
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.mlp,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(3.0)
     return enable_trees(model.to(device=device, dtype=dtype or shape.dtype).eval())
 
 
-def load_workload(data: str, template: str = "alpaca", vocabulary: int = 30_000, max_tokens: int = 512) -> Workload:
+def load_workload(
+    data: str, template: str = "alpaca", vocabulary: int = 30_000, max_tokens: int = 512
+) -> Workload:
     """Read the catalogue, train a BPE with Qwen's pre-tokenisation on its texts, add the SID tokens, render with ``template``."""
     items, interactions, codes = read_amazon(data) if data else _embedded()
     index = {item: i for i, item in enumerate(items["item_id"])}
     splits, sequences = build_samples(interactions, index, max_history=10)
     sids = SidTable(items["item_id"].tolist(), codes, [256, 256, 256], sha256="")
-    tokenizer = qwen_like_tokenizer([f"{t}\n{d}" for t, d in zip(items["title"], items["description"], strict=True)], vocabulary)
+    tokenizer = qwen_like_tokenizer(
+        [f"{t}\n{d}" for t, d in zip(items["title"], items["description"], strict=True)], vocabulary
+    )
     tokenizer.add_tokens(sids.tokens(), special_tokens=True)
-    renderer = Renderer(tokenizer, TEMPLATES[template], sids.token_ids(tokenizer), items, max_tokens)
+    renderer = Renderer(
+        tokenizer, TEMPLATES[template], sids.token_ids(tokenizer), items, max_tokens
+    )
     trie = SidTrie(codes, sids.level_token_ids(tokenizer))
-    return Workload(Path(data).name or "embedded catalogue", Samples(items, splits, sequences), sids, tokenizer, renderer, trie)
+    return Workload(
+        Path(data).name or "embedded catalogue",
+        Samples(items, splits, sequences),
+        sids,
+        tokenizer,
+        renderer,
+        trie,
+    )
 
 
 def data_folder(named: str) -> str:
@@ -122,17 +147,28 @@ def data_folder(named: str) -> str:
     Raises:
         UserError: a folder is named that lacks the files.
     """
-    folder = named or (os.environ.get("MINIONEREC_REAL_DATA", "") and f"{os.environ['MINIONEREC_REAL_DATA']}/amazon_industrial")
-    missing = [name for name in ("items.csv", "interactions.csv", "index.json") if folder and not (Path(folder) / name).is_file()]
+    folder = named or (
+        os.environ.get("MINIONEREC_REAL_DATA", "")
+        and f"{os.environ['MINIONEREC_REAL_DATA']}/amazon_industrial"
+    )
+    missing = [
+        name
+        for name in ("items.csv", "interactions.csv", "index.json")
+        if folder and not (Path(folder) / name).is_file()
+    ]
     if missing:
-        raise UserError(f"--data: {folder} lacks {', '.join(missing)}; leave --data out for the embedded catalogue")
+        raise UserError(
+            f"--data: {folder} lacks {', '.join(missing)}; leave --data out for the embedded catalogue"
+        )
     return folder
 
 
 def read_amazon(folder: str) -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[int, ...]]]:
     """Items, each user's interactions in order, and the codes of every item."""
     items = pd.read_csv(Path(folder) / "items.csv", dtype=str, keep_default_na=False)
-    interactions = pd.read_csv(Path(folder) / "interactions.csv", dtype={"user_id": str, "item_id": str})
+    interactions = pd.read_csv(
+        Path(folder) / "interactions.csv", dtype={"user_id": str, "item_id": str}
+    )
     interactions = interactions.sort_values(["user_id", "pos"], kind="stable")
     index = json.loads((Path(folder) / "index.json").read_text())
     codes = [tuple(int(token[3:-1]) for token in index[item]) for item in items["item_id"]]
@@ -143,9 +179,14 @@ def _embedded() -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[int, ...]]]:
     source = embedded.load(seed=42)
     interactions = source.interactions.sort_values(["user_id", "timestamp"], kind="stable")
     place = interactions.groupby("user_id").cumcount(ascending=False)
-    interactions = interactions.assign(split=np.select([place == 0, place == 1], ["test", "valid"], "train"))
+    interactions = interactions.assign(
+        split=np.select([place == 0, place == 1], ["test", "valid"], "train")
+    )
     rng = np.random.default_rng(0)
-    codes = [tuple(int(v) // 256**level % 256 for level in range(3)) for v in rng.choice(256**3, len(source.items), replace=False)]
+    codes = [
+        tuple(int(v) // 256**level % 256 for level in range(3))
+        for v in rng.choice(256**3, len(source.items), replace=False)
+    ]
     return source.items, interactions, codes
 
 
@@ -154,13 +195,23 @@ def qwen_like_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedToke
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<|endoftext|>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def preamble(work: Workload, length: int) -> list[int]:
@@ -168,7 +219,10 @@ def preamble(work: Workload, length: int) -> list[int]:
 
     The reference's next-item prompt has 69 fixed tokens, ours 30; ``--preamble 39`` compares at its length.
     """
-    words = "Below is an instruction that describes a task, paired with an input that gives its context. Write a response to it. " * 8
+    words = (
+        "Below is an instruction that describes a task, paired with an input that gives its context. Write a response to it. "
+        * 8
+    )
     return work.tokenizer.encode(words, add_special_tokens=False)[:length]
 
 
@@ -204,8 +258,10 @@ def peak_memory(side: Callable[[], Any], device: str) -> int:
         before = torch.cuda.memory_allocated()
         side()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL("libc.so.6").malloc_trim(0)            # freed memory back to the system, so that it is not mistaken for room
-    Path("/proc/self/clear_refs").write_text("5")      # Linux: forget the peak so far
+    ctypes.CDLL("libc.so.6").malloc_trim(
+        0
+    )  # freed memory back to the system, so that it is not mistaken for room
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
     before = _status("VmRSS")
     side()
     return _status("VmHWM") - before
@@ -233,5 +289,8 @@ def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048) -> float:
 
 def gradient_gap(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> float:
     """Largest difference of the model's gradients from the expected ones, as a share of each tensor's largest value."""
-    gaps = [(p.grad - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-12) for name, p in model.named_parameters()]
+    gaps = [
+        (p.grad - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-12)
+        for name, p in model.named_parameters()
+    ]
     return max(gap.item() for gap in gaps)

@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import pandas as pd
 
-from data.checks import Check, Evidence, Prompts, audit
-from minionerec import artifacts
-from minionerec.config import one_line_errors, read_command_line
-from minionerec.dataset import Samples, load_samples
-from minionerec.page import checks, page, verdict_line
-from minionerec.settings import TASKS, Experiment
+from minionerec.catalogue.samples import Samples, load_samples
+from minionerec.errors import one_line_errors
+from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
+from minionerec.experiment import artifacts
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import TASKS, Experiment
+from minionerec.pages.html import checks, page, verdict_line
 
-STATES = {"ok": "good", "look": "caution", "problem": "bad"}        # words of minionerec/page.py
-COLUMNS = 120                                                       # of the printed table
+STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of minionerec/pages/html.py
+COLUMNS = 120  # of the printed table
 
 
 def main() -> None:
@@ -59,19 +57,26 @@ def is_current(experiment: Experiment, path: Path, sources: dict[str, Path]) -> 
     Raises:
         UserError: as ``artifacts.is_done``.
     """
-    return artifacts.is_done(experiment, "audit", path) and len(artifacts.read_manifest(path)["parents"]) == len(sources)
+    return artifacts.is_done(experiment, "audit", path) and len(
+        artifacts.read_manifest(path)["parents"]
+    ) == len(sources)
 
 
 def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
     """Everything that the checks look at."""
     samples = load_samples(sources["data"], experiment.data.max_history)
-    interactions = pd.read_parquet(sources["data"] / "interactions.parquet", columns=["user_id", "item_id", "timestamp", "split"])
+    interactions = pd.read_parquet(
+        sources["data"] / "interactions.parquet",
+        columns=["user_id", "item_id", "timestamp", "split"],
+    )
     split_rule = json.loads((sources["data"] / "stats.json").read_text(encoding="utf-8"))["split"]
     embeddings = None
     if "sids" in sources:
         embeddings = artifacts.load_array(sources["sids"] / "embeddings.npy")
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    prompts = read_prompts(experiment, samples, sources) if {"sids", "sft"} <= sources.keys() else None
+    prompts = (
+        read_prompts(experiment, samples, sources) if {"sids", "sft"} <= sources.keys() else None
+    )
     return Evidence(samples, interactions, split_rule, embeddings, prompts)
 
 
@@ -79,32 +84,58 @@ def read_prompts(experiment: Experiment, samples: Samples, sources: dict[str, Pa
     """The prompts of a trained checkpoint, as it reads them."""
     from transformers import AutoTokenizer
 
-    from minionerec import runs
-    from minionerec.prompts import load_template
-    from minionerec.sids import LEVELS, SIDS_FILE, load_sids
+    from minionerec.catalogue import inputs
+    from minionerec.catalogue.prompts import load_template
+    from minionerec.catalogue.sids import LEVELS, SIDS_FILE, load_sids
 
     sids = load_sids(sources["sids"] / SIDS_FILE, samples.item_ids)
-    tokenizer = AutoTokenizer.from_pretrained(sources["sft"], trust_remote_code=experiment.model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        sources["sft"], trust_remote_code=experiment.model.trust_remote_code
+    )
     template = load_template(sources["sft"], experiment.model.template)
-    renderer = runs.renderer(tokenizer, template, sids, samples, experiment.sft.max_tokens)
-    tasks = [task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)]
-    written = ["".join(f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes)) for codes in sids.codes]
-    return Prompts(tasks, template, written, lambda task, shown: tokenizer.decode(renderer.prompt(task, shown)))
+    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.sft.max_tokens)
+    tasks = [
+        task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)
+    ]
+    written = [
+        "".join(f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes))
+        for codes in sids.codes
+    ]
+    return Prompts(
+        tasks, template, written, lambda task, shown: tokenizer.decode(renderer.prompt(task, shown))
+    )
 
 
 def write(staging: Path, name: str, found: list[Check]) -> None:
     """``audit.json`` and ``audit.html``."""
     rows = [check._asdict() for check in found]
     artifacts.write_json(staging / "audit.json", {"line": summary(found), "checks": rows})
-    shown = {"line": summary(found), "checks": [
-        {**row, "state": STATES[row["verdict"]], "advice": "" if row["verdict"] == "ok" else row["advice"]} for row in rows]}
-    (staging / "audit.html").write_text(page(f"Audit of {name}", verdict_line(shown) + checks(shown)), encoding="utf-8")
+    shown = {
+        "line": summary(found),
+        "checks": [
+            {
+                **row,
+                "state": STATES[row["verdict"]],
+                "advice": "" if row["verdict"] == "ok" else row["advice"],
+            }
+            for row in rows
+        ],
+    }
+    (staging / "audit.html").write_text(
+        page(f"Audit of {name}", verdict_line(shown) + checks(shown)), encoding="utf-8"
+    )
 
 
 def summary(found: list[Check]) -> str:
     """How many checks have which verdict, those that are not ok by name."""
-    names = {verdict: [check.name for check in found if check.verdict == verdict] for verdict in STATES}
-    others = [f"{verdict}: {', '.join(names[verdict])}" for verdict in ("problem", "look") if names[verdict]]
+    names = {
+        verdict: [check.name for check in found if check.verdict == verdict] for verdict in STATES
+    }
+    others = [
+        f"{verdict}: {', '.join(names[verdict])}"
+        for verdict in ("problem", "look")
+        if names[verdict]
+    ]
     return "; ".join([f"{len(names['ok'])} of {len(found)} checks ok", *others])
 
 
@@ -112,8 +143,15 @@ def text_table(report: dict[str, Any]) -> str:
     """A verdict, a name and a sentence per check, for the screen."""
     width = max(len(row["name"]) for row in report["checks"])
     indent = " " * (len("problem") + width + 4)
-    lines = [textwrap.fill(row["found"], COLUMNS, initial_indent=f"{row['verdict']:<7}  {row['name']:<{width}}  ", subsequent_indent=indent)
-             for row in report["checks"]]
+    lines = [
+        textwrap.fill(
+            row["found"],
+            COLUMNS,
+            initial_indent=f"{row['verdict']:<7}  {row['name']:<{width}}  ",
+            subsequent_indent=indent,
+        )
+        for row in report["checks"]
+    ]
     return "\n".join([*lines, "", report["line"]])
 
 

@@ -10,19 +10,12 @@ arXiv:2510.24431: title length, time window, iterative k-core; a split that the 
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
-import pandas as pd
-
-from data import amazon, embedded, minionerec_csv, split, tables
-from minionerec import artifacts
-from minionerec.config import UserError, one_line_errors, read_command_line
-from minionerec.settings import DataSettings, Experiment
+from minionerec.catalogue import prepared
+from minionerec.errors import one_line_errors
+from minionerec.experiment import artifacts
+from minionerec.experiment.config import read_command_line
 
 NEXT = artifacts.COMMANDS["embeddings"]
 
@@ -37,144 +30,45 @@ def main() -> None:
     with artifacts.locked(path):
         settings = artifacts.relevant_settings(experiment, "data")
         with artifacts.committed(path, "data", settings, parents=[]) as staging:
-            source = load_source(experiment)
-            own = keeps_own_split(experiment.data)
-            items, interactions, dropped = (keep_as_is if own else apply_filters)(source, experiment.data)
-            interactions = assign_splits(interactions, experiment.data, own)
-            stats = describe(items, interactions, dropped, source, experiment.data, own)
-            write(staging, items, interactions, stats, source.given_sids)
+            source = prepared.load_source(experiment)
+            own = prepared.keeps_own_split(experiment.data)
+            items, interactions, dropped = (prepared.keep_as_is if own else prepared.apply_filters)(
+                source, experiment.data
+            )
+            interactions = prepared.assign_splits(interactions, experiment.data, own)
+            stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
+            prepared.write(staging, items, interactions, stats, source.given_sids)
     for note in source.notes:
         print(f"note: {note}")
     print(summary(stats))
     print(f"\nwritten to {path}; next: {NEXT} with the same --config")
 
 
-def load_source(experiment: Experiment) -> tables.Source:
-    """Read the configured source."""
-    data = experiment.data
-    if data.source == "embedded":
-        return embedded.load(experiment.seed)
-    if data.source == "minionerec":
-        return minionerec_csv.load(data)
-    if data.source == "amazon":
-        return amazon.load(data)
-    return tables.load(data)
-
-
-def keeps_own_split(settings: DataSettings) -> bool:
-    """Whether the source's own split is taken as it is; filters would change its samples, so none are applied."""
-    return settings.split == "own" or settings.source == "minionerec"
-
-
-def apply_filters(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Title length, then ``split.select``; with k-core on, items that nobody interacted with go as well.
-
-    Returns:
-        Items, interactions in global order, and what was dropped by reason.
-    """
-    items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
-    if not source.filtered:
-        good = np.array([split.title_is_kept(title, settings.max_title_words) for title in items["title"]])
-        items = items[good]
-        known = tables.members(interactions["item_id"], items["item_id"])
-        interactions = interactions[known]
-        dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
-        dropped["interactions with those items"] = int((~known).sum())
-        users, codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
-        times, ratings = (interactions[name].to_numpy() for name in ("timestamp", "rating"))
-        kept, reasons = split.select(users, codes, times, ratings, settings)
-        interactions = interactions[kept]
-        dropped.update(reasons)
-        if settings.k_core > 1:
-            used = tables.members(items["item_id"], interactions["item_id"].drop_duplicates())
-            items = items[used]
-            dropped["items without interactions after that"] = int((~used).sum())
-    return items, interactions.sort_values("timestamp", kind="stable"), dropped
-
-
-def keep_as_is(source: tables.Source, settings: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """All but the users with a single interaction; equal times are ordered train, valid, test, then by source order.
-
-    Returns:
-        Items, interactions in global order, and what was dropped by reason.
-    """
-    interactions = source.interactions
-    users = pd.factorize(interactions["user_id"])[0]
-    single = np.bincount(users)[users] < 2
-    rank = interactions["split"].map({name: at for at, name in enumerate(tables.SPLITS)})
-    ordered = interactions.assign(rank=rank)[~single].sort_values(["timestamp", "rank"], kind="stable").drop(columns="rank")
-    return source.items, ordered, {**source.dropped, "interactions of users with fewer than 2": int(single.sum())}
-
-
-def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool) -> pd.DataFrame:
-    """The interactions with their split.
-
-    Raises:
-        UserError: a split has no targets.
-    """
-    users = pd.factorize(interactions["user_id"])[0]
-    target = split.positions(users) > 0
-    if own:
-        splits = interactions["split"].to_numpy(object)
-    elif settings.split == "leave_one_out":
-        splits = split.leave_one_out(users)
-    else:
-        splits = split.global_time(interactions["timestamp"].to_numpy(), target, settings.split_ratios)
-    for name in tables.SPLITS:
-        if not (target & (splits == name)).any():
-            raise UserError(f"data.split: no target is in {name}; every split needs at least one")
-    return interactions.assign(split=splits)
-
-
-def describe(items: pd.DataFrame, interactions: pd.DataFrame, dropped: dict[str, int], source: tables.Source,
-             settings: DataSettings, own: bool) -> dict[str, Any]:
-    """The content of stats.json, leak report included."""
-    users = pd.factorize(interactions["user_id"])[0]
-    code_of = pd.Series(range(len(items)), index=items["item_id"])
-    codes = interactions["item_id"].map(code_of).to_numpy()
-    splits = interactions["split"].to_numpy(object)
-    filters = "none: the source's own split is taken as it is" if own else "title words, time window, rating, k-core"
-    return {
-        "source": settings.source, "split": "own" if own else settings.split, "filters": filters, "dropped": dropped,
-        "timestamps": source.timestamps,
-        **split.statistics(users, codes, interactions["timestamp"].to_numpy(), splits, len(items), settings.max_history),
-        "leaks": split.leak_report(users, splits),
-    }
-
-
-def write(staging: Path, items: pd.DataFrame, interactions: pd.DataFrame, stats: dict[str, Any],
-          given_sids: dict[str, list[int]] | None) -> None:
-    """The files of runs/<name>/data, with fixed column types."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = pa.string()
-    item_schema = pa.schema([(name, pa.list_(text) if name == "categories" else text) for name in tables.ITEM_COLUMNS])
-    types = {"timestamp": pa.int64(), "rating": pa.float64()}
-    schema = pa.schema([(name, types.get(name, text)) for name in tables.INTERACTION_COLUMNS])
-    for frame, columns, name in ((items, item_schema, "items"), (interactions, schema, "interactions")):
-        table = pa.table({field.name: pa.array(frame[field.name].tolist(), field.type) for field in columns}, schema=columns)
-        pq.write_table(table, staging / f"{name}.parquet")
-    artifacts.write_json(staging / "stats.json", stats)
-    if given_sids is not None:
-        artifacts.write_json(staging / "given_sids.json", given_sids)
-
-
 def summary(stats: dict[str, Any]) -> str:
     """What was dropped, the counts and one line per split, for the screen."""
     lines = [f"source {stats['source']}, split {stats['split']}, filters: {stats['filters']}"]
-    lines += [f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count]
-    lines.append(f"{stats['users']:,} users, {stats['items']:,} items ({stats['items_with_interactions']:,} with interactions), "
-                 f"{stats['interactions']:,} interactions, repeat rate {stats['repeat_rate']:.1%}")
-    lines.append(f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} {'in history':>11} {'in train':>9} "
-                 f"{'cold':>6}")
+    lines += [
+        f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count
+    ]
+    lines.append(
+        f"{stats['users']:,} users, {stats['items']:,} items ({stats['items_with_interactions']:,} with interactions), "
+        f"{stats['interactions']:,} interactions, repeat rate {stats['repeat_rate']:.1%}"
+    )
+    lines.append(
+        f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} {'in history':>11} {'in train':>9} "
+        f"{'cold':>6}"
+    )
     for name, row in stats["splits"].items():
-        lines.append(f"{name:<6} {row['samples']:>9,} {row['users']:>8,} {row['history_length']['50%']:>8.1f} "
-                     f"{row['repeat_rate']:>9.1%} {row['target_in_history_rate']:>11.1%} "
-                     f"{row['target_seen_in_train_rate']:>9.1%} {row['cold_targets']:>6,}")
+        lines.append(
+            f"{name:<6} {row['samples']:>9,} {row['users']:>8,} {row['history_length']['50%']:>8.1f} "
+            f"{row['repeat_rate']:>9.1%} {row['target_in_history_rate']:>11.1%} "
+            f"{row['target_seen_in_train_rate']:>9.1%} {row['cold_targets']:>6,}"
+        )
     leaks = stats["leaks"]
-    lines.append(f"leak check: {leaks['interactions_checked']:,} interactions of {leaks['users_checked']:,} users, "
-                 "none that is held out comes before one in train")
+    lines.append(
+        f"leak check: {leaks['interactions_checked']:,} interactions of {leaks['users_checked']:,} users, "
+        "none that is held out comes before one in train"
+    )
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@
 
 ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON=""
-ALREADY_DONE=10     # exit code of minionerec/preflight.py for "nothing to do": the script then ends with 0
+ALREADY_DONE=10     # exit code of minionerec/experiment/preflight.py for "nothing to do": the script then ends with 0
 
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
@@ -61,7 +61,7 @@ set_up() {
     fi
     is_recent "$PYTHON" || refuse "set-up: $PYTHON is older than Python 3.11; activate a newer environment or deactivate this one"
     stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.minionerec-requirements.sha256"
-    digest="$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ROOT/requirements.txt")"
+    digest="$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ROOT/requirements.txt") $ROOT"
     if [[ -f "$stamp" && "$(<"$stamp")" == "$digest" ]]; then
         return 0
     fi
@@ -69,6 +69,8 @@ set_up() {
     "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null
     "$PYTHON" -m pip install -qq --disable-pip-version-check -r "$ROOT/requirements.txt" ||
         refuse "set-up: pip could not install $ROOT/requirements.txt; its message is above"
+    "$PYTHON" -m pip install -qq --disable-pip-version-check --no-deps -e "$ROOT" ||
+        refuse "set-up: pip could not install $ROOT itself; its message is above"
     echo "$digest" >"$stamp"
 }
 
@@ -90,7 +92,7 @@ has_packages() {
 preflight() {
     local code=0
     need_environment
-    "$PYTHON" -P -m minionerec.preflight "$@" || code=$?
+    "$PYTHON" -P -m minionerec.experiment.preflight "$@" || code=$?
     if ((code == ALREADY_DONE)); then exit 0; fi
     if ((code != 0)); then exit "$code"; fi
 }
@@ -122,7 +124,7 @@ run_python() {
 # launch SCRIPT ARGUMENTS...: as many processes as there are visible GPUs, or as the file ACCELERATE_CONFIG says.
 #
 # One process is started without `accelerate launch`, which would only add the variables set here; several are started
-# through minionerec/launch.py, which keeps a stage's exit code and its one-line errors.
+# through minionerec/experiment/launch.py, which keeps a stage's exit code and its one-line errors.
 launch() {
     local processes options=() script="$ROOT/$1" file="${ACCELERATE_CONFIG:-}"
     [[ -z "$file" ]] || check_accelerate_config "$file"
@@ -145,7 +147,7 @@ launch() {
         [[ -z "${MAIN_PROCESS_IP:-}" ]] || options+=(--main_process_ip "$MAIN_PROCESS_IP")
     fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads_for "$processes")}"
-    exec "$PYTHON" -P -m minionerec.launch "${options[@]}" --num_processes "$processes" "$script" "$@"
+    exec "$PYTHON" -P -m minionerec.experiment.launch "${options[@]}" --num_processes "$processes" "$script" "$@"
 }
 
 # Refuse a file that cannot work; on the CPU, hide the GPUs from everything that the stage starts.

@@ -21,7 +21,6 @@ import hashlib
 import html
 import json
 import shutil
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -29,26 +28,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data import prepare, tables  # noqa: E402
-from minionerec.artifacts import (  # noqa: E402
-    append_log, committed, is_done, link_or_copy, locked, read_manifest, relevant_settings, require_stage, sha256_file, stage_path,
-    verify, write_json,
+from minionerec.catalogue import prepared
+from minionerec.catalogue.sources import tables
+from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment.artifacts import (
+    append_log,
+    committed,
+    is_done,
+    link_or_copy,
+    locked,
+    read_manifest,
+    relevant_settings,
+    require_stage,
+    sha256_file,
+    stage_path,
+    verify,
+    write_json,
 )
-from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
-from minionerec.page import page, table  # noqa: E402
-from minionerec.settings import Experiment  # noqa: E402
-from rqvae import embed_items, train  # noqa: E402
-from rqvae.assign import Sid, as_tuples, colliding, nearest_free  # noqa: E402
-from rqvae.methods import Quantizer, load_quantizer  # noqa: E402
-from rqvae.quantizers import Quantised  # noqa: E402
-from rqvae.report import pad  # noqa: E402
-from rqvae.texts import clean  # noqa: E402
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import Experiment
+from minionerec.pages.html import page, table
+from rqvae import build_sids, embed_items
+from rqvae.assign import Sid, as_tuples, colliding, nearest_free
+from rqvae.quantizers.methods import Quantizer, load_quantizer
+from rqvae.quantizers.rqkmeans import Quantised
+from rqvae.report import pad
+from rqvae.texts import clean
 
 MADE_BY = "python rqvae/add_items.py"
-EXAMPLES = 50                   # new items that the report shows
-FOREIGN = 2.0                   # times the old items' error; 300 items held out of Amazon Industrial: 1.5
+EXAMPLES = 50  # new items that the report shows
+FOREIGN = 2.0  # times the old items' error; 300 items held out of Amazon Industrial: 1.5
 
 
 def main() -> None:
@@ -57,9 +66,11 @@ def main() -> None:
     target = dataclasses.replace(experiment, name=flags.get("to", f"{experiment.name}-extended"))
     check_names(experiment, target, flags.get("items", ""))
     for stage in ("data", "sids"):
-        is_done(experiment, stage)                                  # settings that differ from what is on disk are refused
+        is_done(experiment, stage)  # settings that differ from what is on disk are refused
     data, sids = require_stage(experiment, "data"), require_stage(experiment, "sids")
-    embed_items.is_there(experiment, stage_path(experiment, "embeddings"))         # so is an encoder that changed since
+    embed_items.is_there(
+        experiment, stage_path(experiment, "embeddings")
+    )  # so is an encoder that changed since
     old = pd.read_parquet(data / "items.parquet")
     new = read_new_items(Path(flags["items"]), experiment, old["item_id"])
     with locked(stage_path(target, "sids")):
@@ -71,10 +82,29 @@ def main() -> None:
         quantizer = load_quantizer(sids)
         quantised = quantizer.quantise(embeddings)
         old_sids = [tuple(stored["sids"][item]) for item in old["item_id"]]
-        new_sids = free_sids(quantised, stored["codebook_sizes"], quantizer.sizes, old_sids, experiment.sids.collision)
-        extended = dict(zip([*old["item_id"], *new["item_id"]], [*old_sids, *new_sids], strict=True))
-        facts = {"added": len(new), "churn": churn(stored["sids"], extended), "same_text_as_an_old_item": twins,
-                 **describe(old, new, extended, quantised, quantizer, np.load(sids / "embeddings.npy", mmap_mode="r"))}
+        new_sids = free_sids(
+            quantised,
+            stored["codebook_sizes"],
+            quantizer.sizes,
+            old_sids,
+            experiment.sids.collision,
+        )
+        extended = dict(
+            zip([*old["item_id"], *new["item_id"]], [*old_sids, *new_sids], strict=True)
+        )
+        facts = {
+            "added": len(new),
+            "churn": churn(stored["sids"], extended),
+            "same_text_as_an_old_item": twins,
+            **describe(
+                old,
+                new,
+                extended,
+                quantised,
+                quantizer,
+                np.load(sids / "embeddings.npy", mmap_mode="r"),
+            ),
+        }
         new_data = write_data(target, data, old, new, new_sids)
         write_sids(target, new_data, sids, stored, extended, items_sha256(new), embeddings, facts)
         forget_scratch(target)
@@ -89,7 +119,9 @@ def check_names(experiment: Experiment, target: Experiment, items: str) -> None:
     elif not Path(items).is_file():
         problems.append(f"--items: {items}: no such file")
     if target.name == experiment.name:
-        problems.append(f"--to: got '{target.name}', expected another name than the experiment's own, which stays as it is")
+        problems.append(
+            f"--to: got '{target.name}', expected another name than the experiment's own, which stays as it is"
+        )
     if not target.name or Path(target.name).name != target.name or target.name.startswith("."):
         problems.append(f"--to: got '{target.name}', expected a plain folder name")
     if problems:
@@ -105,7 +137,13 @@ def read_new_items(path: Path, experiment: Experiment, known: pd.Series) -> pd.D
     sheet = tables.read_items(path, experiment.data.columns)
     problems: list[str] = []
     items = tables.convert_items(sheet, problems)
-    tables.complain(sheet, "item_id", tables.members(items["item_id"], known), "an id that is not in the catalogue yet", problems)
+    tables.complain(
+        sheet,
+        "item_id",
+        tables.members(items["item_id"], known),
+        "an id that is not in the catalogue yet",
+        problems,
+    )
     if problems:
         raise UserError("\n".join(problems))
     return items
@@ -124,8 +162,10 @@ def is_finished(target: Experiment, new: pd.DataFrame, data: Path, sids: Path) -
         manifest = verify(path)
         from_parent = read_manifest(parent)["manifest_sha256"] in manifest["parents"].values()
         if manifest.get("added_items_sha256") != items_sha256(new) or not from_parent:
-            raise UserError(f"{path}: is there already, made from something else; delete {path.parent}, or give the new experiment "
-                            "another name with --to NAME")
+            raise UserError(
+                f"{path}: is there already, made from something else; delete {path.parent}, or give the new experiment "
+                "another name with --to NAME"
+            )
     return stage_path(target, "sids").exists()
 
 
@@ -139,7 +179,9 @@ def items_sha256(items: pd.DataFrame) -> str:
 # Embed and assign
 
 
-def embed_new(experiment: Experiment, target: Experiment, new: pd.DataFrame, old: pd.DataFrame, sids: Path) -> tuple[np.ndarray, int]:
+def embed_new(
+    experiment: Experiment, target: Experiment, new: pd.DataFrame, old: pd.DataFrame, sids: Path
+) -> tuple[np.ndarray, int]:
     """``(M, D)`` embeddings of the new items, and how many have the text of an old item and so its vector, to the bit."""
     import torch
     from accelerate import PartialState
@@ -148,11 +190,15 @@ def embed_new(experiment: Experiment, target: Experiment, new: pd.DataFrame, old
     items = folder / ".new-items.parquet"
     new.to_parquet(items)
     scratch = embed_items.scratch_folder(experiment, items, stage_path(target, "embeddings"))
-    store = embed_items.embed_texts(experiment, items, scratch, PartialState(cpu=not torch.accelerator.is_available()))
+    store = embed_items.embed_texts(
+        experiment, items, scratch, PartialState(cpu=not torch.accelerator.is_available())
+    )
     embed_items.join_parts(store, scratch, scratch / "embeddings.npy")
     embeddings = np.load(scratch / "embeddings.npy", allow_pickle=False)
     row_of_text = {text: row for row, text in reversed(list(enumerate(texts_of(old))))}
-    twins = [(row, row_of_text[text]) for row, text in enumerate(texts_of(new)) if text in row_of_text]
+    twins = [
+        (row, row_of_text[text]) for row, text in enumerate(texts_of(new)) if text in row_of_text
+    ]
     if twins:
         rows, old_rows = map(list, zip(*twins, strict=True))
         embeddings[rows] = np.load(sids / "embeddings.npy", mmap_mode="r")[old_rows]
@@ -161,7 +207,10 @@ def embed_new(experiment: Experiment, target: Experiment, new: pd.DataFrame, old
 
 def texts_of(items: pd.DataFrame) -> list[str]:
     """The texts as they are embedded."""
-    return [clean(f"{title} {description}") for title, description in zip(items["title"], items["description"], strict=True)]
+    return [
+        clean(f"{title} {description}")
+        for title, description in zip(items["title"], items["description"], strict=True)
+    ]
 
 
 def forget_scratch(target: Experiment) -> None:
@@ -173,7 +222,9 @@ def forget_scratch(target: Experiment) -> None:
         shutil.rmtree(parts)
 
 
-def free_sids(quantised: Quantised, final_sizes: list[int], sizes: list[int], old_sids: list[Sid], policy: str) -> list[Sid]:
+def free_sids(
+    quantised: Quantised, final_sizes: list[int], sizes: list[int], old_sids: list[Sid], policy: str
+) -> list[Sid]:
     """SIDs of the new items: the nearest free ones; with ``keep`` those that the quantiser gives, shared or not.
 
     With ``extra_level`` a new item whose codes a group of items has gets the group's next further code, as long as there
@@ -193,17 +244,23 @@ def free_sids(quantised: Quantised, final_sizes: list[int], sizes: list[int], ol
     placed = further_codes(as_tuples(quantised.codes), old_sids, len(sizes), num_further)
     rest = np.array([row for row in range(len(quantised.codes)) if row not in placed], np.int64)
     if len(rest):
-        taken = np.array([sid[:len(sizes)] for sid in [*old_sids, *placed.values()]], np.int64)
-        some = dataclasses.replace(quantised, codes=quantised.codes[rest], points=quantised.points[rest])
-        placed |= dict(zip(rest.tolist(), as_tuples(nearest_free(some, sizes, taken=taken)), strict=True))
+        taken = np.array([sid[: len(sizes)] for sid in [*old_sids, *placed.values()]], np.int64)
+        some = dataclasses.replace(
+            quantised, codes=quantised.codes[rest], points=quantised.points[rest]
+        )
+        placed |= dict(
+            zip(rest.tolist(), as_tuples(nearest_free(some, sizes, taken=taken)), strict=True)
+        )
     return [placed[row] for row in range(len(quantised.codes))]
 
 
-def further_codes(codes: list[Sid], old_sids: list[Sid], num_levels: int, num_further: int) -> dict[int, Sid]:
+def further_codes(
+    codes: list[Sid], old_sids: list[Sid], num_levels: int, num_further: int
+) -> dict[int, Sid]:
     """Rows of new items whose group has a further code left, and the SID that they get.
 
-        >>> further_codes([(0, 0), (0, 1), (0, 0)], [(0, 0, 0), (0, 1)], num_levels=2, num_further=2)
-        {0: (0, 0, 1)}
+    >>> further_codes([(0, 0), (0, 1), (0, 0)], [(0, 0, 0), (0, 1)], num_levels=2, num_further=2)
+    {0: (0, 0, 1)}
     """
     alone, times = {sid for sid in old_sids if len(sid) == num_levels}, Counter(codes)
     used: defaultdict[Sid, set[int]] = defaultdict(set)
@@ -230,21 +287,46 @@ def churn(before: dict[str, list[int]], after: dict[str, Sid]) -> int:
     return len(moved)
 
 
-def describe(old: pd.DataFrame, new: pd.DataFrame, extended: dict[str, Sid], quantised: Quantised, quantizer: Quantizer,
-             old_embeddings: np.ndarray) -> dict[str, Any]:
+def describe(
+    old: pd.DataFrame,
+    new: pd.DataFrame,
+    extended: dict[str, Sid],
+    quantised: Quantised,
+    quantizer: Quantizer,
+    old_embeddings: np.ndarray,
+) -> dict[str, Any]:
     """What ``report.json`` says: what it cost to add the items, and beside which old ones they stand."""
     sids = list(extended.values())
-    codes, new_sids = pad(sids, max(map(len, sids))), sids[len(old):]
-    sample = np.sort(np.random.default_rng(0).choice(len(old), min(len(old), 10_000), replace=False))
-    errors = {name: float(np.median(lost(points, quantizer))) for name, points in (
-        ("new", quantised), ("old", quantizer.quantise(np.array(old_embeddings[sample]))))}
+    codes, new_sids = pad(sids, max(map(len, sids))), sids[len(old) :]
+    sample = np.sort(
+        np.random.default_rng(0).choice(len(old), min(len(old), 10_000), replace=False)
+    )
+    errors = {
+        name: float(np.median(lost(points, quantizer)))
+        for name, points in (
+            ("new", quantised),
+            ("old", quantizer.quantise(np.array(old_embeddings[sample]))),
+        )
+    }
     return {
-        "items": len(codes), "items_that_share_a_sid": int(colliding(codes).sum()),
-        "re_assigned": sum(tuple(code) != sid[:len(code)] for code, sid in zip(quantised.codes.tolist(), new_sids, strict=True)),
+        "items": len(codes),
+        "items_that_share_a_sid": int(colliding(codes).sum()),
+        "re_assigned": sum(
+            tuple(code) != sid[: len(code)]
+            for code, sid in zip(quantised.codes.tolist(), new_sids, strict=True)
+        ),
         "quantisation_error": {name: round(error, 6) for name, error in errors.items()},
-        "examples": [{"item_id": new["item_id"].iloc[row], "title": new["title"].iloc[row], "sid": list(new_sids[row]),
-                      "shares": shared, "beside": old["title"].iloc[beside]}
-                     for row in range(min(len(new), EXAMPLES)) for shared, beside in [neighbour(codes[:len(old)], new_sids[row])]],
+        "examples": [
+            {
+                "item_id": new["item_id"].iloc[row],
+                "title": new["title"].iloc[row],
+                "sid": list(new_sids[row]),
+                "shares": shared,
+                "beside": old["title"].iloc[beside],
+            }
+            for row in range(min(len(new), EXAMPLES))
+            for shared, beside in [neighbour(codes[: len(old)], new_sids[row])]
+        ],
     }
 
 
@@ -267,57 +349,102 @@ def neighbour(codes: np.ndarray, sid: Sid) -> tuple[int, int]:
 # Write
 
 
-def write_data(target: Experiment, data: Path, old: pd.DataFrame, new: pd.DataFrame, new_sids: list[Sid]) -> Path:
+def write_data(
+    target: Experiment, data: Path, old: pd.DataFrame, new: pd.DataFrame, new_sids: list[Sid]
+) -> Path:
     """Commit ``runs/<NAME>/data``: the same interactions, the longer catalogue."""
     final = stage_path(target, "data")
-    if final.exists():                                              # an interrupted run got this far (``is_finished``)
+    if final.exists():  # an interrupted run got this far (``is_finished``)
         return final
     stats = json.loads((data / "stats.json").read_text(encoding="utf-8"))
     stats |= {"items": len(old) + len(new), "added_items": len(new)}
-    given = json.loads((data / "given_sids.json").read_text(encoding="utf-8")) if (data / "given_sids.json").exists() else None
+    given = (
+        json.loads((data / "given_sids.json").read_text(encoding="utf-8"))
+        if (data / "given_sids.json").exists()
+        else None
+    )
     if given is not None:
         given |= {item: list(sid) for item, sid in zip(new["item_id"], new_sids, strict=True)}
-    with committed(final, "data", relevant_settings(target, "data"), [data], made_by=MADE_BY,
-                   added_items_sha256=items_sha256(new)) as staging:
-        items = pd.concat([old[list(tables.ITEM_COLUMNS)], new[list(tables.ITEM_COLUMNS)]], ignore_index=True)
-        prepare.write(staging, items, pd.read_parquet(data / "interactions.parquet"), stats, given)
+    with committed(
+        final,
+        "data",
+        relevant_settings(target, "data"),
+        [data],
+        made_by=MADE_BY,
+        added_items_sha256=items_sha256(new),
+    ) as staging:
+        items = pd.concat(
+            [old[list(tables.ITEM_COLUMNS)], new[list(tables.ITEM_COLUMNS)]], ignore_index=True
+        )
+        prepared.write(staging, items, pd.read_parquet(data / "interactions.parquet"), stats, given)
     return final
 
 
-def write_sids(target: Experiment, data: Path, sids: Path, stored: dict[str, Any], extended: dict[str, Sid], added_sha256: str,
-               embeddings: np.ndarray, facts: dict[str, Any]) -> None:
+def write_sids(
+    target: Experiment,
+    data: Path,
+    sids: Path,
+    stored: dict[str, Any],
+    extended: dict[str, Sid],
+    added_sha256: str,
+    embeddings: np.ndarray,
+    facts: dict[str, Any],
+) -> None:
     """Commit ``runs/<NAME>/sids``: every SID as it was, and the new ones behind."""
     final = stage_path(target, "sids")
     joined = final.with_name(".all-embeddings.npy")
     append_rows(sids / "embeddings.npy", embeddings, joined)
-    text = train.sids_json(extended, stored["codebook_sizes"], stored["method"], sha256_file(joined))
-    with committed(final, "sids", relevant_settings(target, "sids"), [data, sids], made_by=MADE_BY, added_items_sha256=added_sha256,
-                   sids_sha256=hashlib.sha256(text.encode()).hexdigest()) as staging:
+    text = build_sids.sids_json(
+        extended, stored["codebook_sizes"], stored["method"], sha256_file(joined)
+    )
+    with committed(
+        final,
+        "sids",
+        relevant_settings(target, "sids"),
+        [data, sids],
+        made_by=MADE_BY,
+        added_items_sha256=added_sha256,
+        sids_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    ) as staging:
         (staging / "sids.json").write_text(text, encoding="utf-8")
         link_or_copy(joined, staging / "embeddings.npy")
         write_json(staging / "item_ids.json", list(extended))
         for name in ("quantizer.safetensors", "quantizer.json"):
             link_or_copy(sids / name, staging / name)
         write_json(staging / "report.json", facts)
-        (staging / "report.html").write_text(page(f"Items added to {target.name}", body(facts)), encoding="utf-8")
-        append_log(staging / "log.jsonl", {"stage": "sids", **{key: value for key, value in facts.items() if key != "examples"}})
+        (staging / "report.html").write_text(
+            page(f"Items added to {target.name}", body(facts)), encoding="utf-8"
+        )
+        append_log(
+            staging / "log.jsonl",
+            {"stage": "sids", **{key: value for key, value in facts.items() if key != "examples"}},
+        )
 
 
 def append_rows(source: Path, rows: np.ndarray, target: Path) -> None:
     """Write the rows of ``source`` and then ``rows``, without holding the former."""
     old = np.load(source, mmap_mode="r")
-    joined = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(len(old) + len(rows), old.shape[1]))
+    joined = np.lib.format.open_memmap(
+        target, mode="w+", dtype=np.float32, shape=(len(old) + len(rows), old.shape[1])
+    )
     for start in range(0, len(old), 65_536):
-        some = old[start:start + 65_536]
-        joined[start:start + len(some)] = some
-    joined[len(old):] = rows
+        some = old[start : start + 65_536]
+        joined[start : start + len(some)] = some
+    joined[len(old) :] = rows
     joined.flush()
 
 
 def body(facts: dict[str, Any]) -> str:
     """The page's content: figures, and where the new items stand."""
-    rows = [[f"{html.escape(row['title'])}<br><small>{html.escape(row['item_id'])}</small>", ", ".join(map(str, row["sid"])),
-             str(row["shares"]), html.escape(row["beside"])] for row in facts["examples"]]
+    rows = [
+        [
+            f"{html.escape(row['title'])}<br><small>{html.escape(row['item_id'])}</small>",
+            ", ".join(map(str, row["sid"])),
+            str(row["shares"]),
+            html.escape(row["beside"]),
+        ]
+        for row in facts["examples"]
+    ]
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in figures(facts))
     return f"{lines}<h2>The first {len(rows)}</h2>{table(['new item', 'SID', 'codes shared', 'with this old item'], rows, wide=(0, 3))}"
 
@@ -332,14 +459,24 @@ def figures(facts: dict[str, Any]) -> list[str]:
         f"{facts['re_assigned']:,} of the new items got another SID than the quantiser gave, because that was taken; "
         f"{facts['same_text_as_an_old_item']:,} have the text of an old item.",
         f"Quantisation error (median, share of the vector): {error['new']:.3f} of the new items, {error['old']:.3f} of the old ones"
-        + ("; such items are foreign to the codebooks: consider new SIDs and training again." if foreign else ".")]
+        + (
+            "; such items are foreign to the codebooks: consider new SIDs and training again."
+            if foreign
+            else "."
+        ),
+    ]
 
 
 def summary(facts: dict[str, Any], target: Experiment, experiment: Experiment) -> str:
     """For the terminal, with the next command."""
     checkpoint = stage_path(experiment, "rl" if stage_path(experiment, "rl").exists() else "sft")
-    return "\n".join([*figures(facts), f"-> {stage_path(target, 'sids')}",
-                      f"Next: bash evaluate.sh --name {target.name} --evaluate.checkpoint {checkpoint} with the same --config"])
+    return "\n".join(
+        [
+            *figures(facts),
+            f"-> {stage_path(target, 'sids')}",
+            f"Next: bash evaluate.sh --name {target.name} --evaluate.checkpoint {checkpoint} with the same --config",
+        ]
+    )
 
 
 if __name__ == "__main__":

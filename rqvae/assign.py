@@ -23,13 +23,15 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from minionerec.config import UserError
-from rqvae.quantizers import Quantised, residual_before, squared_distances
+from minionerec.errors import UserError
+from rqvae.quantizers.rqkmeans import Quantised, residual_before, squared_distances
 
 Sid = tuple[int, ...]
 
 
-def resolve_collisions(quantised: Quantised, sizes: list[int], policy: str) -> tuple[list[Sid], list[int]]:
+def resolve_collisions(
+    quantised: Quantised, sizes: list[int], policy: str
+) -> tuple[list[Sid], list[int]]:
     """Final SID of every item, and the codebook sizes (one more for ``extra_level`` if anything collides)."""
     if policy == "nearest_free":
         return as_tuples(nearest_free(quantised, sizes)), sizes
@@ -39,7 +41,9 @@ def resolve_collisions(quantised: Quantised, sizes: list[int], policy: str) -> t
     extra = extra_level(quantised)
     if extra.max() < 0:
         return sids, sizes
-    longer = [(*sid, code) if code >= 0 else sid for sid, code in zip(sids, extra.tolist(), strict=True)]
+    longer = [
+        (*sid, code) if code >= 0 else sid for sid, code in zip(sids, extra.tolist(), strict=True)
+    ]
     return longer, [*sizes, int(extra.max()) + 1]
 
 
@@ -51,14 +55,16 @@ def as_tuples(codes: np.ndarray) -> list[Sid]:
 def prefix_ids(codes: np.ndarray) -> np.ndarray:
     """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order; -1 pads shorter SIDs.
 
-        >>> prefix_ids(np.array([[3, 1], [0, 5], [3, 1], [3, 0]])).tolist()
-        [[1, 2], [0, 0], [1, 2], [1, 1]]
+    >>> prefix_ids(np.array([[3, 1], [0, 5], [3, 1], [3, 0]])).tolist()
+    [[1, 2], [0, 0], [1, 2], [1, 1]]
     """
     ids = np.empty(codes.shape, np.int64)
     above = np.zeros(len(codes), np.int64)
     for depth, column in enumerate(codes.T):
-        column = column + 1                                       # 0 where a SID has ended (-1)
-        _, above = np.unique(above * (int(column.max()) + 1) + column, return_inverse=True)   # above < N: no overflow
+        column = column + 1  # 0 where a SID has ended (-1)
+        _, above = np.unique(
+            above * (int(column.max()) + 1) + column, return_inverse=True
+        )  # above < N: no overflow
         ids[:, depth] = above
     return ids
 
@@ -85,7 +91,9 @@ def extra_level(quantised: Quantised) -> np.ndarray:
 # nearest_free
 
 
-def nearest_free(quantised: Quantised, sizes: list[int], taken: np.ndarray | None = None) -> np.ndarray:
+def nearest_free(
+    quantised: Quantised, sizes: list[int], taken: np.ndarray | None = None
+) -> np.ndarray:
     """``(N, L)`` codes without collisions.
 
     Args:
@@ -100,8 +108,10 @@ def nearest_free(quantised: Quantised, sizes: list[int], taken: np.ndarray | Non
     taken = codes[:0] if taken is None else np.unique(taken, axis=0)
     space = math.prod(sizes)
     if len(codes) + len(taken) > space:
-        raise UserError(f"sids.codebook_sizes: {list(sizes)} makes {space} SIDs for {len(codes) + len(taken)} items; add a level "
-                        "or codes")
+        raise UserError(
+            f"sids.codebook_sizes: {list(sizes)} makes {space} SIDs for {len(codes) + len(taken)} items; add a level "
+            "or codes"
+        )
     overfull = []
     for members, held in prefixes_with_collisions(codes, taken):
         if len(members) + len(held) <= sizes[-1]:
@@ -115,20 +125,26 @@ def nearest_free(quantised: Quantised, sizes: list[int], taken: np.ndarray | Non
     return codes
 
 
-def prefixes_with_collisions(codes: np.ndarray, taken: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def prefixes_with_collisions(
+    codes: np.ndarray, taken: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Item numbers and last codes taken under each prefix of L-1 codes that holds a collision, in lexicographic order."""
     ids, num_items = prefix_ids(np.concatenate([codes, taken])), len(codes)
     prefix = ids[:, -2] if codes.shape[1] > 1 else np.zeros(len(ids), np.int64)
     order = np.argsort(prefix, kind="stable")
     shared = np.bincount(ids[:, -1])[ids[:num_items, -1]] > 1
     crowded = np.unique(prefix[:num_items][shared])
-    starts, ends = (np.searchsorted(prefix[order], crowded, side=side) for side in ("left", "right"))
+    starts, ends = (
+        np.searchsorted(prefix[order], crowded, side=side) for side in ("left", "right")
+    )
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         rows = order[start:end]
         yield rows[rows < num_items], taken[rows[rows >= num_items] - num_items, -1]
 
 
-def share_out_last_codes(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int) -> None:
+def share_out_last_codes(
+    quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int
+) -> None:
     """Give the colliding items among ``members`` last codes of their own.
 
     Args:
@@ -140,8 +156,14 @@ def share_out_last_codes(quantised: Quantised, codes: np.ndarray, members: np.nd
     codes[movers[rows], -1] = open_codes[columns]
 
 
-def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int,
-                  room: FreeRoom) -> None:
+def spill_surplus(
+    quantised: Quantised,
+    codes: np.ndarray,
+    members: np.ndarray,
+    held: np.ndarray,
+    size: int,
+    room: FreeRoom,
+) -> None:
     """As ``share_out_last_codes`` for a prefix with more than ``size`` items: fill it, place the rest elsewhere.
 
     Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that leave, which is an
@@ -149,7 +171,9 @@ def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, 
     """
     movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
-    rows, columns = _earlier_twin_first(*_cheapest_assignment(cost - elsewhere[:, None], own), cost, own, twin)
+    rows, columns = _earlier_twin_first(
+        *_cheapest_assignment(cost - elsewhere[:, None], own), cost, own, twin
+    )
     codes[movers[rows], -1] = open_codes[columns]
     leavers = np.setdiff1d(np.arange(len(movers)), rows)
     for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))]:
@@ -158,7 +182,9 @@ def spill_surplus(quantised: Quantised, codes: np.ndarray, members: np.ndarray, 
         codes[movers[row]] = sid
 
 
-def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+def _movers(
+    quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int
+) -> tuple[np.ndarray, ...]:
     """What one prefix has to share out.
 
     Returns:
@@ -170,11 +196,13 @@ def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: 
     """
     last = codes.shape[1] - 1
     uses = np.bincount(codes[members, last], minlength=size)
-    uses[held] += np.where(uses[held] > 0, size, 1)               # an item on a held code shares it
+    uses[held] += np.where(uses[held] > 0, size, 1)  # an item on a held code shares it
     movers = members[uses[codes[members, last]] > 1]
     open_codes = np.setdiff1d(np.flatnonzero(uses != 1), held)
     vectors, kind = np.unique(residual_before(quantised, last, movers), axis=0, return_inverse=True)
-    cost = squared_distances(vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64))[kind]
+    cost = squared_distances(
+        vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64)
+    )[kind]
     own = codes[movers, last][:, None] == open_codes
     _, twin = np.unique(kind * size + codes[movers, last], return_inverse=True)
     return movers, open_codes, cost, own, twin
@@ -182,15 +210,18 @@ def _movers(quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: 
 
 def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the assignments in which most items (one per group) keep their own code, the cheapest: rows and their columns."""
-    bonus = 2 * len(cost) * np.abs(cost).max(initial=0) + 1                # outweighs all costs together
+    bonus = 2 * len(cost) * np.abs(cost).max(initial=0) + 1  # outweighs all costs together
     return linear_sum_assignment(cost - own * bonus)
 
 
-def _earlier_twin_first(rows: np.ndarray, columns: np.ndarray, cost: np.ndarray, own: np.ndarray,
-                        twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _earlier_twin_first(
+    rows: np.ndarray, columns: np.ndarray, cost: np.ndarray, own: np.ndarray, twin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The same assignment at the same cost, with equal items served in item order: first their own code, then by cost."""
     order = np.lexsort((columns, cost[rows, columns], ~own[rows, columns], twin[rows]))
-    served = np.bincount(twin[rows], minlength=twin.max() + 1)             # how many of each kind have a column
+    served = np.bincount(
+        twin[rows], minlength=twin.max() + 1
+    )  # how many of each kind have a column
     by_twin = np.lexsort((np.arange(len(twin)), twin))
     place = np.arange(len(twin)) - np.searchsorted(twin[by_twin], twin[by_twin])
     return by_twin[place < served[twin[by_twin]]], columns[order]
@@ -206,10 +237,14 @@ class FreeRoom:
         sizes: K of every level.
     """
 
-    def __init__(self, codes: np.ndarray, taken: np.ndarray, overfull: list[np.ndarray], sizes: list[int]) -> None:
+    def __init__(
+        self, codes: np.ndarray, taken: np.ndarray, overfull: list[np.ndarray], sizes: list[int]
+    ) -> None:
         self.sizes = sizes
-        self.used: Counter[Sid] = Counter()                    # prefix of 0..L-2 codes -> SIDs taken below it
-        self.taken: defaultdict[Sid, list[int]] = defaultdict(list)      # prefix of L-2 codes -> pairs taken, k * K_L + k'
+        self.used: Counter[Sid] = Counter()  # prefix of 0..L-2 codes -> SIDs taken below it
+        self.taken: defaultdict[Sid, list[int]] = defaultdict(
+            list
+        )  # prefix of L-2 codes -> pairs taken, k * K_L + k'
         settled = np.ones(len(codes), bool)
         settled[np.concatenate(overfull)] = False
         full = {tuple(codes[members[0], :-1].tolist()) for members in overfull}
@@ -228,7 +263,7 @@ class FreeRoom:
 
     def has_room(self, prefix: Sid) -> bool:
         """Whether a prefix of at most L-2 codes has a free SID below it."""
-        return self.used[prefix] < int(np.prod(np.array(self.sizes[len(prefix):], dtype=object)))
+        return self.used[prefix] < int(np.prod(np.array(self.sizes[len(prefix) :], dtype=object)))
 
     def cheapest(self, quantised: Quantised, item: int) -> tuple[float, Sid]:
         """``(squared error, SID)`` of the best free pair of last codes under the nearest prefix with room.

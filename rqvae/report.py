@@ -16,16 +16,22 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from minionerec.metrics import gini
+from minionerec.evaluation.scoring import gini
 from rqvae.assign import Sid, colliding, prefix_ids
-from rqvae.quantizers import Quantised
+from rqvae.quantizers.rqkmeans import Quantised
 from rqvae.texts import clean
 
 EXAMPLES = 3
 
 
-def build_report(items: pd.DataFrame, interactions: pd.DataFrame, quantised: Quantised, sids: list[Sid], sizes: list[int],
-                 seed: int) -> dict:
+def build_report(
+    items: pd.DataFrame,
+    interactions: pd.DataFrame,
+    quantised: Quantised,
+    sids: list[Sid],
+    sizes: list[int],
+    seed: int,
+) -> dict:
     """Everything that ``report.json`` holds.
 
     Args:
@@ -41,7 +47,7 @@ def build_report(items: pd.DataFrame, interactions: pd.DataFrame, quantised: Qua
     row_of = pd.Series(np.arange(len(items)), index=items["item_id"])
     popularity = np.bincount(row_of.loc[train["item_id"]].to_numpy(), minlength=len(items))
     pairs = next_item_pairs(train["user_id"].to_numpy(), row_of.loc[train["item_id"]].to_numpy())
-    moved = (final[:, :quantised.codes.shape[1]] != quantised.codes).any(axis=1)
+    moved = (final[:, : quantised.codes.shape[1]] != quantised.codes).any(axis=1)
     return {
         "items": len(items),
         "codebook_sizes": sizes,
@@ -54,9 +60,16 @@ def build_report(items: pd.DataFrame, interactions: pd.DataFrame, quantised: Qua
         "reconstruction_error": [round(error, 6) for error in quantised.errors],
         "prefixes": prefix_meaning(final, items, pairs, seed),
         "fan_out": fan_out(final),
-        "largest_prefixes": [row for depth in range(1, len(sizes)) for row in largest_prefixes(final, depth, items["title"])],
+        "largest_prefixes": [
+            row
+            for depth in range(1, len(sizes))
+            for row in largest_prefixes(final, depth, items["title"])
+        ],
         "duplicate_listings": duplicate_listings(items, sids),
-        "curves": {"usage": [usage_curve(final[:, level], size) for level, size in enumerate(sizes)], "crowds": crowd_curves(final)},
+        "curves": {
+            "usage": [usage_curve(final[:, level], size) for level, size in enumerate(sizes)],
+            "crowds": crowd_curves(final),
+        },
     }
 
 
@@ -72,14 +85,17 @@ def pad(sids: list[Sid], num_levels: int) -> np.ndarray:
 def level_usage(codes: np.ndarray, size: int) -> dict:
     """Usage of one level's codes; items whose SID is shorter (-1) are left out.
 
-        >>> level_usage(np.array([0, 0, 1, 1]), 4)
-        {'size': 4, 'used': 2, 'dead': 2, 'perplexity': 2.0, 'gini': 0.5, 'largest': 2}
+    >>> level_usage(np.array([0, 0, 1, 1]), 4)
+    {'size': 4, 'used': 2, 'dead': 2, 'perplexity': 2.0, 'gini': 0.5, 'largest': 2}
     """
     counts = np.bincount(codes[codes >= 0], minlength=size)
     share = counts[counts > 0] / counts.sum()
     return {
-        "size": size, "used": int((counts > 0).sum()), "dead": int((counts == 0).sum()),
-        "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 3), "gini": round(gini(counts), 4),
+        "size": size,
+        "used": int((counts > 0).sum()),
+        "dead": int((counts == 0).sum()),
+        "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 3),
+        "gini": round(gini(counts), 4),
         "largest": int(counts.max()),
     }
 
@@ -90,8 +106,11 @@ def collision_rates(codes: np.ndarray, popularity: np.ndarray) -> dict:
     group_sizes = np.bincount(prefix_ids(codes)[:, -1])
     return {
         "collision_rate": round(float(shared.mean()), 6),
-        "collision_rate_by_interactions": round(float(popularity[shared].sum() / max(popularity.sum(), 1)), 6),
-        "distinct_sids": len(group_sizes), "largest_group": int(group_sizes.max()),
+        "collision_rate_by_interactions": round(
+            float(popularity[shared].sum() / max(popularity.sum(), 1)), 6
+        ),
+        "distinct_sids": len(group_sizes),
+        "largest_group": int(group_sizes.max()),
     }
 
 
@@ -99,9 +118,13 @@ def collision_rates(codes: np.ndarray, popularity: np.ndarray) -> dict:
 # Meaning of prefixes
 
 
-def prefix_meaning(codes: np.ndarray, items: pd.DataFrame, pairs: np.ndarray, seed: int) -> list[dict]:
+def prefix_meaning(
+    codes: np.ndarray, items: pd.DataFrame, pairs: np.ndarray, seed: int
+) -> list[dict]:
     """Per prefix depth: category purity and next-item neighbour rate, each with its shuffled control."""
-    category = np.array([names[-1] if len(names) else "" for names in items["categories"]], dtype=object)
+    category = np.array(
+        [names[-1] if len(names) else "" for names in items["categories"]], dtype=object
+    )
     known = category != ""
     labels = pd.factorize(category)[0]
     ids = prefix_ids(codes)
@@ -109,21 +132,26 @@ def prefix_meaning(codes: np.ndarray, items: pd.DataFrame, pairs: np.ndarray, se
     rows = []
     for depth in range(codes.shape[1]):
         real, control = ids[:, depth], dealt[:, depth]
-        rows.append({
-            "depth": depth + 1, "prefixes": int(real.max()) + 1, "items_with_category": int(known.sum()),
-            "category_purity": purity(real[known], labels[known]),
-            "category_purity_control": purity(control[known], labels[known]),
-            "next_item_pairs": len(pairs),
-            "neighbour_rate": neighbour_rate(real, pairs), "neighbour_rate_control": neighbour_rate(control, pairs),
-        })
+        rows.append(
+            {
+                "depth": depth + 1,
+                "prefixes": int(real.max()) + 1,
+                "items_with_category": int(known.sum()),
+                "category_purity": purity(real[known], labels[known]),
+                "category_purity_control": purity(control[known], labels[known]),
+                "next_item_pairs": len(pairs),
+                "neighbour_rate": neighbour_rate(real, pairs),
+                "neighbour_rate_control": neighbour_rate(control, pairs),
+            }
+        )
     return rows
 
 
 def purity(groups: np.ndarray, labels: np.ndarray) -> float | None:
     """Share of items whose label is the most frequent one of their group; None without labelled items.
 
-        >>> purity(np.array([0, 0, 0, 1]), np.array([7, 7, 8, 9]))
-        0.75
+    >>> purity(np.array([0, 0, 0, 1]), np.array([7, 7, 8, 9]))
+    0.75
     """
     if not len(groups):
         return None
@@ -143,7 +171,9 @@ def next_item_pairs(users: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def neighbour_rate(groups: np.ndarray, pairs: np.ndarray) -> float | None:
     """Share of pairs whose two items are in the same group; None without pairs."""
-    return round(float((groups[pairs[:, 0]] == groups[pairs[:, 1]]).mean()), 6) if len(pairs) else None
+    return (
+        round(float((groups[pairs[:, 0]] == groups[pairs[:, 1]]).mean()), 6) if len(pairs) else None
+    )
 
 
 def fan_out(codes: np.ndarray) -> list[dict]:
@@ -155,8 +185,15 @@ def fan_out(codes: np.ndarray) -> list[dict]:
         inner = codes[:, depth] >= 0
         children = np.bincount(np.unique(np.stack([parents[inner], ids[inner, depth]]), axis=1)[0])
         children = children[children > 0]
-        rows.append({"depth": depth, "nodes": len(children), "mean": round(float(children.mean()), 3),
-                     "median": float(np.median(children)), "max": int(children.max())})
+        rows.append(
+            {
+                "depth": depth,
+                "nodes": len(children),
+                "mean": round(float(children.mean()), 3),
+                "median": float(np.median(children)),
+                "max": int(children.max()),
+            }
+        )
     return rows
 
 
@@ -167,21 +204,26 @@ def fan_out(codes: np.ndarray) -> list[dict]:
 def usage_curve(codes: np.ndarray, size: int) -> list[list[float]]:
     """``[share of codes, items of such a code / even share]``, most used code first, without the dead ones, some 60 points.
 
-        >>> usage_curve(np.array([0, 0, 0, 2]), 3)
-        [[0.0, 2.25], [0.5, 0.75]]
+    >>> usage_curve(np.array([0, 0, 0, 2]), 3)
+    [[0.0, 2.25], [0.5, 0.75]]
     """
     counts = np.sort(np.bincount(codes[codes >= 0], minlength=size))[::-1]
     at = thin(int((counts > 0).sum()))
-    return [[round(float(i / max(size - 1, 1)), 4), round(float(counts[i] * size / counts.sum()), 4)] for i in at]
+    return [
+        [round(float(i / max(size - 1, 1)), 4), round(float(counts[i] * size / counts.sum()), 4)]
+        for i in at
+    ]
 
 
 def crowd_curves(codes: np.ndarray) -> list[list[list[float]]]:
     """Per depth ``[n, share of items whose prefix holds at least n items]``, some 60 points."""
     curves = []
     for ids in prefix_ids(codes).T:
-        crowd = np.sort(np.bincount(ids)[ids])                                   # (N,) ascending
+        crowd = np.sort(np.bincount(ids)[ids])  # (N,) ascending
         sizes, first = np.unique(crowd, return_index=True)
-        curves.append([[int(sizes[i]), round(1 - float(first[i]) / len(crowd), 4)] for i in thin(len(sizes))])
+        curves.append(
+            [[int(sizes[i]), round(1 - float(first[i]) / len(crowd), 4)] for i in thin(len(sizes))]
+        )
     return curves
 
 
@@ -201,41 +243,67 @@ def largest_prefixes(codes: np.ndarray, depth: int, titles: pd.Series, top: int 
     rows = []
     for prefix in np.argsort(-sizes, kind="stable")[:top]:
         members = np.flatnonzero(ids == prefix)
-        rows.append({"depth": depth, "prefix": codes[members[0], :depth].tolist(), "items": len(members),
-                     "titles": titles.iloc[members[:EXAMPLES]].tolist()})
+        rows.append(
+            {
+                "depth": depth,
+                "prefix": codes[members[0], :depth].tolist(),
+                "items": len(members),
+                "titles": titles.iloc[members[:EXAMPLES]].tolist(),
+            }
+        )
     return rows
 
 
 def duplicate_listings(items: pd.DataFrame, sids: list[Sid], show: int = 50) -> dict:
     """Items with the same text (as it is embedded): no code can tell them apart, so item order decided their SIDs."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for row, (title, description) in enumerate(zip(items["title"], items["description"], strict=True)):
+    for row, (title, description) in enumerate(
+        zip(items["title"], items["description"], strict=True)
+    ):
         groups[clean(f"{title} {description}")].append(row)
     twins = [rows for rows in groups.values() if len(rows) > 1]
     return {
-        "groups": len(twins), "items": sum(map(len, twins)),
+        "groups": len(twins),
+        "items": sum(map(len, twins)),
         "policy": "nearest_free gives the earlier item of the catalogue the nearer code, extra_level the lower further code",
-        "first": [{"title": items["title"].iloc[rows[0]], "item_ids": items["item_id"].iloc[rows].tolist(),
-                   "sids": [list(sids[row]) for row in rows]} for rows in twins[:show]],
+        "first": [
+            {
+                "title": items["title"].iloc[rows[0]],
+                "item_ids": items["item_id"].iloc[rows].tolist(),
+                "sids": [list(sids[row]) for row in rows],
+            }
+            for rows in twins[:show]
+        ],
     }
 
 
 def summary(report: dict) -> str:
     """The report's figures as a table for the terminal."""
     before, after = report["collisions"]["before"], report["collisions"]["after"]
-    lines = [f"{'level':>5} {'used':>11} {'perplexity':>10} {'Gini':>6} {'error':>7} {'prefixes':>8} "
-             f"{'purity (control)':>17} {'neighbours (control)':>21}"]
-    for level, (usage, meaning) in enumerate(zip(report["levels"], report["prefixes"], strict=True)):
-        error = f"{report['reconstruction_error'][level]:.4f}" if level < len(report["reconstruction_error"]) else "-"
-        lines.append(f"{level + 1:>5} {usage['used']:>5}/{usage['size']:<5} {usage['perplexity']:>10.1f} {usage['gini']:>6.3f} "
-                     f"{error:>7} {meaning['prefixes']:>8} {_pair(meaning, 'category_purity'):>17} "
-                     f"{_pair(meaning, 'neighbour_rate'):>21}")
+    lines = [
+        f"{'level':>5} {'used':>11} {'perplexity':>10} {'Gini':>6} {'error':>7} {'prefixes':>8} "
+        f"{'purity (control)':>17} {'neighbours (control)':>21}"
+    ]
+    for level, (usage, meaning) in enumerate(
+        zip(report["levels"], report["prefixes"], strict=True)
+    ):
+        error = (
+            f"{report['reconstruction_error'][level]:.4f}"
+            if level < len(report["reconstruction_error"])
+            else "-"
+        )
+        lines.append(
+            f"{level + 1:>5} {usage['used']:>5}/{usage['size']:<5} {usage['perplexity']:>10.1f} {usage['gini']:>6.3f} "
+            f"{error:>7} {meaning['prefixes']:>8} {_pair(meaning, 'category_purity'):>17} "
+            f"{_pair(meaning, 'neighbour_rate'):>21}"
+        )
     lines.append(
         f"collision rate {before['collision_rate']:.2%} -> {after['collision_rate']:.2%} of items, "
         f"{before['collision_rate_by_interactions']:.2%} -> {after['collision_rate_by_interactions']:.2%} of train interactions; "
         f"largest group {before['largest_group']} -> {after['largest_group']}; "
         f"{report['collisions']['items_with_another_sid_than_quantised']} items re-assigned; "
-        f"{report['duplicate_listings']['items']} items are listed more than once")
+        f"{report['duplicate_listings']['items']} items are listed more than once"
+    )
     lines.append(report["verdict"]["line"])
     return "\n".join(lines)
 

@@ -8,4 +8,4 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/launch.sh"
 
 preflight sids "$@"
 (launch rqvae/embed_items.py "$@")
-run_python rqvae/train.py "$@"
+run_python rqvae/build_sids.py "$@"

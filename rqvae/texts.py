@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minionerec.artifacts import fsync
-from minionerec.config import UserError
+from minionerec.errors import UserError
+from minionerec.experiment.artifacts import fsync
 
 BATCH_ITEMS = 4096
 DIGEST_BYTES = 16
@@ -55,10 +55,12 @@ class TextStore:
         return handle.read(self.offsets[item + 1] - self.offsets[item]).decode()
 
 
-def store_texts(items: Path, folder: Path, count_tokens: Callable[[list[str]], list[int]]) -> TextStore:
+def store_texts(
+    items: Path, folder: Path, count_tokens: Callable[[list[str]], list[int]]
+) -> TextStore:
     """Write the store into ``folder``, or open the one that an interrupted run left there."""
     if not (folder / "texts.npz").exists():
-        sizes, tokens, digests = [], [], []                                     # arrays: a list of numbers is 36 bytes each
+        sizes, tokens, digests = [], [], []  # arrays: a list of numbers is 36 bytes each
         with open(folder / "texts.bin", "wb") as handle:
             for _, texts in read_items(items):
                 sizes.append(np.array([handle.write(text.encode()) for text in texts], np.int64))
@@ -71,11 +73,20 @@ def store_texts(items: Path, folder: Path, count_tokens: Callable[[list[str]], l
 def write_index(folder: Path, sizes: np.ndarray, tokens: np.ndarray, digests: np.ndarray) -> None:
     """Write ``texts.npz`` from bytes (N,), tokens (N,) and digests (N, 16) of all items' texts."""
     offsets = np.concatenate([[0], sizes.cumsum()])
-    _, first, text_of_item = np.unique(digests.view(np.uint64), axis=0, return_index=True, return_inverse=True)
+    _, first, text_of_item = np.unique(
+        digests.view(np.uint64), axis=0, return_index=True, return_inverse=True
+    )
     sha256 = hashlib.sha256(digests.tobytes()).hexdigest()
     fsync(folder / "texts.bin")
     with open(folder / ".texts.npz", "wb") as handle:
-        np.savez(handle, offsets=offsets, tokens=tokens[first], first=first, text_of_item=text_of_item.ravel(), sha256=sha256)
+        np.savez(
+            handle,
+            offsets=offsets,
+            tokens=tokens[first],
+            first=first,
+            text_of_item=text_of_item.ravel(),
+            sha256=sha256,
+        )
     fsync(folder / ".texts.npz")
     os.replace(folder / ".texts.npz", folder / "texts.npz")
 
@@ -97,7 +108,9 @@ def texts_sha256(items: Path) -> str:
 
 def digests_of(texts: list[str]) -> np.ndarray:
     """``(len(texts), 16)`` uint8 BLAKE2b digests."""
-    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
+    joined = b"".join(
+        hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts
+    )
     return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
@@ -110,14 +123,21 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
     import pyarrow.parquet as pq
 
     row = 0
-    with pq.ParquetFile(path, buffer_size=2**20) as file:                        # else a whole row group is held
+    with pq.ParquetFile(path, buffer_size=2**20) as file:  # else a whole row group is held
         for batch in file.iter_batches(BATCH_ITEMS, columns=["item_id", "title", "description"]):
-            ids, titles, descriptions = (batch.column(name).to_pylist() for name in ("item_id", "title", "description"))
-            texts = [clean(f"{title} {description}") for title, description in zip(titles, descriptions, strict=True)]
+            ids, titles, descriptions = (
+                batch.column(name).to_pylist() for name in ("item_id", "title", "description")
+            )
+            texts = [
+                clean(f"{title} {description}")
+                for title, description in zip(titles, descriptions, strict=True)
+            ]
             if "" in texts:
                 bad = texts.index("")
-                raise UserError(f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold no text; "
-                                "give the item a title, or drop it, and run `bash data/prepare.sh` again")
+                raise UserError(
+                    f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold no text; "
+                    "give the item a title, or drop it, and run `bash data/prepare.sh` again"
+                )
             yield ids, texts
             row += len(texts)
 
@@ -125,8 +145,8 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
 def clean(text: str) -> str:
     """Plain text on one line: HTML entities decoded, tags and runs of white space removed.
 
-        >>> clean("Nuts &amp; Bolts<br>5 &lt; 6 mm\\n<b>Steel</b>")
-        'Nuts & Bolts 5 < 6 mm Steel'
+    >>> clean("Nuts &amp; Bolts<br>5 &lt; 6 mm\\n<b>Steel</b>")
+    'Nuts & Bolts 5 < 6 mm Steel'
     """
     without_tags = re.sub(r"</?[A-Za-z!][^<>]*>", " ", text)
     return " ".join(html.unescape(without_tags).split())

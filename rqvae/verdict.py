@@ -9,23 +9,41 @@ from __future__ import annotations
 from typing import Any
 
 # name -> (good up to / from here, bad beyond here); which way is said in each check.
-FIRST_LEVEL = (0.85, 0.5)        # perplexity / K: 1 is an evenly used codebook
-DEEPER_LEVELS = 0.5              # lower is a caution only: plain residual k-means is uneven there and still works
-DEAD_CODES = (0.05, 0.5)         # share of a level's codes that no item has
-MOVED = (0.1, 0.5)               # share of items whose SID is not the one the quantiser gave
-ERROR = (0.6, 0.9)               # share of the embeddings' variance that the codes lose
-NEIGHBOURS = (3.0, 1.5)          # times the rate of the same SIDs dealt at random
-LEAST_PAIRS = 200                # fewer pairs of consecutive items judge nothing
-PURITY = (0.2, 0.05)             # of the way from the random control's purity to 1
-SHARED_INTERACTIONS = 0.01       # collision keep: share of interactions with items that share their SID
-IDENTICAL = 0.01                 # share of items that are listed more than once
+FIRST_LEVEL = (0.85, 0.5)  # perplexity / K: 1 is an evenly used codebook
+DEEPER_LEVELS = (
+    0.5  # lower is a caution only: plain residual k-means is uneven there and still works
+)
+DEAD_CODES = (0.05, 0.5)  # share of a level's codes that no item has
+MOVED = (0.1, 0.5)  # share of items whose SID is not the one the quantiser gave
+ERROR = (0.6, 0.9)  # share of the embeddings' variance that the codes lose
+NEIGHBOURS = (3.0, 1.5)  # times the rate of the same SIDs dealt at random
+LEAST_PAIRS = 200  # fewer pairs of consecutive items judge nothing
+PURITY = (0.2, 0.05)  # of the way from the random control's purity to 1
+SHARED_INTERACTIONS = 0.01  # collision keep: share of interactions with items that share their SID
+IDENTICAL = 0.01  # share of items that are listed more than once
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
     """``{"go": bool, "line": text, "checks": [{"name", "found", "wanted", "state", "advice"}]}``."""
-    checks = [check for check in (shared(report), first_level(report), deeper_levels(report), dead_codes(report), moved(report),
-                                  error(report), neighbours(report), purity(report), identical(report)) if check]
-    bad, caution = ([check["name"] for check in checks if check["state"] == state] for state in ("bad", "caution"))
+    checks = [
+        check
+        for check in (
+            shared(report),
+            first_level(report),
+            deeper_levels(report),
+            dead_codes(report),
+            moved(report),
+            error(report),
+            neighbours(report),
+            purity(report),
+            identical(report),
+        )
+        if check
+    ]
+    bad, caution = (
+        [check["name"] for check in checks if check["state"] == state]
+        for state in ("bad", "caution")
+    )
     if bad:
         line = f"No-go: {', '.join(bad)}"
     elif caution:
@@ -44,50 +62,84 @@ def shared(report: dict[str, Any]) -> dict[str, str]:
     if report["collision"] == "keep":
         wanted = f"0 items (bad above {SHARED_INTERACTIONS:.0%} of interactions)"
         state = state if rate == 0 or by_interactions > SHARED_INTERACTIONS else "caution"
-    return row("items that share a SID", f"{rate:.2%} of items, {by_interactions:.2%} of interactions", wanted, state,
-               "set sids.collision to nearest_free, or add a level")
+    return row(
+        "items that share a SID",
+        f"{rate:.2%} of items, {by_interactions:.2%} of interactions",
+        wanted,
+        state,
+        "set sids.collision to nearest_free, or add a level",
+    )
 
 
 def first_level(report: dict[str, Any]) -> dict[str, str]:
     """The first code divides the catalogue evenly."""
     share = report["levels"][0]["perplexity"] / report["levels"][0]["size"]
-    return row("perplexity of level 1", f"{share:.2f} K", f"from {FIRST_LEVEL[0]} K (bad below {FIRST_LEVEL[1]})",
-               at_least(share, FIRST_LEVEL), "a balanced method (balanced_rqkmeans) or fewer codes on level 1 spread the items")
+    return row(
+        "perplexity of level 1",
+        f"{share:.2f} K",
+        f"from {FIRST_LEVEL[0]} K (bad below {FIRST_LEVEL[1]})",
+        at_least(share, FIRST_LEVEL),
+        "a balanced method (balanced_rqkmeans) or fewer codes on level 1 spread the items",
+    )
 
 
 def deeper_levels(report: dict[str, Any]) -> dict[str, str] | None:
     """The levels behind the first still tell items apart."""
-    levels = report["levels"][1:len(report["reconstruction_error"])]
+    levels = report["levels"][1 : len(report["reconstruction_error"])]
     if not levels:
         return None
     share = min(level["perplexity"] / level["size"] for level in levels)
-    return row("perplexity of the deeper levels", f"{share:.2f} K at least", f"from {DEEPER_LEVELS} K",
-               "good" if share >= DEEPER_LEVELS else "caution", "a crowded deeper level wastes codes: try balanced_rqkmeans or rqvae")
+    return row(
+        "perplexity of the deeper levels",
+        f"{share:.2f} K at least",
+        f"from {DEEPER_LEVELS} K",
+        "good" if share >= DEEPER_LEVELS else "caution",
+        "a crowded deeper level wastes codes: try balanced_rqkmeans or rqvae",
+    )
 
 
 def dead_codes(report: dict[str, Any]) -> dict[str, str]:
     """Codes that no item has still cost a token each."""
-    levels = report["levels"][:len(report["reconstruction_error"])]
+    levels = report["levels"][: len(report["reconstruction_error"])]
     share = max(level["dead"] / level["size"] for level in levels)
-    return row("dead codes", f"{share:.1%} of a level at most", f"up to {DEAD_CODES[0]:.0%} (bad above {DEAD_CODES[1]:.0%})",
-               at_most(share, DEAD_CODES), "use fewer codes per level, or a method that restarts or balances them")
+    return row(
+        "dead codes",
+        f"{share:.1%} of a level at most",
+        f"up to {DEAD_CODES[0]:.0%} (bad above {DEAD_CODES[1]:.0%})",
+        at_most(share, DEAD_CODES),
+        "use fewer codes per level, or a method that restarts or balances them",
+    )
 
 
 def moved(report: dict[str, Any]) -> dict[str, str]:
     """A code given by the collision step says less about the item than one by the quantiser."""
     share = report["collisions"]["items_with_another_sid_than_quantised"] / report["items"]
-    return row("items with a re-assigned code", f"{share:.1%}", f"up to {MOVED[0]:.0%} (bad above {MOVED[1]:.0%})",
-               at_most(share, MOVED), "add codes or a level, or choose a method with fewer collisions")
+    return row(
+        "items with a re-assigned code",
+        f"{share:.1%}",
+        f"up to {MOVED[0]:.0%} (bad above {MOVED[1]:.0%})",
+        at_most(share, MOVED),
+        "add codes or a level, or choose a method with fewer collisions",
+    )
 
 
 def error(report: dict[str, Any]) -> dict[str, str]:
     """What the codes lose, and whether every level helps."""
     errors = report["reconstruction_error"]
-    useless = [level + 2 for level, (before, after) in enumerate(zip(errors, errors[1:], strict=False)) if after > 0.99 * before]
+    useless = [
+        level + 2
+        for level, (before, after) in enumerate(zip(errors, errors[1:], strict=False))
+        if after > 0.99 * before
+    ]
     state = at_most(errors[-1], ERROR)
     found = f"{errors[-1]:.2f}" + (f", level {useless[0]} adds nothing" if useless else "")
-    return row("reconstruction error", found, f"up to {ERROR[0]} (bad above {ERROR[1]}), less after every level",
-               "caution" if useless and state == "good" else state, "more codes or levels, or more training for rqvae")
+    return row(
+        "reconstruction error",
+        found,
+        f"up to {ERROR[0]} (bad above {ERROR[1]}), less after every level",
+        "caution" if useless and state == "good" else state,
+        "more codes or levels, or more training for rqvae",
+    )
 
 
 def neighbours(report: dict[str, Any]) -> dict[str, str] | None:
@@ -96,9 +148,13 @@ def neighbours(report: dict[str, Any]) -> dict[str, str] | None:
     if first["next_item_pairs"] < LEAST_PAIRS:
         return None
     lift = first["neighbour_rate"] / max(first["neighbour_rate_control"], 1e-9)
-    return row("next items under the same first code", f"{first['neighbour_rate']:.3f}, {min(lift, 9999):.1f} x random",
-               f"from {NEIGHBOURS[0]:g} x random (bad below {NEIGHBOURS[1]:g} x)", at_least(lift, NEIGHBOURS),
-               "the embeddings or the quantiser say nothing about what people buy: try another encoder")
+    return row(
+        "next items under the same first code",
+        f"{first['neighbour_rate']:.3f}, {min(lift, 9999):.1f} x random",
+        f"from {NEIGHBOURS[0]:g} x random (bad below {NEIGHBOURS[1]:g} x)",
+        at_least(lift, NEIGHBOURS),
+        "the embeddings or the quantiser say nothing about what people buy: try another encoder",
+    )
 
 
 def purity(report: dict[str, Any]) -> dict[str, str] | None:
@@ -108,21 +164,36 @@ def purity(report: dict[str, Any]) -> dict[str, str] | None:
         return None
     control = first["category_purity_control"]
     gain = (first["category_purity"] - control) / max(1 - control, 1e-9)
-    return row("category purity of the first code", f"{first['category_purity']:.3f}, random {control:.3f} (gain {gain:.2f})",
-               f"gain from {PURITY[0]} (bad below {PURITY[1]})", at_least(gain, PURITY),
-               "the SIDs do not follow the categories: look at the item texts, or try another encoder")
+    return row(
+        "category purity of the first code",
+        f"{first['category_purity']:.3f}, random {control:.3f} (gain {gain:.2f})",
+        f"gain from {PURITY[0]} (bad below {PURITY[1]})",
+        at_least(gain, PURITY),
+        "the SIDs do not follow the categories: look at the item texts, or try another encoder",
+    )
 
 
 def identical(report: dict[str, Any]) -> dict[str, str]:
     """Listings with the same text cannot be told apart by meaning."""
     share = report["duplicate_listings"]["items"] / report["items"]
-    return row("identical listings", f"{report['duplicate_listings']['items']} items ({share:.1%})", f"up to {IDENTICAL:.0%}",
-               "good" if share <= IDENTICAL else "caution", "merge them in the data, or give them texts that differ")
+    return row(
+        "identical listings",
+        f"{report['duplicate_listings']['items']} items ({share:.1%})",
+        f"up to {IDENTICAL:.0%}",
+        "good" if share <= IDENTICAL else "caution",
+        "merge them in the data, or give them texts that differ",
+    )
 
 
 def row(name: str, found: str, wanted: str, state: str, advice: str) -> dict[str, str]:
     """One check; the advice is only kept where there is something to do."""
-    return {"name": name, "found": found, "wanted": wanted, "state": state, "advice": "" if state == "good" else advice}
+    return {
+        "name": name,
+        "found": found,
+        "wanted": wanted,
+        "state": state,
+        "advice": "" if state == "good" else advice,
+    }
 
 
 def at_least(value: float, limits: tuple[float, float]) -> str:

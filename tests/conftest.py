@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("busy machine", deadline=None)      # other workers may hold the cores at any moment
+settings.register_profile(
+    "busy machine", deadline=None
+)  # other workers may hold the cores at any moment
 settings.load_profile("busy machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -38,9 +38,16 @@ def expected_metrics(groups: list[list[str]], target: str, ks: tuple[int, ...]) 
     """Average of HR, NDCG, MRR and Recall over every order of tied items."""
     rankings = every_order(groups)
     mean = {f"HR@{k}": sum(plain_hr(r, target, k) for r in rankings) / len(rankings) for k in ks}
-    mean |= {f"NDCG@{k}": sum(plain_ndcg(r, target, k) for r in rankings) / len(rankings) for k in ks}
-    mean |= {f"MRR@{k}": sum(plain_mrr(r[:k], target) for r in rankings) / len(rankings) for k in ks}
-    mean |= {f"Recall@{k}": sum(plain_recall(r, {target}, k) for r in rankings) / len(rankings) for k in ks}
+    mean |= {
+        f"NDCG@{k}": sum(plain_ndcg(r, target, k) for r in rankings) / len(rankings) for k in ks
+    }
+    mean |= {
+        f"MRR@{k}": sum(plain_mrr(r[:k], target) for r in rankings) / len(rankings) for k in ks
+    }
+    mean |= {
+        f"Recall@{k}": sum(plain_recall(r, {target}, k) for r in rankings) / len(rankings)
+        for k in ks
+    }
     return mean | {"MRR": sum(plain_mrr(r, target) for r in rankings) / len(rankings)}
 
 
@@ -50,19 +57,27 @@ def plain_gini(counts: list[int]) -> float:
     return sum(abs(x - y) for x in counts for y in counts) / (2 * n * n * mean)
 
 
-def plain_exposure(lists: list[list[str]], catalogue: list[str], train_counts: dict[str, int], k: int) -> dict[str, float]:
+def plain_exposure(
+    lists: list[list[str]], catalogue: list[str], train_counts: dict[str, int], k: int
+) -> dict[str, float]:
     """One recommendation after the other, every list already cut to k."""
     shown = [item for items in lists for item in items]
     total = sum(train_counts[item] for item in catalogue) + len(catalogue)
-    return {f"coverage@{k}": sum(item in shown for item in catalogue) / len(catalogue),
-            f"gini@{k}": plain_gini([shown.count(item) for item in catalogue]),
-            f"mean_popularity@{k}": sum(train_counts[item] for item in shown) / len(shown),
-            f"novelty@{k}": sum(math.log2(total / (train_counts[item] + 1)) for item in shown) / len(shown)}
+    return {
+        f"coverage@{k}": sum(item in shown for item in catalogue) / len(catalogue),
+        f"gini@{k}": plain_gini([shown.count(item) for item in catalogue]),
+        f"mean_popularity@{k}": sum(train_counts[item] for item in shown) / len(shown),
+        f"novelty@{k}": sum(math.log2(total / (train_counts[item] + 1)) for item in shown)
+        / len(shown),
+    }
 
 
 def exact_randomisation_p_value(differences: list[float]) -> float:
     """Share of all 2^n sign patterns whose sum is at least as far from 0 as the observed one."""
     observed = abs(sum(differences))
     patterns = list(itertools.product((1, -1), repeat=len(differences)))
-    extreme = sum(abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= observed - 1e-12 for signs in patterns)
+    extreme = sum(
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= observed - 1e-12
+        for signs in patterns
+    )
     return extreme / len(patterns)

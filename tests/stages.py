@@ -1,23 +1,21 @@
 """Several stages in one process of several, as ``accelerate launch`` starts it: importing torch once for all of them.
 
-    accelerate launch [...] tests/stages.py [--faults NAME,...] CONFIG:STAGE[:KEY=VALUE...] ...
+accelerate launch [...] tests/stages.py [--faults NAME,...] CONFIG:STAGE[:KEY=VALUE...] ...
 """
 
 import os
 import signal
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from accelerate import DistributedType, PartialState
 
-import evaluate  # noqa: E402
-import minionerec_trainer as trainers  # noqa: E402
-import rl  # noqa: E402
-import sft  # noqa: E402
-from minionerec import parts, ranking  # noqa: E402
-from minionerec.config import UserError, one_line_errors  # noqa: E402
-
-from accelerate import DistributedType, PartialState  # noqa: E402
+import evaluate
+import minionerec_trainer as trainers
+import rl
+import sft
+from minionerec.errors import UserError, one_line_errors
+from minionerec.evaluation import ranking
+from minionerec.experiment import parts
 
 MAIN = {"sft": sft.main, "rl": rl.main, "evaluate": evaluate.main}
 SECOND = os.environ.get("RANK") == "1"
@@ -94,10 +92,16 @@ def show_sharding() -> None:
 
     def prepare(self, *args):
         prepared = original(self, *args)
-        weights = [p.to_local() if isinstance(p, trainers.DTensor) else p for group in self.optimizer.param_groups for p in group["params"]]
+        weights = [
+            p.to_local() if isinstance(p, trainers.DTensor) else p
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+        ]
         whole = sum(p.numel() for p in trainers.base_causal_lm(self.whole_model()).parameters())
         if not SECOND:
-            print(f"share of the weights: {sum(p.numel() for p in weights) / whole:.3f}", flush=True)
+            print(
+                f"share of the weights: {sum(p.numel() for p in weights) / whole:.3f}", flush=True
+            )
         return prepared
 
     trainers.RankingTrainer._prepare_for_training = prepare
@@ -112,5 +116,10 @@ if __name__ == "__main__":
     with one_line_errors():
         for word in words:
             config, stage, *flags = word.split(":")
-            sys.argv = [stage, "--config", config, *(part for flag in flags for part in f"--{flag}".split("="))]
+            sys.argv = [
+                stage,
+                "--config",
+                config,
+                *(part for flag in flags for part in f"--{flag}".split("=")),
+            ]
             MAIN[stage]()

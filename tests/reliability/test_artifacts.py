@@ -1,7 +1,7 @@
 """The disk layer: directories are whole or absent, damage is named, two processes or two lineages never mix.
 
-    bash test.sh tests/reliability/test_artifacts.py
-    bash test.sh tests/reliability/test_artifacts.py -m slow         1,000 flips, 200 cuts, 200 kills
+bash test.sh tests/reliability/test_artifacts.py
+bash test.sh tests/reliability/test_artifacts.py -m slow         1,000 flips, 200 cuts, 200 kills
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minionerec import artifacts
-from minionerec.artifacts import MANIFEST, committed, is_done, locked, require_stage, stage_path, verify
-from minionerec.config import UserError
-from minionerec.settings import EvaluateSettings, Experiment, SFTSettings
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts
+from minionerec.experiment.artifacts import (
+    MANIFEST,
+    committed,
+    is_done,
+    locked,
+    require_stage,
+    stage_path,
+    verify,
+)
+from minionerec.experiment.settings import EvaluateSettings, Experiment, SFTSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,14 +45,19 @@ def write_files(folder: Path, seed: int = 0) -> None:
     """Five files as stages write them: rows of numbers, JSON, a log, an empty file and a nested one."""
     numbers = np.random.default_rng(seed)
     np.save(folder / "embeddings.npy", numbers.normal(size=(40, 8)).astype(np.float32))
-    artifacts.write_json(folder / "sids.json", {"sids": {f"item-{i}": numbers.integers(0, 8, 3).tolist() for i in range(40)}})
+    artifacts.write_json(
+        folder / "sids.json",
+        {"sids": {f"item-{i}": numbers.integers(0, 8, 3).tolist() for i in range(40)}},
+    )
     artifacts.append_log(folder / "log.jsonl", {"step": 1, "loss": 0.1 + 0.2})
     (folder / "empty.txt").write_text("")
     (folder / "nested").mkdir()
     (folder / "nested" / MANIFEST).write_text('{"a manifest": "of a copied checkpoint"}')
 
 
-def make(experiment: Experiment, stage: str, *parents: str, seed: int = 0, path: Path | None = None) -> Path:
+def make(
+    experiment: Experiment, stage: str, *parents: str, seed: int = 0, path: Path | None = None
+) -> Path:
     """Commit a stage of ``experiment`` made from the named earlier stages."""
     path = path or stage_path(experiment, stage)
     folders = [stage_path(experiment, parent) for parent in parents]
@@ -64,15 +77,30 @@ def test_the_manifest_says_what_the_directory_holds_and_where_it_comes_from(tmp_
     """Sizes and digests are taken from the bytes here, not from the code under test."""
     experiment = demo(tmp_path)
     data = make(experiment, "data")
-    with committed(stage_path(experiment, "sids"), "sids", {"seed": 42}, [data], sids_sha256="abc") as staging:
+    with committed(
+        stage_path(experiment, "sids"), "sids", {"seed": 42}, [data], sids_sha256="abc"
+    ) as staging:
         write_files(staging)
     path = stage_path(experiment, "sids")
     manifest = json.loads((path / MANIFEST).read_text())
-    contents = {str(file.relative_to(path)): file.read_bytes() for file in files_of(path) if file != path / MANIFEST}
-    assert manifest["files"] == {name: {"size": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in contents.items()}
+    contents = {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in files_of(path)
+        if file != path / MANIFEST
+    }
+    assert manifest["files"] == {
+        name: {"size": len(b), "sha256": hashlib.sha256(b).hexdigest()}
+        for name, b in contents.items()
+    }
     assert len(contents) == 5
-    assert (manifest["stage"], manifest["settings"], manifest["sids_sha256"]) == ("sids", {"seed": 42}, "abc")
-    assert manifest["parents"] == {"../data": json.loads((data / MANIFEST).read_text())["manifest_sha256"]}
+    assert (manifest["stage"], manifest["settings"], manifest["sids_sha256"]) == (
+        "sids",
+        {"seed": 42},
+        "abc",
+    )
+    assert manifest["parents"] == {
+        "../data": json.loads((data / MANIFEST).read_text())["manifest_sha256"]
+    }
     assert manifest["versions"]["numpy"] == np.__version__
     assert verify(path) == manifest
 
@@ -128,7 +156,7 @@ def test_every_truncation_is_refused_and_the_file_named(tmp_path, cuts):
     for _ in range(cuts):
         file = rng.choice(files)
         intact = file.read_bytes()
-        file.write_bytes(intact[:rng.randrange(len(intact))])
+        file.write_bytes(intact[: rng.randrange(len(intact))])
         assert refused_naming(path, file)
         file.write_bytes(intact)
     verify(path)
@@ -153,7 +181,9 @@ def test_sizes_alone_find_a_truncation_but_not_a_flip(tmp_path):
     verify(path, digests=False)
     assert refused_naming(path, file)
     file.write_bytes(intact[:-1])
-    with pytest.raises(UserError, match=f"is damaged \\({len(intact) - 1} bytes, {MANIFEST} lists {len(intact)}\\)"):
+    with pytest.raises(
+        UserError, match=f"is damaged \\({len(intact) - 1} bytes, {MANIFEST} lists {len(intact)}\\)"
+    ):
         verify(path, digests=False)
 
 
@@ -162,11 +192,17 @@ def test_a_file_or_a_manifest_that_is_gone_is_named(tmp_path):
     (path / "sids.json").unlink()
     with pytest.raises(UserError) as caught:
         verify(path)
-    assert str(caught.value) == f"{path / 'sids.json'}: is missing though {MANIFEST} lists it; delete {path} and make it again"
+    assert (
+        str(caught.value)
+        == f"{path / 'sids.json'}: is missing though {MANIFEST} lists it; delete {path} and make it again"
+    )
     (path / MANIFEST).unlink()
     with pytest.raises(UserError) as caught:
         verify(path)
-    assert str(caught.value) == f"{path}: has no {MANIFEST}; it was not written by this pipeline or was only partly copied"
+    assert (
+        str(caught.value)
+        == f"{path}: has no {MANIFEST}; it was not written by this pipeline or was only partly copied"
+    )
 
 
 # -------------------------------------------------------------------------------------------------- killed and unable to write
@@ -178,7 +214,10 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
     final = stage_path(experiment, "data")
     with pytest.raises(UserError) as caught, locked(final):
         pytest.fail("the block must not start")
-    assert str(caught.value) == f"{final.parent}: cannot be written: Not a directory; pass another --output_dir"
+    assert (
+        str(caught.value)
+        == f"{final.parent}: cannot be written: Not a directory; pass another --output_dir"
+    )
 
 
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
@@ -204,7 +243,7 @@ def test_kill_9_at_any_moment_of_a_save_leaves_it_whole_or_absent(tmp_path, kill
         outcomes["whole" if final.exists() else "absent"] += 1
         verify(final if final.exists() else make(experiment, "sids", "data"))
     verify(data)
-    assert outcomes["absent"] > 0, outcomes         # else the kills came too late to test anything
+    assert outcomes["absent"] > 0, outcomes  # else the kills came too late to test anything
 
 
 # ------------------------------------------------------------------------------------------------------ running twice
@@ -213,7 +252,7 @@ def test_kill_9_at_any_moment_of_a_save_leaves_it_whole_or_absent(tmp_path, kill
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from minionerec.artifacts import locked
+from minionerec.experiment.artifacts import locked
 with locked(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
@@ -222,16 +261,22 @@ with locked(Path(sys.argv[1])):
 
 def test_a_second_process_is_refused_and_kill_9_releases_the_lock(tmp_path):
     final = stage_path(demo(tmp_path), "sft")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(final)], stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(final)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     try:
         assert holder.stdout.readline() == "ready\n"
         with pytest.raises(UserError) as caught, locked(final):
             pytest.fail("the block must not start")
-        assert str(caught.value) == (f"{final}: is being written by another process "
-                                     f"(pid {holder.pid} on {socket.gethostname()}); wait for it or stop it")
+        assert str(caught.value) == (
+            f"{final}: is being written by another process "
+            f"(pid {holder.pid} on {socket.gethostname()}); wait for it or stop it"
+        )
         with locked(final.with_name("rl")):
-            pass                            # another directory's lock is another lock
+            pass  # another directory's lock is another lock
     finally:
         holder.kill()
         holder.communicate()
@@ -252,39 +297,57 @@ def test_a_stage_is_done_when_its_directory_was_made_with_these_settings(tmp_pat
     assert not is_done(experiment, "data")
     make(experiment, "data")
     assert is_done(experiment, "data")
-    assert is_done(dataclasses.replace(experiment, sft=SFTSettings(epochs=1)), "data")      # not a setting of this stage
+    assert is_done(
+        dataclasses.replace(experiment, sft=SFTSettings(epochs=1)), "data"
+    )  # not a setting of this stage
 
 
 def test_a_stage_made_with_other_settings_lists_them(tmp_path):
     experiment = demo(tmp_path)
     path = make(experiment, "sft")
-    changed = dataclasses.replace(experiment, seed=43, sft=SFTSettings(epochs=3, tasks={"sid_to_sid": 1.0}))
+    changed = dataclasses.replace(
+        experiment, seed=43, sft=SFTSettings(epochs=3, tasks={"sid_to_sid": 1.0})
+    )
     with pytest.raises(UserError) as caught:
         is_done(changed, "sft")
     tasks = "{'sid_to_sid': 1.0, 'sid_to_title': 1.0, 'title_to_sid': 1.0, 'sids_to_title': 1.0, 'titles_to_sid': 1.0}"
     assert str(caught.value) == (
         f"{path}: was made with other settings (seed: 42 -> 43; sft.epochs: 10 -> 3; "
-        f"sft.tasks: {tasks} -> {{'sid_to_sid': 1.0}}); delete it, or give this experiment another name with --name NAME")
+        f"sft.tasks: {tasks} -> {{'sid_to_sid': 1.0}}); delete it, or give this experiment another name with --name NAME"
+    )
 
 
 def test_settings_that_never_change_a_result_may_change(tmp_path):
     experiment = demo(tmp_path)
     path = make(experiment, "evaluate", path=artifacts.evaluation_path(experiment))
-    assert is_done(dataclasses.replace(experiment, evaluate=EvaluateSettings(batch_size=7)), "evaluate", path)
+    assert is_done(
+        dataclasses.replace(experiment, evaluate=EvaluateSettings(batch_size=7)), "evaluate", path
+    )
     with pytest.raises(UserError, match="evaluate.num_beams: 50 -> 7"):
-        is_done(dataclasses.replace(experiment, evaluate=EvaluateSettings(num_beams=7)), "evaluate", path)
+        is_done(
+            dataclasses.replace(experiment, evaluate=EvaluateSettings(num_beams=7)),
+            "evaluate",
+            path,
+        )
 
 
 def test_settings_named_as_without_effect_exist(tmp_path):
-    known = set().union(*(artifacts.relevant_settings(demo(tmp_path), stage) for stage in artifacts.SECTIONS))
-    declared = {f"{section}.{key.name}" for section in ("sids", "sft", "rl", "evaluate")
-                for key in dataclasses.fields(getattr(demo(tmp_path), section))}
+    known = set().union(
+        *(artifacts.relevant_settings(demo(tmp_path), stage) for stage in artifacts.SECTIONS)
+    )
+    declared = {
+        f"{section}.{key.name}"
+        for section in ("sids", "sft", "rl", "evaluate")
+        for key in dataclasses.fields(getattr(demo(tmp_path), section))
+    }
     assert declared >= artifacts.WITHOUT_EFFECT
     assert not known & artifacts.WITHOUT_EFFECT
 
 
-@pytest.mark.parametrize("checkpoint, folder", [
-    ("rl", "rl-test"), ("runs/other/sft", "sft-test"), ("a/checkpoint-8/", "checkpoint-8-test")])
+@pytest.mark.parametrize(
+    "checkpoint, folder",
+    [("rl", "rl-test"), ("runs/other/sft", "sft-test"), ("a/checkpoint-8/", "checkpoint-8-test")],
+)
 def test_an_evaluation_is_named_after_its_checkpoint_and_split(tmp_path, checkpoint, folder):
     experiment = demo(tmp_path, evaluate=EvaluateSettings(checkpoint=checkpoint))
     assert artifacts.evaluation_path(experiment) == tmp_path / "runs" / "demo" / "evaluate" / folder
@@ -293,14 +356,26 @@ def test_an_evaluation_is_named_after_its_checkpoint_and_split(tmp_path, checkpo
 # ----------------------------------------------------------------------------------------------------- lineage of stages
 
 
-@pytest.mark.parametrize("stage, command", [
-    ("data", "bash data/prepare.sh"), ("embeddings", "bash rqvae/rqvae.sh"), ("sids", "bash rqvae/rqvae.sh"),
-    ("sft", "bash sft.sh"), ("rl", "bash rl.sh"), ("evaluate", "bash evaluate.sh"), ("baselines", "bash baselines/run.sh")])
+@pytest.mark.parametrize(
+    "stage, command",
+    [
+        ("data", "bash data/prepare.sh"),
+        ("embeddings", "bash rqvae/rqvae.sh"),
+        ("sids", "bash rqvae/rqvae.sh"),
+        ("sft", "bash sft.sh"),
+        ("rl", "bash rl.sh"),
+        ("evaluate", "bash evaluate.sh"),
+        ("baselines", "bash baselines/run.sh"),
+    ],
+)
 def test_a_missing_stage_names_the_command_that_makes_it(tmp_path, root, stage, command):
     experiment = demo(tmp_path)
     with pytest.raises(UserError) as caught:
         require_stage(experiment, stage)
-    assert str(caught.value) == f"{stage_path(experiment, stage)} not found; run `{command}` with the same --config first"
+    assert (
+        str(caught.value)
+        == f"{stage_path(experiment, stage)} not found; run `{command}` with the same --config first"
+    )
     assert (root / command.removeprefix("bash ")).is_file()
 
 
@@ -319,10 +394,17 @@ def digest_of(path: Path) -> str:
     return json.loads((path / MANIFEST).read_text())["manifest_sha256"][:12]
 
 
-@pytest.mark.parametrize("remade, parents, child, command", [
-    ("data", (), "sids", "bash rqvae/rqvae.sh"), ("data", (), "sft", "bash sft.sh"), ("data", (), "rl", "bash rl.sh"),
-    ("sids", ("data",), "sft", "bash sft.sh"), ("sids", ("data",), "rl", "bash rl.sh"),
-    ("sft", ("data", "sids"), "rl", "bash rl.sh")])
+@pytest.mark.parametrize(
+    "remade, parents, child, command",
+    [
+        ("data", (), "sids", "bash rqvae/rqvae.sh"),
+        ("data", (), "sft", "bash sft.sh"),
+        ("data", (), "rl", "bash rl.sh"),
+        ("sids", ("data",), "sft", "bash sft.sh"),
+        ("sids", ("data",), "rl", "bash rl.sh"),
+        ("sft", ("data", "sids"), "rl", "bash rl.sh"),
+    ],
+)
 def test_a_stage_made_from_another_parent_is_refused(tmp_path, remade, parents, child, command):
     """Six mix-ups: an earlier stage was made again after the later one; the later one must not be read with it."""
     experiment = pipeline(tmp_path)
@@ -334,8 +416,10 @@ def test_a_stage_made_from_another_parent_is_refused(tmp_path, remade, parents, 
     for look in (require_stage, is_done):
         with pytest.raises(UserError) as caught:
             look(experiment, child)
-        assert str(caught.value) == (f"{path}: was made from another {parent} (manifest {before}, now {digest_of(parent)}); "
-                                     f"delete {path} and run `{command}` again")
+        assert str(caught.value) == (
+            f"{path}: was made from another {parent} (manifest {before}, now {digest_of(parent)}); "
+            f"delete {path} and run `{command}` again"
+        )
 
 
 def test_an_evaluation_of_another_checkpoint_is_refused(tmp_path):
@@ -378,8 +462,12 @@ def test_a_directory_loses_its_name_before_its_first_file_is_deleted(tmp_path, m
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "file").write_text("x")
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts.shutil, "rmtree", lambda *_, **__: None)       # killed before anything is deleted
+        patch.setattr(
+            artifacts.shutil, "rmtree", lambda *_, **__: None
+        )  # killed before anything is deleted
         artifacts.remove(tmp_path / "checkpoint-1")
-    assert not (tmp_path / "checkpoint-1").exists() and [path.name for path in tmp_path.iterdir()] == [".checkpoint-1.gone"]
+    assert not (tmp_path / "checkpoint-1").exists() and [
+        path.name for path in tmp_path.iterdir()
+    ] == [".checkpoint-1.gone"]
     artifacts.remove(tmp_path / "checkpoint-1")
     assert not list(tmp_path.iterdir())

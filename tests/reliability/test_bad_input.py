@@ -20,11 +20,13 @@ import yaml
 import evaluate
 import sft
 from data import prepare
-from minionerec import artifacts, summary
-from minionerec.config import one_line_errors, read_command_line
-from minionerec.settings import DataSettings
-from tests import test_data_amazon, test_data_minionerec, test_data_tables
-from tests.test_config import MALFORMED, expected_lines
+from minionerec import summary
+from minionerec.errors import one_line_errors
+from minionerec.experiment import artifacts
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import DataSettings
+from tests.catalogue import test_data_amazon, test_data_minionerec, test_data_tables
+from tests.experiment.test_config import MALFORMED, expected_lines
 from tests.worlds import tiny_run
 
 
@@ -52,10 +54,16 @@ def test_every_bad_settings_file_ends_a_command_with_exactly_its_lines(monkeypat
 def table_cases(folder: Path) -> list[tuple[DataSettings, str]]:
     """Settings of a folder with one mistake, and the line that names it."""
     found = []
-    for number, (interactions, items, settings, message) in enumerate(test_data_tables.BAD.values()):
+    for number, (interactions, items, settings, message) in enumerate(
+        test_data_tables.BAD.values()
+    ):
         (folder / str(number)).mkdir(parents=True)
-        found.append((test_data_tables.shop(folder / str(number), interactions, items, **settings),
-                      f"{folder}/{number}/{message}".format(folder / str(number))))
+        found.append(
+            (
+                test_data_tables.shop(folder / str(number), interactions, items, **settings),
+                f"{folder}/{number}/{message}".format(folder / str(number)),
+            )
+        )
     return found
 
 
@@ -80,24 +88,44 @@ def amazon_cases(folder: Path) -> list[tuple[DataSettings, str]]:
     return found
 
 
-def test_every_bad_data_file_ends_stage_0_with_exactly_its_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    cases = [*table_cases(tmp_path / "tables"), *minionerec_cases(tmp_path / "minionerec"), *amazon_cases(tmp_path / "amazon")]
+def test_every_bad_data_file_ends_stage_0_with_exactly_its_line_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    cases = [
+        *table_cases(tmp_path / "tables"),
+        *minionerec_cases(tmp_path / "minionerec"),
+        *amazon_cases(tmp_path / "amazon"),
+    ]
     for number, (settings, message) in enumerate(cases):
-        data = {key: getattr(settings, key) for key in ("source", "path", "interactions", "items", "columns", "split", "k_core")}
-        (tmp_path / f"case-{number}.yaml").write_text(yaml.safe_dump({"output_dir": str(tmp_path / "runs"), "data": data}))
-        monkeypatch.setattr("sys.argv", ["prepare.py", "--config", str(tmp_path / f"case-{number}.yaml")])
+        data = {
+            key: getattr(settings, key)
+            for key in ("source", "path", "interactions", "items", "columns", "split", "k_core")
+        }
+        (tmp_path / f"case-{number}.yaml").write_text(
+            yaml.safe_dump({"output_dir": str(tmp_path / "runs"), "data": data})
+        )
+        monkeypatch.setattr(
+            "sys.argv", ["prepare.py", "--config", str(tmp_path / f"case-{number}.yaml")]
+        )
         assert ended(capsys, prepare.main) == message + "\n"
-    assert [path.name for path in (tmp_path / "runs").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+    assert [
+        path.name
+        for path in (tmp_path / "runs").rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    ] == []
     assert len(cases) >= 45
 
 
 @pytest.mark.parametrize("name", ["Toys.index.json", "Toys.item.json", "Toys_train.csv"])
 def test_a_byte_order_mark_changes_nothing(tmp_path, name):
-    from data import minionerec_csv
+    from minionerec.catalogue.sources import minionerec_csv
 
     for kind in ("plain", "marked"):
         (tmp_path / kind).mkdir()
-    plain, marked = (test_data_minionerec.folder(tmp_path / kind, test_data_minionerec.WORLD) for kind in ("plain", "marked"))
+    plain, marked = (
+        test_data_minionerec.folder(tmp_path / kind, test_data_minionerec.WORLD)
+        for kind in ("plain", "marked")
+    )
     file = tmp_path / "marked" / name
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert minionerec_csv.load(marked).interactions.equals(minionerec_csv.load(plain).interactions)
@@ -108,10 +136,12 @@ def test_a_byte_order_mark_changes_nothing(tmp_path, name):
 
 def table(name: str, change: Callable[[pd.DataFrame], object]) -> Callable[[Path], object]:
     """A change of one of the data stage's tables."""
+
     def work(folder: Path) -> None:
         frame = pd.read_parquet(folder / name)
         change(frame)
         frame.to_parquet(folder / name)
+
     return work
 
 
@@ -121,11 +151,13 @@ def all_train(frame: pd.DataFrame) -> None:
 
 def sids(**changes: object) -> Callable[[Path], object]:
     """Other SIDs for some items, or other keys (in capitals) of ``sids.json``."""
+
     def work(folder: Path) -> None:
         content = json.loads((folder / "sids.json").read_text())
         content["sids"] |= {item: codes for item, codes in changes.items() if item.islower()}
         content |= {key.lower(): value for key, value in changes.items() if key.isupper()}
         artifacts.write_json(folder / "sids.json", content)
+
     return work
 
 
@@ -134,34 +166,88 @@ def text(name: str, content: str) -> Callable[[Path], object]:
 
 
 HANDED_ON = {
-    "item id twice": ("data", table("items.parquet", lambda frame: frame.loc.__setitem__((5, "item_id"), "i3")),
-                      "{data}/items.parquet, row 5: item_id: got 'i3', expected every id once (1 rows are wrong); delete {data} and "
-                      "make it again"),
-    "unknown item": ("data", table("interactions.parquet", lambda frame: frame.loc.__setitem__((7, "item_id"), "i99")),
-                     "{data}/interactions.parquet, row 7: item_id: got 'i99', expected an item_id of items.parquet (1 rows are wrong); "
-                     "delete {data} and make it again"),
-    "unknown split": ("data", table("interactions.parquet", lambda frame: frame.loc.__setitem__((4, "split"), "dev")),
-                      "{data}/interactions.parquet, row 4: split: got 'dev', expected train, valid or test (1 rows are wrong); delete "
-                      "{data} and make it again"),
-    "no test targets": ("data", table("interactions.parquet", all_train),
-                        "{data}: the test split has no sample; prepare the data with another data.split or more users"),
-    "code too large": ("sids", sids(i2=[0, 8]), "{sids}/sids.json: item 'i2', level 1: got 8, expected a whole number from 0 to 7"),
-    "code negative": ("sids", sids(i2=[-1, 0]), "{sids}/sids.json: item 'i2', level 0: got -1, expected a whole number from 0 to 7"),
-    "code is a fraction": ("sids", sids(i2=[0.5, 0]), "{sids}/sids.json: item 'i2', level 0: got 0.5, expected a whole number from 0 to 7"),
-    "code is text": ("sids", sids(i2=["<a_0>", "<b_0>"]), "{sids}/sids.json: item 'i2', level 0: got '<a_0>', expected a whole number from "
-                     "0 to 7"),
-    "too many levels": ("sids", sids(i2=[0, 1, 2]), "{sids}/sids.json: item 'i2': got [0, 1, 2], expected a list of 1 to 2 codes"),
-    "no level": ("sids", sids(i2=[]), "{sids}/sids.json: item 'i2': got [], expected a list of 1 to 2 codes"),
-    "beginning of another": ("sids", sids(i2=[3]), "{sids}/sids.json: the SID of item 'i2' [3] is the beginning of item 'i3' [3, 0]; give "
-                             "both the same number of levels"),
-    "item of another catalogue": ("sids", sids(x=[0, 7]), "{sids}/sids.json: item 'x' is not in the catalogue (25 SIDs, 24 items); run "
-                                  "`bash rqvae/rqvae.sh` again"),
-    "item without SID": ("sids", sids(SIDS={"i0": [0, 0]}), "{sids}/sids.json: item 'i1' of the catalogue has no SID; run "
-                         "`bash rqvae/rqvae.sh` again"),
-    "no sizes": ("sids", sids(CODEBOOK_SIZES=["x"]), "{sids}/sids.json: is not a SID file (ValueError: invalid literal for int() with base "
-                 "10: 'x'); expected the keys sids and codebook_sizes"),
-    "cut off": ("sids", text("sids.json", '{"sids": {"i0": [0'), "{sids}/sids.json: is not a SID file (JSONDecodeError: Expecting ',' "
-                "delimiter: line 1 column 19 (char 18)); expected the keys sids and codebook_sizes"),
+    "item id twice": (
+        "data",
+        table("items.parquet", lambda frame: frame.loc.__setitem__((5, "item_id"), "i3")),
+        "{data}/items.parquet, row 5: item_id: got 'i3', expected every id once (1 rows are wrong); delete {data} and "
+        "make it again",
+    ),
+    "unknown item": (
+        "data",
+        table("interactions.parquet", lambda frame: frame.loc.__setitem__((7, "item_id"), "i99")),
+        "{data}/interactions.parquet, row 7: item_id: got 'i99', expected an item_id of items.parquet (1 rows are wrong); "
+        "delete {data} and make it again",
+    ),
+    "unknown split": (
+        "data",
+        table("interactions.parquet", lambda frame: frame.loc.__setitem__((4, "split"), "dev")),
+        "{data}/interactions.parquet, row 4: split: got 'dev', expected train, valid or test (1 rows are wrong); delete "
+        "{data} and make it again",
+    ),
+    "no test targets": (
+        "data",
+        table("interactions.parquet", all_train),
+        "{data}: the test split has no sample; prepare the data with another data.split or more users",
+    ),
+    "code too large": (
+        "sids",
+        sids(i2=[0, 8]),
+        "{sids}/sids.json: item 'i2', level 1: got 8, expected a whole number from 0 to 7",
+    ),
+    "code negative": (
+        "sids",
+        sids(i2=[-1, 0]),
+        "{sids}/sids.json: item 'i2', level 0: got -1, expected a whole number from 0 to 7",
+    ),
+    "code is a fraction": (
+        "sids",
+        sids(i2=[0.5, 0]),
+        "{sids}/sids.json: item 'i2', level 0: got 0.5, expected a whole number from 0 to 7",
+    ),
+    "code is text": (
+        "sids",
+        sids(i2=["<a_0>", "<b_0>"]),
+        "{sids}/sids.json: item 'i2', level 0: got '<a_0>', expected a whole number from 0 to 7",
+    ),
+    "too many levels": (
+        "sids",
+        sids(i2=[0, 1, 2]),
+        "{sids}/sids.json: item 'i2': got [0, 1, 2], expected a list of 1 to 2 codes",
+    ),
+    "no level": (
+        "sids",
+        sids(i2=[]),
+        "{sids}/sids.json: item 'i2': got [], expected a list of 1 to 2 codes",
+    ),
+    "beginning of another": (
+        "sids",
+        sids(i2=[3]),
+        "{sids}/sids.json: the SID of item 'i2' [3] is the beginning of item 'i3' [3, 0]; give "
+        "both the same number of levels",
+    ),
+    "item of another catalogue": (
+        "sids",
+        sids(x=[0, 7]),
+        "{sids}/sids.json: item 'x' is not in the catalogue (25 SIDs, 24 items); run "
+        "`bash rqvae/rqvae.sh` again",
+    ),
+    "item without SID": (
+        "sids",
+        sids(SIDS={"i0": [0, 0]}),
+        "{sids}/sids.json: item 'i1' of the catalogue has no SID; run `bash rqvae/rqvae.sh` again",
+    ),
+    "no sizes": (
+        "sids",
+        sids(CODEBOOK_SIZES=["x"]),
+        "{sids}/sids.json: is not a SID file (ValueError: invalid literal for int() with base "
+        "10: 'x'); expected the keys sids and codebook_sizes",
+    ),
+    "cut off": (
+        "sids",
+        text("sids.json", '{"sids": {"i0": [0'),
+        "{sids}/sids.json: is not a SID file (JSONDecodeError: Expecting ',' "
+        "delimiter: line 1 column 19 (char 18)); expected the keys sids and codebook_sizes",
+    ),
 }
 
 
@@ -176,7 +262,13 @@ def test_a_mistake_in_what_an_earlier_stage_made_names_the_row_or_the_item(tmp_p
         (tmp_path / name / artifacts.MANIFEST).unlink()
         if name == stage:
             change(tmp_path / name)
-        artifacts.commit(tmp_path / name, folders[name], name, artifacts.relevant_settings(experiment, name), parents)
+        artifacts.commit(
+            tmp_path / name,
+            folders[name],
+            name,
+            artifacts.relevant_settings(experiment, name),
+            parents,
+        )
     said = ended(capsys, lambda: sft.train(experiment, artifacts.stage_path(experiment, "sft")))
     assert said == message.format(**folders) + "\n"
 
@@ -190,17 +282,28 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("sids.json", "{", "{0}/sids.json: is not a SID file (JSONDecodeError: "),
-    ("config.json", "{", "model '{0}': cannot be loaded: "), ("config.json", "[]", "model '{0}': cannot be loaded: "),
-    ("tokenizer.json", "{", "model '{0}': cannot be loaded: "), ("tokenizer_config.json", "[", "model '{0}': cannot be loaded: "),
-    ("model.safetensors", "", "model '{0}': cannot be loaded: "), ("prompt_template.json", "{", "{0}/prompt_template.json: "),
-    ("prompt_template.json", '{"prompt": 3}', "{0}/prompt_template.json: ")])
-def test_a_bad_file_of_a_checkpoint_of_ones_own_is_one_line(trained, tmp_path, capsys, name, content, message):
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("sids.json", "{", "{0}/sids.json: is not a SID file (JSONDecodeError: "),
+        ("config.json", "{", "model '{0}': cannot be loaded: "),
+        ("config.json", "[]", "model '{0}': cannot be loaded: "),
+        ("tokenizer.json", "{", "model '{0}': cannot be loaded: "),
+        ("tokenizer_config.json", "[", "model '{0}': cannot be loaded: "),
+        ("model.safetensors", "", "model '{0}': cannot be loaded: "),
+        ("prompt_template.json", "{", "{0}/prompt_template.json: "),
+        ("prompt_template.json", '{"prompt": 3}', "{0}/prompt_template.json: "),
+    ],
+)
+def test_a_bad_file_of_a_checkpoint_of_ones_own_is_one_line(
+    trained, tmp_path, capsys, name, content, message
+):
     folder = tmp_path / "foreign"
     shutil.copytree(trained / "tiny/sft", folder, ignore=shutil.ignore_patterns(artifacts.MANIFEST))
     (folder / name).write_text(content)
-    experiment = tiny_run(trained, evaluate={"checkpoint": str(folder), "num_beams": 10, "bootstrap_samples": 0})
+    experiment = tiny_run(
+        trained, evaluate={"checkpoint": str(folder), "num_beams": 10, "bootstrap_samples": 0}
+    )
     said = ended(capsys, lambda: evaluate.evaluate(experiment, tmp_path / "results"))
     assert said.startswith(message.format(folder)) and said.count("\n") == 1
     assert not (tmp_path / "results").exists()
@@ -208,23 +311,35 @@ def test_a_bad_file_of_a_checkpoint_of_ones_own_is_one_line(trained, tmp_path, c
 
 def test_a_changed_number_in_a_results_file_is_not_shown(trained, tmp_path, capsys):
     shutil.copytree(trained / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns(".*"))
-    experiment = tiny_run(tmp_path, evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 0})
+    experiment = tiny_run(
+        tmp_path, evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 0}
+    )
     path = artifacts.evaluation_path(experiment)
     evaluate.evaluate(experiment, path)
     summary.main(experiment)
     metrics = json.loads((path / "metrics.json").read_text())
     artifacts.write_json(path / "metrics.json", metrics | {"HR@10": metrics["HR@10"] + 0.1})
-    assert ended(capsys, lambda: summary.main(experiment)).startswith(f"{path / 'metrics.json'}: is damaged")
+    assert ended(capsys, lambda: summary.main(experiment)).startswith(
+        f"{path / 'metrics.json'}: is damaged"
+    )
 
 
 def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys):
     """NaN, infinite, zero and equal rows: tests/test_sids_bad_input.py; here the file itself."""
-    from rqvae import train
+    from rqvae import build_sids
 
     (tmp_path / "item_ids.json").write_text('["i0"]')
-    for content, words in ((b"", "is not an array of numbers"), (b"PK\x03\x04", "is not an array of numbers"), (b"not", "is not an array")):
+    for content, words in (
+        (b"", "is not an array of numbers"),
+        (b"PK\x03\x04", "is not an array of numbers"),
+        (b"not", "is not an array"),
+    ):
         (tmp_path / "embeddings.npy").write_bytes(content)
-        said = ended(capsys, lambda: train.read_embeddings(tmp_path, ["i0"]))
-        assert said.startswith(f"{tmp_path}/embeddings.npy: ") and words in said and said.count("\n") == 1
+        said = ended(capsys, lambda: build_sids.read_embeddings(tmp_path, ["i0"]))
+        assert (
+            said.startswith(f"{tmp_path}/embeddings.npy: ")
+            and words in said
+            and said.count("\n") == 1
+        )
     np.save(tmp_path / "embeddings.npy", np.zeros((1, 2)))
-    assert train.read_embeddings(tmp_path, ["i0"]).shape == (1, 2)
+    assert build_sids.read_embeddings(tmp_path, ["i0"]).shape == (1, 2)

@@ -1,6 +1,6 @@
 """What whole checkpoints cost: a share of the training time at the quickstart's save interval, and seconds per GB to verify.
 
-    bash test.sh tests/reliability/test_cost.py -m slow -s
+bash test.sh tests/reliability/test_cost.py -m slow -s
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import minionerec_trainer
 import sft
 from data import prepare
-from minionerec import artifacts
-from minionerec.artifacts import committed, relevant_settings, stage_path
-from minionerec.config import read_experiment
-from minionerec.settings import Experiment
+from minionerec.experiment import artifacts
+from minionerec.experiment.artifacts import committed, relevant_settings, stage_path
+from minionerec.experiment.config import read_experiment
+from minionerec.experiment.settings import Experiment
 from minionerec_trainer import RankingTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,39 +41,65 @@ class Clock:
             finally:
                 self.depth -= 1
                 self.seconds += (time.perf_counter() - started) * (self.depth == 0)
+
         return call
 
 
 def quickstart(folder: Path, monkeypatch) -> Experiment:
     """The quickstart's data with random SIDs of the same shape, for as many epochs as lie between two of its checkpoints."""
-    experiment = read_experiment(ROOT / "configs/quickstart.yaml", {"output_dir": str(folder), "sft.epochs": "2"})
-    monkeypatch.setattr("sys.argv", ["prepare.py", "--config", str(ROOT / "configs/quickstart.yaml"), "--output_dir", str(folder)])
+    experiment = read_experiment(
+        ROOT / "configs/quickstart.yaml", {"output_dir": str(folder), "sft.epochs": "2"}
+    )
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "prepare.py",
+            "--config",
+            str(ROOT / "configs/quickstart.yaml"),
+            "--output_dir",
+            str(folder),
+        ],
+    )
     prepare.main()
     data, sizes = stage_path(experiment, "data"), experiment.sids.codebook_sizes
     codes = random.Random(0).sample(range(sizes[0] * sizes[1] * sizes[2]), 600)
-    items = prepare.pd.read_parquet(data / "items.parquet")["item_id"]
-    sids = {item: [code // sizes[1] // sizes[2], code // sizes[2] % sizes[1], code % sizes[2]]
-            for item, code in zip(items, codes, strict=False)}
-    with committed(stage_path(experiment, "sids"), "sids", relevant_settings(experiment, "sids"), [data]) as staging:
+    items = pd.read_parquet(data / "items.parquet")["item_id"]
+    sids = {
+        item: [code // sizes[1] // sizes[2], code // sizes[2] % sizes[1], code % sizes[2]]
+        for item, code in zip(items, codes, strict=False)
+    }
+    with committed(
+        stage_path(experiment, "sids"), "sids", relevant_settings(experiment, "sids"), [data]
+    ) as staging:
         artifacts.write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": sizes})
     return experiment
 
 
 @pytest.mark.slow
-def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them(tmp_path, monkeypatch):
+def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them(
+    tmp_path, monkeypatch
+):
     """All that ``transformers.Trainer`` would not do: digests, syncs, the search for NaN, verification. Validation counts for neither."""
     torch.set_num_threads(1)
     experiment = quickstart(tmp_path, monkeypatch)
     ours, stock, training_time, validation = Clock(), Clock(), Clock(), Clock()
-    for owner, name, clock in ((artifacts, "commit", ours), (artifacts, "verify", ours), (minionerec_trainer, "first_not_finite", ours),
-                               (RankingTrainer, "_complete", ours), (RankingTrainer, "_forget_older", ours),
-                               (minionerec_trainer.Trainer, "_save_checkpoint", stock),
-                               (minionerec_trainer.Trainer, "train", training_time), (RankingTrainer, "evaluate", validation)):
+    for owner, name, clock in (
+        (artifacts, "commit", ours),
+        (artifacts, "verify", ours),
+        (minionerec_trainer, "first_not_finite", ours),
+        (RankingTrainer, "_complete", ours),
+        (RankingTrainer, "_forget_older", ours),
+        (minionerec_trainer.Trainer, "_save_checkpoint", stock),
+        (minionerec_trainer.Trainer, "train", training_time),
+        (RankingTrainer, "evaluate", validation),
+    ):
         monkeypatch.setattr(owner, name, clock.timed(getattr(owner, name)))
     sft.train(experiment, stage_path(experiment, "sft"))
     steps = training_time.seconds - ours.seconds - stock.seconds - validation.seconds
-    print(f"between two checkpoints {steps:.1f} s of training and {validation.seconds:.1f} s of validation; ours {ours.seconds:.3f} s "
-          f"({ours.seconds / steps:.2%} of the training), the Trainer's own saving {stock.seconds:.3f} s")
+    print(
+        f"between two checkpoints {steps:.1f} s of training and {validation.seconds:.1f} s of validation; ours {ours.seconds:.3f} s "
+        f"({ours.seconds / steps:.2%} of the training), the Trainer's own saving {stock.seconds:.3f} s"
+    )
     assert ours.seconds / steps < 0.03
 
 
@@ -91,5 +118,9 @@ def test_a_gigabyte_is_verified_in_about_a_second_of_processor_time(tmp_path):
         started = time.process_time()
         artifacts.verify(tmp_path / "sft")
         seconds.append(time.process_time() - started)
-    print(f"verified {size:.2f} GB in {min(seconds):.2f} s of processor time: {min(seconds) / size:.2f} s per GB")
-    assert min(seconds) / size <= 2.0          # asked for is 1.0; a core that is shared with other jobs may hash at half its speed
+    print(
+        f"verified {size:.2f} GB in {min(seconds):.2f} s of processor time: {min(seconds) / size:.2f} s per GB"
+    )
+    assert (
+        min(seconds) / size <= 2.0
+    )  # asked for is 1.0; a core that is shared with other jobs may hash at half its speed

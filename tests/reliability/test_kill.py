@@ -1,7 +1,7 @@
 """Killed at any moment, told to stop at any step, started in another process: the same command ends in the same bits.
 
-    bash test.sh tests/reliability/test_kill.py
-    bash test.sh tests/reliability/test_kill.py -m slow        100 kills of every stage
+bash test.sh tests/reliability/test_kill.py
+bash test.sh tests/reliability/test_kill.py -m slow        100 kills of every stage
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from minionerec import artifacts
-from minionerec.training import StopSignal
+from minionerec.experiment import artifacts
+from minionerec.training.callbacks import StopSignal
 from minionerec_trainer import RankingTrainer
 from tests import forks
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> forks.Reference:
@@ -43,7 +44,9 @@ def test_a_stage_killed_at_any_moment_continues_to_the_same_bits(reference, tmp_
         config, code = reference.before(stage, folder), -signal.SIGKILL
         while code:
             started = time.monotonic()
-            code, said = forks.run(stage, config, kill_after=rng.uniform(0, length) if hit < kills else None)
+            code, said = forks.run(
+                stage, config, kill_after=rng.uniform(0, length) if hit < kills else None
+            )
             forks.check_whole(folder / "runs/shop")
             assert code in (0, -signal.SIGKILL), said
             hit += code == -signal.SIGKILL
@@ -65,20 +68,41 @@ def at_step(step: int, *signals: int) -> None:
     RankingTrainer._seed_micro_batch = seed
 
 
-@pytest.mark.parametrize("stage, step, number", [
-    ("sft", 0, signal.SIGTERM), ("sft", 5, signal.SIGINT), ("rl", 2, signal.SIGINT), ("rl", -1, signal.SIGTERM)])
-def test_a_stop_signal_ends_the_step_saves_it_and_the_same_command_ends_in_the_same_bits(reference, tmp_path, stage, step, number):
+@pytest.mark.parametrize(
+    "stage, step, number",
+    [
+        ("sft", 0, signal.SIGTERM),
+        ("sft", 5, signal.SIGINT),
+        ("rl", 2, signal.SIGINT),
+        ("rl", -1, signal.SIGTERM),
+    ],
+)
+def test_a_stop_signal_ends_the_step_saves_it_and_the_same_command_ends_in_the_same_bits(
+    reference, tmp_path, stage, step, number
+):
     """Step -1 is the last one, after which nothing but the commit is left."""
     config = reference.before(stage, tmp_path)
-    steps = len([row for row in forks.artefacts(reference.folder / "runs/shop" / stage)["log.jsonl"] if "loss" in row])
+    steps = len(
+        [
+            row
+            for row in forks.artefacts(reference.folder / "runs/shop" / stage)["log.jsonl"]
+            if "loss" in row
+        ]
+    )
     step %= steps
     code, said = forks.run(stage, config, before=lambda: at_step(step, number))
     assert code == 128 + number, said
-    assert re.search(rf"stopped by signal {int(number)} at step {step + 1}, which is saved; the same command continues", said)
+    assert re.search(
+        rf"stopped by signal {int(number)} at step {step + 1}, which is saved; the same command continues",
+        said,
+    )
     assert "Traceback" not in said
     artifacts.verify(tmp_path / f"runs/shop/{stage}.partial/checkpoint-{step + 1}")
     code, said = forks.run(stage, config)
-    assert code == 0 and f"continuing from {tmp_path}/runs/shop/{stage}.partial/checkpoint-{step + 1}" in said
+    assert (
+        code == 0
+        and f"continuing from {tmp_path}/runs/shop/{stage}.partial/checkpoint-{step + 1}" in said
+    )
     reference.check(stage, tmp_path)
 
 
@@ -86,7 +110,7 @@ def test_a_second_signal_ends_a_stage_at_once_and_nothing_is_lost(reference, tmp
     config = reference.before("sft", tmp_path)
     code, said = forks.run("sft", config, before=lambda: at_step(4, signal.SIGTERM, signal.SIGTERM))
     assert code == -signal.SIGTERM, said
-    assert forks.check_whole(tmp_path / "runs/shop") >= 4         # data, embeddings, sids and a checkpoint
+    assert forks.check_whole(tmp_path / "runs/shop") >= 4  # data, embeddings, sids and a checkpoint
     assert forks.run("sft", config)[0] == 0
     reference.check("sft", tmp_path)
 
@@ -101,12 +125,20 @@ def test_rollouts_that_are_still_to_be_reused_are_used_up_before_a_stop():
         assert control.should_training_stop == stops
 
 
-def test_two_processes_with_other_hash_seeds_write_the_same_bits_in_every_stage(reference, tmp_path):
+def test_two_processes_with_other_hash_seeds_write_the_same_bits_in_every_stage(
+    reference, tmp_path
+):
     config = reference.before("data", tmp_path)
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-m", "tests.forks", str(config), *forks.STAGES], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": seed}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.forks", str(config), *forks.STAGES],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": seed},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     for stage in forks.STAGES:
         reference.check(stage, tmp_path)
@@ -114,8 +146,9 @@ def test_two_processes_with_other_hash_seeds_write_the_same_bits_in_every_stage(
 
 def test_a_run_killed_between_its_commit_and_its_end_leaves_nothing_behind(reference, tmp_path):
     """Found by the random kills: the finished stage was right, its checkpoints stayed for ever."""
+
     def die_before_cleaning_up():
-        forks.runs.clean_up = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        forks.training_run.clean_up = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     config = reference.before("sft", tmp_path)
     assert forks.run("sft", config, before=die_before_cleaning_up)[0] == -signal.SIGKILL

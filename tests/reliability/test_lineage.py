@@ -1,7 +1,7 @@
 """A real checkpoint: every flipped bit is found, and it is never used with other SIDs, another tokenizer or other data.
 
-    bash test.sh tests/reliability/test_lineage.py
-    bash test.sh tests/reliability/test_lineage.py -m slow        1,000 flips and 200 cuts
+bash test.sh tests/reliability/test_lineage.py
+bash test.sh tests/reliability/test_lineage.py -m slow        1,000 flips and 200 cuts
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ import evaluate
 import minionerec_trainer
 import rl
 import sft
-from minionerec import artifacts, runs
-from minionerec.artifacts import MANIFEST, stage_path, verify
-from minionerec.config import UserError
-from minionerec.settings import Experiment
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts
+from minionerec.experiment.artifacts import MANIFEST, stage_path, verify
+from minionerec.experiment.settings import Experiment
+from minionerec.training.checkpoints import last_checkpoint
 from tests.worlds import tiny_run
 
 SFT = {"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 32, "eval_rows": 10}
-RL = {"num_generations": 4, "batch_size": 16, "epochs": 0.3, "evals": 1, "eval_rows": 10, "beta": 0.1, "sync_ref_steps": 1}
+RL = {
+    "num_generations": 4,
+    "batch_size": 16,
+    "epochs": 0.3,
+    "evals": 1,
+    "eval_rows": 10,
+    "beta": 0.1,
+    "sync_ref_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +44,15 @@ def made(tmp_path_factory) -> Path:
     """A folder with data, SIDs, SFT and RL, and the last checkpoint of RL's training beside them as ``checkpoint``."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("made")
-    experiment, original = tiny_run(folder, sft=SFT, rl=RL), minionerec_trainer.RankingTrainer._save_checkpoint
+    experiment, original = (
+        tiny_run(folder, sft=SFT, rl=RL),
+        minionerec_trainer.RankingTrainer._save_checkpoint,
+    )
 
     def save(self, *args):
         original(self, *args)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        shutil.copytree(runs.last_checkpoint(Path(self.args.output_dir)), folder / "checkpoint")
+        shutil.copytree(last_checkpoint(Path(self.args.output_dir)), folder / "checkpoint")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minionerec_trainer.RankingTrainer, "_save_checkpoint", save)
@@ -66,23 +78,33 @@ def refused(work) -> str:
 # ------------------------------------------------------------------------------------------------------------ corruption
 
 
-@pytest.mark.parametrize("flips, cuts", [(100, 30), pytest.param(1000, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "flips, cuts", [(100, 30), pytest.param(1000, 200, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["tiny/sft", "checkpoint"])
-def test_every_flip_and_every_cut_of_a_real_checkpoint_is_refused_and_the_file_named(made, tmp_path, name, flips, cuts):
+def test_every_flip_and_every_cut_of_a_real_checkpoint_is_refused_and_the_file_named(
+    made, tmp_path, name, flips, cuts
+):
     """Of what SFT hands on, and of the state that RL continues from: weights, reference, optimiser, tokenizer, pictures."""
     path = tmp_path / "copy"
     shutil.copytree(made / name, path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size]
-    assert {"model.safetensors", "tokenizer.json", "sids.json", MANIFEST} <= {file.name for file in files}
+    assert {"model.safetensors", "tokenizer.json", "sids.json", MANIFEST} <= {
+        file.name for file in files
+    }
     rng, hit = random.Random(flips), set()
     for number in range(flips + cuts):
         file = rng.choice(files)
         intact = file.read_bytes()
         if number < flips:
             place = rng.randrange(len(intact))
-            file.write_bytes(intact[:place] + bytes([intact[place] ^ 1 << rng.randrange(8)]) + intact[place + 1:])
+            file.write_bytes(
+                intact[:place]
+                + bytes([intact[place] ^ 1 << rng.randrange(8)])
+                + intact[place + 1 :]
+            )
         else:
-            file.write_bytes(intact[:rng.randrange(len(intact))])
+            file.write_bytes(intact[: rng.randrange(len(intact))])
         assert refused(lambda: verify(path)).startswith(f"{file}: is damaged")
         file.write_bytes(intact)
         hit.add(file)
@@ -99,8 +121,13 @@ def remake(experiment: Experiment, stage: str, parents: tuple[str, ...], change)
     shutil.copytree(path, path.with_name("work"), ignore=shutil.ignore_patterns(MANIFEST))
     shutil.rmtree(path)
     change(path.with_name("work"))
-    artifacts.commit(path.with_name("work"), path, stage, artifacts.relevant_settings(experiment, stage),
-                     [stage_path(experiment, parent) for parent in parents])
+    artifacts.commit(
+        path.with_name("work"),
+        path,
+        stage,
+        artifacts.relevant_settings(experiment, stage),
+        [stage_path(experiment, parent) for parent in parents],
+    )
 
 
 def other_sids(folder: Path) -> None:
@@ -123,9 +150,17 @@ def digest(path: Path) -> str:
     return artifacts.read_manifest(path)["manifest_sha256"][:12]
 
 
-@pytest.mark.parametrize("stage, parents, change", [
-    ("data", (), other_data), ("sids", ("data",), other_sids), ("sids", ("data",), larger_codebooks)])
-def test_a_model_is_not_used_with_data_or_sids_that_were_made_again(made, tmp_path, stage, parents, change):
+@pytest.mark.parametrize(
+    "stage, parents, change",
+    [
+        ("data", (), other_data),
+        ("sids", ("data",), other_sids),
+        ("sids", ("data",), larger_codebooks),
+    ],
+)
+def test_a_model_is_not_used_with_data_or_sids_that_were_made_again(
+    made, tmp_path, stage, parents, change
+):
     """By RL, which reads SFT's model, and by an evaluation; both digests and both paths are named."""
     experiment = world(made, tmp_path, evaluate={"checkpoint": "sft", "num_beams": 10})
     before = digest(stage_path(experiment, stage))
@@ -133,11 +168,15 @@ def test_a_model_is_not_used_with_data_or_sids_that_were_made_again(made, tmp_pa
     if stage == "data":
         remake(experiment, "sids", ("data",), lambda folder: None)
     shutil.rmtree(stage_path(experiment, "rl"))
-    for work in (lambda: rl.train(experiment, stage_path(experiment, "rl")),
-                 lambda: evaluate.evaluate(experiment, artifacts.evaluation_path(experiment))):
+    for work in (
+        lambda: rl.train(experiment, stage_path(experiment, "rl")),
+        lambda: evaluate.evaluate(experiment, artifacts.evaluation_path(experiment)),
+    ):
         said, parent = refused(work), stage_path(experiment, stage)
-        assert said == (f"{stage_path(experiment, 'sft')}: was made from another {parent} (manifest {before}, now {digest(parent)}); "
-                        f"delete {stage_path(experiment, 'sft')} and run `bash sft.sh` again")
+        assert said == (
+            f"{stage_path(experiment, 'sft')}: was made from another {parent} (manifest {before}, now {digest(parent)}); "
+            f"delete {stage_path(experiment, 'sft')} and run `bash sft.sh` again"
+        )
 
 
 def foreign(made: Path, folder: Path, change=lambda folder: None) -> Path:
@@ -147,10 +186,16 @@ def foreign(made: Path, folder: Path, change=lambda folder: None) -> Path:
     return folder / "foreign"
 
 
-@pytest.mark.parametrize("change, difference", [
-    (other_sids, "item 'i0' has [0, 0], there [1, 0]; 2 differences"),
-    (larger_codebooks, "codebook sizes [8, 8], there [8, 9]; 1 differences")])
-def test_a_checkpoint_of_other_sids_is_refused_with_paths_and_digests_of_both(made, tmp_path, change, difference):
+@pytest.mark.parametrize(
+    "change, difference",
+    [
+        (other_sids, "item 'i0' has [0, 0], there [1, 0]; 2 differences"),
+        (larger_codebooks, "codebook sizes [8, 8], there [8, 9]; 1 differences"),
+    ],
+)
+def test_a_checkpoint_of_other_sids_is_refused_with_paths_and_digests_of_both(
+    made, tmp_path, change, difference
+):
     """A folder of one's own, whose tokenizer knows every SID token: nothing but the SIDs tells that they mean other items."""
     checkpoint = foreign(made, tmp_path, change)
     experiment = world(made, tmp_path, evaluate={"checkpoint": str(checkpoint), "num_beams": 10})
@@ -158,7 +203,8 @@ def test_a_checkpoint_of_other_sids_is_refused_with_paths_and_digests_of_both(ma
     assert refused(lambda: evaluate.evaluate(experiment, tmp_path / "results")) == (
         f"{checkpoint}: was trained on other SIDs than this experiment's ({difference} between {theirs}, sha256 "
         f"{artifacts.sha256_file(theirs)[:12]}, and {ours}, sha256 {artifacts.sha256_file(ours)[:12]}); use the checkpoint that was "
-        "trained on them, or train again")
+        "trained on them, or train again"
+    )
 
 
 def tokenizer_of_another_catalogue(folder: Path) -> None:
@@ -171,14 +217,21 @@ def tokenizer_of_another_catalogue(folder: Path) -> None:
 
 
 def tokenizer_without_sids(folder: Path) -> None:
-    from minionerec.backbone import train_tokenizer
+    from minionerec.model.backbone import train_tokenizer
 
     train_tokenizer(["a lamp", "a saw"], 300).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("change, words", [
-    (tokenizer_of_another_catalogue, ("its tokenizer has", "tokens, its model only")),
-    (tokenizer_without_sids, ("the tokenizer lacks 16 SID tokens (<a_0>, ...)", "was trained on other SIDs than"))])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (tokenizer_of_another_catalogue, ("its tokenizer has", "tokens, its model only")),
+        (
+            tokenizer_without_sids,
+            ("the tokenizer lacks 16 SID tokens (<a_0>, ...)", "was trained on other SIDs than"),
+        ),
+    ],
+)
 def test_a_checkpoint_with_another_tokenizer_is_refused(made, tmp_path, change, words):
     checkpoint = foreign(made, tmp_path, change)
     experiment = world(made, tmp_path, evaluate={"checkpoint": str(checkpoint), "num_beams": 10})
@@ -191,7 +244,9 @@ def test_a_committed_checkpoint_with_a_swapped_tokenizer_is_refused(made, tmp_pa
     shutil.rmtree(stage_path(experiment, "rl"))
     file = stage_path(experiment, "sft") / "tokenizer.json"
     file.write_text(file.read_text().replace("thing", "gniht"))
-    assert refused(lambda: rl.train(experiment, stage_path(experiment, "rl"))).startswith(f"{file}: is damaged")
+    assert refused(lambda: rl.train(experiment, stage_path(experiment, "rl"))).startswith(
+        f"{file}: is damaged"
+    )
 
 
 def test_an_interrupted_run_is_not_continued_with_another_model_below(made, tmp_path):
@@ -206,16 +261,30 @@ def test_an_interrupted_run_is_not_continued_with_another_model_below(made, tmp_
     remake(experiment, "sft", ("data", "sids"), lambda folder: os.truncate(folder / "log.jsonl", 0))
     said = refused(lambda: rl.train(experiment, stage_path(experiment, "rl")))
     parent = stage_path(experiment, "sft")
-    assert said.startswith(f"{partial}/checkpoint-{step}: was made from another {parent} (manifest {before}, now {digest(parent)}); delete")
+    assert said.startswith(
+        f"{partial}/checkpoint-{step}: was made from another {parent} (manifest {before}, now {digest(parent)}); delete"
+    )
 
 
 def test_results_of_another_checkpoint_are_not_taken_for_this_ones(made, tmp_path):
-    experiment = world(made, tmp_path, evaluate={"checkpoint": "rl", "num_beams": 10, "bootstrap_samples": 0})
+    experiment = world(
+        made, tmp_path, evaluate={"checkpoint": "rl", "num_beams": 10, "bootstrap_samples": 0}
+    )
     path = artifacts.evaluation_path(experiment)
     evaluate.evaluate(experiment, path)
     assert artifacts.is_done(experiment, "evaluate", path)
-    remake(experiment, "rl", ("data", "sids", "sft"), lambda folder: os.truncate(folder / "log.jsonl", 0))
+    remake(
+        experiment,
+        "rl",
+        ("data", "sids", "sft"),
+        lambda folder: os.truncate(folder / "log.jsonl", 0),
+    )
     assert refused(lambda: artifacts.is_done(experiment, "evaluate", path)).startswith(
-        f"{path}: was made from another {stage_path(experiment, 'rl')} (manifest ")
-    changed = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, num_beams=12))
-    assert "evaluate.num_beams: 10 -> 12" in refused(lambda: artifacts.is_done(changed, "evaluate", path))
+        f"{path}: was made from another {stage_path(experiment, 'rl')} (manifest "
+    )
+    changed = dataclasses.replace(
+        experiment, evaluate=dataclasses.replace(experiment.evaluate, num_beams=12)
+    )
+    assert "evaluate.num_beams: 10 -> 12" in refused(
+        lambda: artifacts.is_done(changed, "evaluate", path)
+    )

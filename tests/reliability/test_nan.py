@@ -15,13 +15,30 @@ from transformers import TrainerCallback
 import evaluate
 import rl
 import sft
-from minionerec import artifacts, backbone, runs
-from minionerec.config import UserError, one_line_errors
+from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment import artifacts
+from minionerec.model import backbone
+from minionerec.training import run
 from minionerec_trainer import RankingTrainer
 from tests.worlds import tiny_run
 
-SFT = {"tasks": {"sid_to_sid": 1.0}, "epochs": 2, "evals_per_epoch": 2, "batch_size": 32, "learning_rate": 1e-2, "eval_rows": 10}
-RL = {"num_generations": 4, "batch_size": 16, "epochs": 1.0, "evals": 4, "eval_rows": 10, "learning_rate": 1e-2, "beta": 0.1}
+SFT = {
+    "tasks": {"sid_to_sid": 1.0},
+    "epochs": 2,
+    "evals_per_epoch": 2,
+    "batch_size": 32,
+    "learning_rate": 1e-2,
+    "eval_rows": 10,
+}
+RL = {
+    "num_generations": 4,
+    "batch_size": 16,
+    "epochs": 1.0,
+    "evals": 4,
+    "eval_rows": 10,
+    "learning_rate": 1e-2,
+    "beta": 0.1,
+}
 LAYER = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -42,7 +59,7 @@ def nan_in_layer(model):
 
 
 def infinite_token(model):
-    model.get_input_embeddings().weight[-1, 0] = float("inf")           # of the last SID token
+    model.get_input_embeddings().weight[-1, 0] = float("inf")  # of the last SID token
 
 
 def nan_in_next_gradient(model):
@@ -75,37 +92,64 @@ def check_finite(partial: Path) -> None:
     for checkpoint in partial.glob("checkpoint-*"):
         artifacts.verify(checkpoint)
         states = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"].values()
-        tensors = [*load_file(checkpoint / "model.safetensors").values(), *(value for state in states for value in state.values())]
+        tensors = [
+            *load_file(checkpoint / "model.safetensors").values(),
+            *(value for state in states for value in state.values()),
+        ]
         assert all(torch.isfinite(tensor).all() for tensor in tensors)
 
 
-@pytest.mark.parametrize("change, at, found", [
-    (nan_in_layer, 3, rf"step 4: the loss is nan; parameter '{LAYER}' has 1 values that are not finite"),
-    (nan_in_next_gradient, 2, r"step 4: the loss is nan; parameter 'model.embed_tokens.weight' has \d+ values that are not finite"),
-])
-def test_sft_stops_at_the_next_step_and_names_parameter_and_last_good_checkpoint(tmp_path, monkeypatch, capsys, change, at, found):
+@pytest.mark.parametrize(
+    "change, at, found",
+    [
+        (
+            nan_in_layer,
+            3,
+            rf"step 4: the loss is nan; parameter '{LAYER}' has 1 values that are not finite",
+        ),
+        (
+            nan_in_next_gradient,
+            2,
+            r"step 4: the loss is nan; parameter 'model.embed_tokens.weight' has \d+ values that are not finite",
+        ),
+    ],
+)
+def test_sft_stops_at_the_next_step_and_names_parameter_and_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys, change, at, found
+):
     """Checkpoints are written after steps 2, 4, ...: a gradient that is no number spoils all weights in step 3."""
     experiment = tiny_run(tmp_path, sft=SFT)
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
     good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
-    assert re.fullmatch(rf"{found}; the last good checkpoint is {good}; lower the learning rate or check the data\n", said)
+    assert re.fullmatch(
+        rf"{found}; the last good checkpoint is {good}; lower the learning rate or check the data\n",
+        said,
+    )
 
 
-@pytest.mark.parametrize("change, at, name", [(nan_in_layer, 4, LAYER), (infinite_token, 3, "model.embed_tokens.weight")])
-def test_spoilt_weights_are_not_saved_even_where_no_loss_shows_them(tmp_path, monkeypatch, capsys, change, at, name):
+@pytest.mark.parametrize(
+    "change, at, name", [(nan_in_layer, 4, LAYER), (infinite_token, 3, "model.embed_tokens.weight")]
+)
+def test_spoilt_weights_are_not_saved_even_where_no_loss_shows_them(
+    tmp_path, monkeypatch, capsys, change, at, name
+):
     """Spoilt in the very step that saves; or a token that is infinitely unlikely, which leaves losses without it finite."""
     experiment = tiny_run(tmp_path, sft=SFT)
     monkeypatch.setattr(RankingTrainer, "evaluate", lambda self, *_, **__: {"eval_NDCG@10": 0.0})
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
     good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
-    assert said == (f"step 4: parameter '{name}' has 1 values that are not finite; it was not saved; the last good checkpoint is {good}; "
-                    "lower the learning rate\n")
+    assert said == (
+        f"step 4: parameter '{name}' has 1 values that are not finite; it was not saved; the last good checkpoint is {good}; "
+        "lower the learning rate\n"
+    )
 
 
 def test_a_validation_with_spoilt_weights_stops_too(tmp_path, monkeypatch, capsys):
     """It would rank nothing at all, which looks like a metric of 0."""
     said = stopped(sft, tiny_run(tmp_path, sft=SFT), monkeypatch, capsys, Plant(2, nan_in_layer))
-    assert said.startswith(f"step 2: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; there is no")
+    assert said.startswith(
+        f"step 2: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; there is no"
+    )
 
 
 def spoil_embeddings(experiment) -> None:
@@ -116,7 +160,9 @@ def spoil_embeddings(experiment) -> None:
     np.save(folder / "embeddings.npy", embeddings)
     folder.rename(folder.with_name("spoilt"))
     data = artifacts.stage_path(experiment, "data")
-    with artifacts.committed(folder, "sids", artifacts.relevant_settings(experiment, "sids"), [data]) as staging:
+    with artifacts.committed(
+        folder, "sids", artifacts.relevant_settings(experiment, "sids"), [data]
+    ) as staging:
         for name in ("sids.json", "embeddings.npy"):
             artifacts.link_or_copy(folder.with_name("spoilt") / name, staging / name)
 
@@ -126,8 +172,10 @@ def test_rl_names_the_reward_that_is_not_a_number(tmp_path, monkeypatch, capsys)
     spoil_embeddings(experiment)
     sft.train(experiment, artifacts.stage_path(experiment, "sft"))
     said = stopped(rl, experiment, monkeypatch, capsys)
-    assert said == ("step 1: the loss is nan, reward is nan, reward/semantic is nan; all parameters are finite; there is no earlier "
-                    "checkpoint; lower the learning rate or check the data\n")
+    assert said == (
+        "step 1: the loss is nan, reward is nan, reward/semantic is nan; all parameters are finite; there is no earlier "
+        "checkpoint; lower the learning rate or check the data\n"
+    )
 
 
 def test_rl_names_the_kl_of_a_reference_that_is_spoilt(tmp_path, monkeypatch, capsys):
@@ -138,14 +186,16 @@ def test_rl_names_the_kl_of_a_reference_that_is_spoilt(tmp_path, monkeypatch, ca
     def load(*args):
         model, tokenizer = original(*args)
         loaded.append(model)
-        if len(loaded) == 2:                            # the policy is the first
+        if len(loaded) == 2:  # the policy is the first
             nan_in_layer(model)
         return model, tokenizer
 
     original = backbone.load
     monkeypatch.setattr(backbone, "load", torch.no_grad()(load))
     said = stopped(rl, experiment, monkeypatch, capsys)
-    assert re.fullmatch(r"step \d: the loss is nan, kl is nan; all parameters are finite; .*\n", said)
+    assert re.fullmatch(
+        r"step \d: the loss is nan, kl is nan; all parameters are finite; .*\n", said
+    )
 
 
 def test_rl_stops_in_the_step_after_its_policy_was_spoilt(tmp_path, monkeypatch, capsys):
@@ -153,12 +203,16 @@ def test_rl_stops_in_the_step_after_its_policy_was_spoilt(tmp_path, monkeypatch,
     sft.train(experiment, artifacts.stage_path(experiment, "sft"))
     said = stopped(rl, experiment, monkeypatch, capsys, Plant(3, nan_in_layer))
     good = artifacts.partial_path(experiment, "rl") / "checkpoint-2"
-    assert said == (f"step 4: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; the last good "
-                    f"checkpoint is {good}; lower the learning rate or check the data\n")
+    assert said == (
+        f"step 4: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; the last good "
+        f"checkpoint is {good}; lower the learning rate or check the data\n"
+    )
 
 
 def test_an_evaluation_of_a_spoilt_checkpoint_is_refused_instead_of_scoring_0(tmp_path):
-    experiment = tiny_run(tmp_path, sft=SFT, evaluate={"num_beams": 10, "checkpoint": str(tmp_path / "foreign")})
+    experiment = tiny_run(
+        tmp_path, sft=SFT, evaluate={"num_beams": 10, "checkpoint": str(tmp_path / "foreign")}
+    )
     made = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, made)
     made.rename(tmp_path / "foreign")
@@ -166,7 +220,10 @@ def test_an_evaluation_of_a_spoilt_checkpoint_is_refused_instead_of_scoring_0(tm
     weights = load_file(tmp_path / "foreign/model.safetensors")
     weights[LAYER][3, 3] = float("nan")
     save_file(weights, tmp_path / "foreign/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="^the model's scores are not numbers: one of its weights is NaN or infinite; use an earlier "):
+    with pytest.raises(
+        UserError,
+        match="^the model's scores are not numbers: one of its weights is NaN or infinite; use an earlier ",
+    ):
         evaluate.evaluate(experiment, artifacts.evaluation_path(experiment))
     assert not artifacts.evaluation_path(experiment).exists()
 
@@ -176,5 +233,14 @@ def test_no_number_of_a_log_is_replaced(tmp_path):
     experiment = tiny_run(tmp_path, sft=SFT)
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)
-    assert runs.training_arguments(experiment, "sft", eval_steps=1, total_steps=1).logging_nan_inf_filter is False
-    assert all(np.isfinite(row["loss"]) for row in map(json.loads, (path / "log.jsonl").read_text().splitlines()) if "loss" in row)
+    assert (
+        run.training_arguments(
+            experiment, "sft", eval_steps=1, total_steps=1
+        ).logging_nan_inf_filter
+        is False
+    )
+    assert all(
+        np.isfinite(row["loss"])
+        for row in map(json.loads, (path / "log.jsonl").read_text().splitlines())
+        if "loss" in row
+    )

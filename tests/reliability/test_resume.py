@@ -1,7 +1,7 @@
 """A run continued from any of its checkpoints ends in the same bits, also from the last one; a checkpoint that lacks a piece is refused.
 
-    bash test.sh tests/reliability/test_resume.py
-    bash test.sh tests/reliability/test_resume.py -m slow        from every step
+bash test.sh tests/reliability/test_resume.py
+bash test.sh tests/reliability/test_resume.py -m slow        from every step
 """
 
 from __future__ import annotations
@@ -17,21 +17,46 @@ import torch
 import minionerec_trainer
 import rl
 import sft
-from minionerec import artifacts, runs
-from minionerec.config import UserError
-from minionerec.training import last_checkpoint
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts
+from minionerec.pages import plots
+from minionerec.training.checkpoints import last_checkpoint
 from tests.forks import artefacts
 from tests.worlds import tiny_run
 
-SFT = {"tasks": {"sid_to_sid": 1.0}, "epochs": 3, "evals_per_epoch": 4, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-2,
-       "warmup_steps": 2, "dropout": 0.1, "eval_rows": 10, "patience": 0}
-RL = {"num_generations": 4, "batch_size": 16, "micro_batch_size": 8, "epochs": 1.7, "evals": 12, "eval_rows": 10, "eval_beams": 10,
-      "learning_rate": 1e-2, "beta": 0.1, "sync_ref_steps": 3}
-CASES = {           # stage, its settings, the steps after which it saves
+SFT = {
+    "tasks": {"sid_to_sid": 1.0},
+    "epochs": 3,
+    "evals_per_epoch": 4,
+    "batch_size": 32,
+    "micro_batch_size": 16,
+    "learning_rate": 1e-2,
+    "warmup_steps": 2,
+    "dropout": 0.1,
+    "eval_rows": 10,
+    "patience": 0,
+}
+RL = {
+    "num_generations": 4,
+    "batch_size": 16,
+    "micro_batch_size": 8,
+    "epochs": 1.7,
+    "evals": 12,
+    "eval_rows": 10,
+    "eval_beams": 10,
+    "learning_rate": 1e-2,
+    "beta": 0.1,
+    "sync_ref_steps": 3,
+}
+CASES = {  # stage, its settings, the steps after which it saves
     "sft": (sft, SFT, range(1, 13)),
     "sft that stops early": (sft, SFT | {"patience": 3, "learning_rate": 1e-4}, range(1, 5)),
     "rl": (rl, RL, range(1, 13)),
-    "rl with reused rollouts": (rl, RL | {"epochs": 0.85, "evals": 6, "num_iterations": 2, "rollout": "gumbel"}, range(2, 13, 2)),
+    "rl with reused rollouts": (
+        rl,
+        RL | {"epochs": 0.85, "evals": 6, "num_iterations": 2, "rollout": "gumbel"},
+        range(2, 13, 2),
+    ),
 }
 
 
@@ -47,7 +72,7 @@ def world(folder: Path, stage, settings: dict):
 @pytest.fixture
 def saves(monkeypatch, tmp_path):
     """Keeps what an unfinished stage has on disk after each of its saves, by step; pictures are left out."""
-    monkeypatch.setattr(runs, "curves", lambda rows, path: path.write_text(json.dumps(rows)))
+    monkeypatch.setattr(plots, "curves", lambda rows, path: path.write_text(json.dumps(rows)))
     original, kept = minionerec_trainer.RankingTrainer._save_checkpoint, {}
 
     def save(self, *args):
@@ -74,7 +99,7 @@ def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case
     for step in reversed(sorted(after, reverse=True)[::every]):
         shutil.rmtree(path)
         shutil.copytree(after[step], artifacts.partial_path(experiment, stage.__name__))
-        torch.rand(17)                                    # whatever another process did before
+        torch.rand(17)  # whatever another process did before
         stage.train(experiment, path)
         assert artefacts(path) == expected, step
 
@@ -84,7 +109,10 @@ def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, sav
     experiment = world(tmp_path / "here", sft, SFT | {"learning_rate": 3e-2})
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)
-    assert json.loads((saves[12] / "checkpoint-12/trainer_state.json").read_text())["best_global_step"] < 12
+    assert (
+        json.loads((saves[12] / "checkpoint-12/trainer_state.json").read_text())["best_global_step"]
+        < 12
+    )
     expected = artefacts(path)
     shutil.rmtree(path)
     shutil.copytree(saves[12], artifacts.partial_path(experiment, "sft"))
@@ -99,15 +127,28 @@ def test_every_piece_of_a_checkpoint_that_is_missing_is_named(tmp_path, saves):
     experiment = world(tmp_path, rl, RL | {"epochs": 0.4, "evals": 3})
     rl.train(experiment, artifacts.stage_path(experiment, "rl"))
     checkpoint = saves[3] / "checkpoint-3"
-    files = {str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file()} - {artifacts.MANIFEST}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "ref_model/model.safetensors",
-            "tokenizer.json", "sids.json", "prompt_template.json"} <= files
+    files = {
+        str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file()
+    } - {artifacts.MANIFEST}
+    assert {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "ref_model/model.safetensors",
+        "tokenizer.json",
+        "sids.json",
+        "prompt_template.json",
+    } <= files
     for name in sorted(files):
         (checkpoint / name).rename(tmp_path / "elsewhere")
         with pytest.raises(UserError) as caught:
             last_checkpoint(saves[3])
-        assert str(caught.value) == (f"{checkpoint / name}: is missing though MANIFEST.json lists it; delete {checkpoint} and "
-                                     "make it again")
+        assert str(caught.value) == (
+            f"{checkpoint / name}: is missing though MANIFEST.json lists it; delete {checkpoint} and "
+            "make it again"
+        )
         (tmp_path / "elsewhere").rename(checkpoint / name)
     assert last_checkpoint(saves[3]) == checkpoint
 
@@ -120,7 +161,10 @@ def test_a_damaged_best_checkpoint_is_never_handed_on(tmp_path, saves):
     shutil.rmtree(path)
     partial = artifacts.partial_path(experiment, "sft")
     shutil.copytree(saves[12], partial)
-    best = partial / f"checkpoint-{json.loads((partial / 'checkpoint-12/trainer_state.json').read_text())['best_global_step']}"
+    best = (
+        partial
+        / f"checkpoint-{json.loads((partial / 'checkpoint-12/trainer_state.json').read_text())['best_global_step']}"
+    )
     weights = bytearray((best / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (best / "model.safetensors").unlink()

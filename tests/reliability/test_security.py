@@ -17,67 +17,140 @@ import yaml
 import evaluate
 import rl
 import sft
-from data import cells
-from minionerec import artifacts, backbone, config, runs
-from minionerec.config import UserError
+from minionerec.catalogue import inputs
+from minionerec.catalogue.sids import load_sids
+from minionerec.catalogue.sources import cells
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts, config
+from minionerec.model import backbone
+from minionerec.training.checkpoints import last_checkpoint
 from minionerec_trainer import RankingTrainer
-from rqvae import embed_items, train
-from tests.test_sids_stage import world as sids_world
+from rqvae import build_sids, embed_items
+from tests.rqvae.test_sids_stage import world as sids_world
 from tests.worlds import save_encoder, tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 32, "eval_rows": 10}
-SOURCES = sorted(path for folder in (".", "minionerec", "data", "rqvae", "baselines", "benchmarks", "tests", "tests/reliability")
-                 for path in (ROOT / folder).glob("*.py"))
+SOURCES = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)
+)
 
 # ------------------------------------------------------------------------------------------------------ what our code calls
 
-NEVER = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
-         "marshal.loads", "shelve.open", "joblib.load", "dill.load", "pd.read_pickle", "pandas.read_pickle", "torch.jit.load",
-         "torch.hub.load", "yaml.unsafe_load", "yaml.full_load", "yaml.UnsafeLoader", "yaml.Loader", "yaml.FullLoader",
-         "importlib.import_module", "runpy.run_path"}
+NEVER = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "marshal.loads",
+    "shelve.open",
+    "joblib.load",
+    "dill.load",
+    "pd.read_pickle",
+    "pandas.read_pickle",
+    "torch.jit.load",
+    "torch.hub.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.UnsafeLoader",
+    "yaml.Loader",
+    "yaml.FullLoader",
+    "importlib.import_module",
+    "runpy.run_path",
+}
 MUST_SAY = {"torch.load": ("weights_only", "True"), "yaml.load": ("Loader", "SafeLoader")}
-NEVER_SAID = {"shell": "True", "allow_pickle": "True", "weights_only": "False", "trust_remote_code": "True"}
+NEVER_SAID = {
+    "shell": "True",
+    "allow_pickle": "True",
+    "weights_only": "False",
+    "trust_remote_code": "True",
+}
 
 
 def dangerous(tree: ast.AST) -> list[str]:
     """Every place of a module that could run what it reads, as ``line: what``."""
     found = []
     for node in ast.walk(tree):
-        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        name = (
+            ast.unparse(node.func)
+            if isinstance(node, ast.Call)
+            else ast.unparse(node)
+            if isinstance(node, ast.Attribute)
+            else ""
+        )
         if name in NEVER:
             found.append(f"{node.lineno}: {name}")
         if isinstance(node, ast.Call):
-            said = {word.arg: ast.unparse(word.value).removeprefix("yaml.") for word in node.keywords}
-            found += [f"{node.lineno}: {key}={value}" for key, value in NEVER_SAID.items() if said.get(key) == value]
+            said = {
+                word.arg: ast.unparse(word.value).removeprefix("yaml.") for word in node.keywords
+            }
+            found += [
+                f"{node.lineno}: {key}={value}"
+                for key, value in NEVER_SAID.items()
+                if said.get(key) == value
+            ]
             key, value = MUST_SAY.get(name, ("", ""))
             if key and said.get(key) != value:
                 found.append(f"{node.lineno}: {name} without {key}={value}")
     return found
 
 
-@pytest.mark.parametrize("line", [
-    "eval(x)", "exec(x)", "os.system(x)", "pickle.load(f)", "np.load(p, allow_pickle=True)", "yaml.load(t)",
-    "yaml.load(t, Loader=yaml.Loader)", "torch.load(p)", "torch.load(p, weights_only=False)", "__import__(name)", "pd.read_pickle(p)",
-    "AutoModel.from_pretrained(p, trust_remote_code=True)", "subprocess.run(c, shell=True)"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval(x)",
+        "exec(x)",
+        "os.system(x)",
+        "pickle.load(f)",
+        "np.load(p, allow_pickle=True)",
+        "yaml.load(t)",
+        "yaml.load(t, Loader=yaml.Loader)",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "__import__(name)",
+        "pd.read_pickle(p)",
+        "AutoModel.from_pretrained(p, trust_remote_code=True)",
+        "subprocess.run(c, shell=True)",
+    ],
+)
 def test_the_search_for_dangerous_calls_finds_each(line):
     assert dangerous(ast.parse(line))
 
 
-@pytest.mark.parametrize("line", ["ast.literal_eval(x)", "model.eval()", "torch.load(p, weights_only=True)", "re.compile(x)",
-                                  "yaml.load(t, Loader=yaml.SafeLoader)", "load(p, settings.trust_remote_code)"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ast.literal_eval(x)",
+        "model.eval()",
+        "torch.load(p, weights_only=True)",
+        "re.compile(x)",
+        "yaml.load(t, Loader=yaml.SafeLoader)",
+        "load(p, settings.trust_remote_code)",
+    ],
+)
 def test_the_search_for_dangerous_calls_lets_the_others_be(line):
     assert not dangerous(ast.parse(line))
 
 
 def test_no_code_of_the_repository_runs_what_it_reads():
     assert len(SOURCES) > 60
-    found = {str(path.relative_to(ROOT)): dangerous(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    found = {
+        str(path.relative_to(ROOT)): dangerous(ast.parse(path.read_text(encoding="utf-8")))
+        for path in SOURCES
+    }
     assert {name: places for name, places in found.items() if places} == {}
 
 
 def test_a_checkpoints_own_code_is_a_decision_that_is_off():
-    from minionerec.settings import ModelSettings
+    from minionerec.experiment.settings import ModelSettings
+
     assert ModelSettings().trust_remote_code is False
 
 
@@ -134,7 +207,11 @@ def checkpoint_with(trained: Path, tmp_path: Path) -> tuple[Path, object]:
     """A copy of the checkpoint as a foreign folder, and a function that evaluates it."""
     folder = tmp_path / "foreign"
     shutil.copytree(trained / "tiny/sft", folder, ignore=shutil.ignore_patterns(artifacts.MANIFEST))
-    experiment = tiny_run(trained, sft=SFT, evaluate={"checkpoint": str(folder), "num_beams": 10, "bootstrap_samples": 0})
+    experiment = tiny_run(
+        trained,
+        sft=SFT,
+        evaluate={"checkpoint": str(folder), "num_beams": 10, "bootstrap_samples": 0},
+    )
     return folder, lambda: evaluate.evaluate(experiment, tmp_path / "results")
 
 
@@ -146,7 +223,9 @@ def test_pickled_weights_are_not_read(trained, tmp_path, canary, name):
     refused(score, f"model '{folder}': cannot be loaded")
 
 
-def test_weights_that_are_a_pickle_under_the_name_of_safetensors_are_not_read(trained, tmp_path, canary):
+def test_weights_that_are_a_pickle_under_the_name_of_safetensors_are_not_read(
+    trained, tmp_path, canary
+):
     folder, score = checkpoint_with(trained, tmp_path)
     (folder / "model.safetensors").write_bytes(pickle.dumps({"weight": Planted(canary)}))
     refused(score, f"model '{folder}': cannot be loaded")
@@ -155,25 +234,45 @@ def test_weights_that_are_a_pickle_under_the_name_of_safetensors_are_not_read(tr
 def test_a_pickled_adapter_is_not_read(trained, tmp_path, canary):
     """transformers looks for an adapter beside any checkpoint by itself."""
     folder, score = checkpoint_with(trained, tmp_path)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(folder),
-                                                            "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "r": 2,
+                "base_model_name_or_path": str(folder),
+                "target_modules": ["q_proj"],
+                "task_type": "CAUSAL_LM",
+            }
+        )
+    )
     torch.save({"weight": Planted(canary)}, folder / "adapter_model.bin")
     refused(score, f"model '{folder}': cannot be loaded")
 
 
 def with_own_code(folder: Path, canary: Path, file: str, **changes: object) -> None:
     """Let a checkpoint's settings name classes of a module beside them."""
-    (folder / "planted.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Config: pass\n")
+    (folder / "planted.py").write_text(
+        f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Config: pass\n"
+    )
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
 
 
-def test_code_that_a_checkpoint_brings_is_not_run_unless_the_settings_say_so(trained, tmp_path, canary):
+def test_code_that_a_checkpoint_brings_is_not_run_unless_the_settings_say_so(
+    trained, tmp_path, canary
+):
     folder, score = checkpoint_with(trained, tmp_path)
     own = {"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"}
     with_own_code(folder, canary, "config.json", model_type="planted", auto_map=own)
-    sids = runs.load_sids(trained / "tiny/sids/sids.json")
-    for work in (score, lambda: backbone.build(backbone.ModelSettings(backbone=str(folder)), sids, [], 0)):
-        refused(work, f"model '{folder}': cannot be loaded", "; if you trust whoever wrote that code, set model.trust_remote_code: true")
+    sids = load_sids(trained / "tiny/sids/sids.json")
+    for work in (
+        score,
+        lambda: backbone.build(backbone.ModelSettings(backbone=str(folder)), sids, [], 0),
+    ):
+        refused(
+            work,
+            f"model '{folder}': cannot be loaded",
+            "; if you trust whoever wrote that code, set model.trust_remote_code: true",
+        )
 
 
 def test_the_tokenizer_class_that_a_checkpoint_brings_is_not_run(trained, tmp_path, canary):
@@ -188,44 +287,82 @@ def test_the_tokenizer_class_that_a_checkpoint_brings_is_not_run(trained, tmp_pa
 def test_the_state_of_a_resumed_checkpoint_is_not_unpickled(tmp_path, canary, monkeypatch, name):
     """Even in a directory that is whole by its manifest: somebody may have made one."""
     experiment = tiny_run(tmp_path / "w", sft=SFT | {"epochs": 2})
-    path, partial = artifacts.stage_path(experiment, "sft"), artifacts.partial_path(experiment, "sft")
+    path, partial = (
+        artifacts.stage_path(experiment, "sft"),
+        artifacts.partial_path(experiment, "sft"),
+    )
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(RankingTrainer, "_forget_older", lambda *_, **__: 1 / 0)          # after the first save
+        patch.setattr(
+            RankingTrainer, "_forget_older", lambda *_, **__: 1 / 0
+        )  # after the first save
         sft.train(experiment, path)
-    checkpoint = runs.last_checkpoint(partial)
+    checkpoint = last_checkpoint(partial)
     manifest = artifacts.read_manifest(checkpoint)
-    shutil.copytree(checkpoint, tmp_path / "staging", ignore=shutil.ignore_patterns(artifacts.MANIFEST))
+    shutil.copytree(
+        checkpoint, tmp_path / "staging", ignore=shutil.ignore_patterns(artifacts.MANIFEST)
+    )
     torch.save({"state": Planted(canary)}, tmp_path / "staging" / name)
     shutil.rmtree(checkpoint)
-    artifacts.commit(tmp_path / "staging", checkpoint, "sft", manifest["settings"], [path.with_name("data"), path.with_name("sids")])
+    artifacts.commit(
+        tmp_path / "staging",
+        checkpoint,
+        "sft",
+        manifest["settings"],
+        [path.with_name("data"), path.with_name("sids")],
+    )
     refused(lambda: sft.train(experiment, path), f"{checkpoint}: ", "delete")
 
 
 def test_object_arrays_are_not_unpickled(tmp_path, canary):
-    experiment = tiny_run(tmp_path / "w", sft=SFT, rl={"rewards": {"semantic": 1.0}, "num_generations": 4})
+    experiment = tiny_run(
+        tmp_path / "w", sft=SFT, rl={"rewards": {"semantic": 1.0}, "num_generations": 4}
+    )
     sft.train(experiment, artifacts.stage_path(experiment, "sft"))
     folder = tmp_path / "embeddings"
     folder.mkdir()
-    np.save(folder / "embeddings.npy", np.array([Planted(canary)], dtype=object), allow_pickle=bool(1))
+    np.save(
+        folder / "embeddings.npy", np.array([Planted(canary)], dtype=object), allow_pickle=bool(1)
+    )
     (folder / "item_ids.json").write_text('["i0"]')
-    refused(lambda: train.read_embeddings(folder, ["i0"]), f"{folder / 'embeddings.npy'}: ")
-    samples, sids = runs.load_catalogue(experiment, *(artifacts.stage_path(experiment, name) for name in ("data", "sids")))
-    refused(lambda: rl.make_reward(experiment, samples, sids, folder), f"{folder / 'embeddings.npy'}: ")
+    refused(lambda: build_sids.read_embeddings(folder, ["i0"]), f"{folder / 'embeddings.npy'}: ")
+    samples, sids = inputs.load_catalogue(
+        experiment, *(artifacts.stage_path(experiment, name) for name in ("data", "sids"))
+    )
+    refused(
+        lambda: rl.make_reward(experiment, samples, sids, folder), f"{folder / 'embeddings.npy'}: "
+    )
 
 
-@pytest.mark.parametrize("text", ["!!python/object/apply:pathlib.Path.touch [{0}]", "!!python/object/apply:os.system ['touch {0}']",
-                                  "!!python/name:os.system ''", "!!python/module:antigravity ''"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:pathlib.Path.touch [{0}]",
+        "!!python/object/apply:os.system ['touch {0}']",
+        "!!python/name:os.system ''",
+        "!!python/module:antigravity ''",
+    ],
+)
 def test_tags_of_a_yaml_file_construct_nothing(tmp_path, canary, text):
     file = tmp_path / "demo.yaml"
     file.write_text(f"name: demo\ndata:\n  path: {text.format(canary)}\n")
     refused(lambda: config.read_experiment(file), f"{file}:3: ", "is not allowed")
-    refused(lambda: config.read_experiment(tmp_path / "none.yaml", {"data.path": text.format(canary)}))
+    refused(
+        lambda: config.read_experiment(tmp_path / "none.yaml", {"data.path": text.format(canary)})
+    )
     with pytest.raises(yaml.YAMLError):
         yaml.safe_load(text.format(canary))
 
 
-@pytest.mark.parametrize("cell", ["[__import__('os').system('touch {0}')]", "[__import__('pathlib').Path('{0}').touch()]",
-                                  "['a', open('{0}', 'w')]", "[(lambda: open('{0}', 'w'))()]", "[f\"{{open('{0}', 'w')}}\"]"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[__import__('os').system('touch {0}')]",
+        "[__import__('pathlib').Path('{0}').touch()]",
+        "['a', open('{0}', 'w')]",
+        "[(lambda: open('{0}', 'w'))()]",
+        "[f\"{{open('{0}', 'w')}}\"]",
+    ],
+)
 def test_cells_of_a_table_are_data(canary, cell):
     for read in (cells.read_list, cells.read_categories):
         with pytest.raises(ValueError):
@@ -244,7 +381,9 @@ def encoder_with(tmp_path: Path) -> tuple[Path, object]:
 
 def test_modules_that_an_encoder_brings_are_not_imported(tmp_path, canary, monkeypatch):
     folder, embed = encoder_with(tmp_path)
-    (folder / "planted.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Evil: pass\n")
+    (folder / "planted.py").write_text(
+        f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Evil: pass\n"
+    )
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["type"] = "planted.Evil"
     (folder / "modules.json").write_text(json.dumps(modules))

@@ -1,0 +1,1 @@
+"""Items, samples, semantic IDs, trie, prompts."""

@@ -1,0 +1,297 @@
+"""The one place where prompts are worded: SFT, RL, evaluation and serving all render through ``Renderer``.
+
+A prompt is ``before + content + after`` with ``content`` the history or the one item shown. Its token ids are those of
+one tokenizer call on the whole text, yet every piece (wording, SID, title) is tokenised once for the whole run: pieces are
+cut only where tokenizers cut, beside a SID token and in front of a single space. ``Renderer.prompt`` is given only what a
+model may see, so no wording can leak the target (the reference appends the answer to its title -> SID prompts).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from minionerec.errors import UserError
+
+TEMPLATE_FILE = "prompt_template.json"
+MAX_DESCRIPTION_TOKENS = 128  # the part of a description that a prompt shows
+CHECKED_PROMPTS = (
+    32  # of each task, whose pieces are compared with the tokenizer's answer for the whole text
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Wording of all tasks; travels with every checkpoint."""
+
+    name: str
+    before: dict[str, str]  # task -> text in front of the content
+    after: dict[str, str]  # task -> text behind the content
+    sid_separator: str
+    title_separator: str
+
+
+def _alpaca(instruction: str, label: str) -> tuple[str, str]:
+    """Instruction, input, response: the three-part layout of the paper's prompts."""
+    return f"### Instruction:\n{instruction}\n\n### Input:\n{label}: ", "\n\n### Response:\n"
+
+
+_ALPACA = {
+    "sid_to_sid": _alpaca(
+        "A user has interacted with these items in order. Predict the next item.", "Items"
+    ),
+    "sid_to_title": _alpaca("Give the title of this item.", "Item"),
+    "title_to_sid": _alpaca("Give the item that has this title.", "Title"),
+    "sids_to_title": _alpaca(
+        "A user has interacted with these items in order. Predict the title of the next item.",
+        "Items",
+    ),
+    "titles_to_sid": _alpaca(
+        "A user has interacted with items of these titles in order. Predict the next item.",
+        "Titles",
+    ),
+    "description_to_sid": _alpaca("Give the item that this text describes.", "Description"),
+}
+# The markers come first and nothing follows a history of SIDs, so that a user's earlier prompt is a prefix of the later one.
+_COMPACT = {
+    "sid_to_sid": ("", ""),
+    "sid_to_title": ("item:", " title:"),
+    "title_to_sid": ("title: ", " item:"),
+    "sids_to_title": ("history:", " title:"),
+    "titles_to_sid": ("titles: ", " item:"),
+    "description_to_sid": ("text: ", " item:"),
+}
+
+
+def _template(
+    name: str, wording: dict[str, tuple[str, str]], sid_separator: str, title_separator: str
+) -> Template:
+    before, after = ({task: pair[i] for task, pair in wording.items()} for i in (0, 1))
+    return Template(name, before, after, sid_separator, title_separator)
+
+
+TEMPLATES = {
+    "alpaca": _template("alpaca", _ALPACA, ", ", "; "),
+    "compact": _template("compact", _COMPACT, "", "; "),
+}
+
+
+def save_template(template: Template, directory: Path) -> None:
+    """Write the wording beside the weights."""
+    (directory / TEMPLATE_FILE).write_text(json.dumps(asdict(template), indent=1))
+
+
+def load_template(directory: Path, default: str) -> Template:
+    """The wording a checkpoint was trained with, or the named built-in one for a foreign checkpoint.
+
+    Raises:
+        UserError: the file is not a template.
+    """
+    file = directory / TEMPLATE_FILE
+    if not file.is_file():
+        return TEMPLATES[default]
+    try:
+        return Template(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: is not a prompt template ({type(error).__name__}: {error}); train this checkpoint again"
+        ) from None
+
+
+class Renderer:
+    """Item indexes to token ids.
+
+    Args:
+        tokenizer: of the backbone, SID tokens included.
+        template: wording.
+        sid_token_ids: the SID of each item as token ids, by item index.
+        items: ``title`` and ``description`` by item index.
+        max_tokens: prompt and completion together; longer rows lose their oldest history items.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        sid_token_ids: Sequence[Sequence[int]],
+        items: pd.DataFrame,
+        max_tokens: int,
+    ):
+        self.template, self.max_tokens, self._tokenizer = template, max_tokens, tokenizer
+        self._sids = [list(sid) for sid in sid_token_ids]
+        self._titles, self._descriptions = (
+            [text.strip() for text in items[name]] for name in ("title", "description")
+        )
+        self._eos = [tokenizer.eos_token_id]
+        with_special = tokenizer("x")["input_ids"]
+        starts_with_bos = (
+            tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
+        )
+        # A prompt may be empty of wording (compact template, no history), and a model needs one token to start from.
+        self._bos = (
+            [tokenizer.bos_token_id]
+            if starts_with_bos
+            else self._eos
+            if template.name == "compact"
+            else []
+        )
+        self._pieces, self._pieces_are_exact = (
+            cache(self._tokenize_pieces),
+            cache(self._check_pieces),
+        )
+        self._behind, self._completions = (
+            cache(self._tokenize_behind),
+            cache(self._tokenize_completions),
+        )
+        self._longest_completion = cache(self._find_longest_completion)
+
+    def has_description(self, item: int) -> bool:
+        """Whether ``description_to_sid`` has anything to show for this item."""
+        return bool(self._descriptions[item])
+
+    def text(self, task: str, shown: Sequence[int]) -> str:
+        """The prompt as people read it, nothing dropped: ``prompt`` is its token ids behind the start token, if there is one."""
+        texts = self._texts(task)
+        content = (
+            [texts[item] for item in shown]
+            if texts
+            else ["".join(self._sid_tokens(item)) for item in shown]
+        )
+        return (
+            self.template.before[task]
+            + self._separator(task).join(content)
+            + self.template.after[task]
+        )
+
+    def prompt(self, task: str, shown: Sequence[int]) -> list[int]:
+        """Token ids of the prompt that shows these items (oldest first) and nothing else.
+
+        Raises:
+            UserError: not even the latest item fits into ``max_tokens``.
+        """
+        room = self.max_tokens - self._longest_completion(task.endswith("title"))
+        if shown and self._pieces_are_exact(task):
+            ids = self._from_pieces(task, shown, room)
+        else:
+            ids = self._whole(task, shown)
+            while len(ids) > room and len(shown) > 1:
+                shown = shown[1:]
+                ids = self._whole(task, shown)
+        if len(ids) > room:
+            raise UserError(
+                f"sft.max_tokens: a '{task}' prompt needs {self.max_tokens - room + len(ids)} tokens, "
+                f"the limit is {self.max_tokens}; raise it"
+            )
+        return ids
+
+    def completion(self, task: str, target: int) -> list[int]:
+        """Token ids that the model must produce, end-of-sequence included. The list is shared: do not change it."""
+        return self._completions(task.endswith("title"))[target]
+
+    def _whole(self, task: str, shown: Sequence[int]) -> list[int]:
+        return self._bos + self._encode(self.text(task, shown))
+
+    def _from_pieces(self, task: str, shown: Sequence[int], room: int) -> list[int]:
+        """``before``, the items with the separator behind each, the last item with ``after`` behind it: what fits of them."""
+        before, last = self._pieces(task, "before")[0], self._pieces(task, "last")[shown[-1]]
+        pieces = []
+        if len(shown) > 1:
+            middle = self._pieces(task, "middle")
+            pieces = [middle[item] for item in shown[:-1]]
+        length = len(before) + sum(map(len, pieces)) + len(last)
+        while length > room and pieces:
+            length -= len(pieces.pop(0))
+        ids = before.copy()
+        for piece in pieces:
+            ids += piece
+        ids += last
+        return ids
+
+    def _tokenize_pieces(self, task: str, place: str) -> list[list[int]]:
+        """Token ids of a task's pieces: one for ``before``, one per item for ``middle`` and ``last``.
+
+        A space in front of an item's text belongs to the item's piece.
+        """
+        before, separator, texts = (
+            self.template.before[task],
+            self._separator(task),
+            self._texts(task),
+        )
+        lead = " " if texts and before.endswith(" ") and separator.endswith(" ") else ""
+        if place == "before":
+            return [self._bos + self._encode(before.removesuffix(lead))]
+        tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
+        if texts:
+            return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts))
+        behind_sid = self._behind(self._sid_tokens(0)[-1], (tail,))[0]
+        return [sid + behind_sid for sid in self._sids]
+
+    def _check_pieces(self, task: str) -> bool:
+        """Whether pieces give the ids of the whole text, tried on prompts from all over the catalogue.
+
+        False for wording that leaves no place to cut and for tokenizers that merge across spaces: their prompts are
+        tokenised whole.
+        """
+        several = 4 if task in ("sid_to_sid", "sids_to_title", "titles_to_sid") else 1
+        items = range(0, len(self._sids), max(1, len(self._sids) // (CHECKED_PROMPTS * several)))
+        prompts = [items[i : i + several] for i in range(0, len(items), several)][:CHECKED_PROMPTS]
+        return all(
+            self._whole(task, shown) == self._from_pieces(task, shown, sys.maxsize)
+            for shown in prompts
+        )
+
+    def _tokenize_behind(self, start: str, texts: tuple[str, ...]) -> list[list[int]]:
+        """Texts as they are tokenised inside a prompt: some tokenizers treat the beginning of a text differently."""
+        skip = len(self._encode(start))
+        return [ids[skip:] for ids in self._encode_all([start + text for text in texts])]
+
+    def _tokenize_completions(self, of_titles: bool) -> list[list[int]]:
+        return [
+            ids + self._eos for ids in (self._encode_all(self._titles) if of_titles else self._sids)
+        ]
+
+    def _find_longest_completion(self, of_titles: bool) -> int:
+        return max(map(len, self._completions(of_titles)))
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._encode_all([text])[0] if text else []
+
+    def _separator(self, task: str) -> str:
+        return (
+            self.template.sid_separator if task.startswith("sid") else self.template.title_separator
+        )
+
+    def _texts(self, task: str) -> list[str]:
+        """What a task shows of each item; empty for the tasks that show SIDs."""
+        if task.startswith("sid"):
+            return []
+        return self._shortened if task == "description_to_sid" else self._titles
+
+    def _sid_tokens(self, item: int) -> list[str]:
+        return self._tokenizer.convert_ids_to_tokens(self._sids[item])
+
+    @cached_property
+    def _shortened(self) -> list[str]:
+        """Descriptions cut to at most ``MAX_DESCRIPTION_TOKENS`` tokens."""
+        ids = self._encode_all(self._descriptions)
+        return [
+            self._cut(text, found) if len(found) > MAX_DESCRIPTION_TOKENS else text
+            for text, found in zip(self._descriptions, ids, strict=True)
+        ]
+
+    def _cut(self, text: str, ids: list[int]) -> str:
+        """The beginning of a text; its own ids are counted, as a cut word may take more tokens than it had."""
+        length = len(self._tokenizer.decode(ids[:MAX_DESCRIPTION_TOKENS]))
+        while (needed := len(self._encode(text[:length].strip()))) > MAX_DESCRIPTION_TOKENS:
+            length = min(length - 1, length * MAX_DESCRIPTION_TOKENS // needed)
+        return text[:length].strip()

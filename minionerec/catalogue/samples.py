@@ -1,0 +1,185 @@
+"""From interactions to samples (history -> target) and from samples to the rows that a model trains on.
+
+A sample is one target with the items before it; a row is one prompt with its completion, for one task. Which split a
+sample belongs to is the split of its target. Item ids become integers here (their place in ``items.parquet``) and
+become ids again only when something is written for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from minionerec.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+
+
+class Sample(NamedTuple):
+    """One target and what came before it in the user's sequence.
+
+    ``history`` holds item indexes, oldest first, at most ``max_history`` of them, repeats kept.
+    """
+
+    user_id: str
+    history: tuple[int, ...]
+    target: int
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The data of one experiment as stages 2 to 4 and the baselines read it."""
+
+    items: pd.DataFrame  # item_id, title, description, brand, categories; the row is the item index
+    splits: dict[str, list[Sample]]  # train, valid, test; in the order of the interactions
+    train_sequences: list[list[int]]  # each user's train items in order, the first one included
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Item ids in the order of the item indexes."""
+        return self.items["item_id"].tolist()
+
+
+def load_samples(data_dir: Path, max_history: int) -> Samples:
+    """Read a committed ``runs/<name>/data`` directory.
+
+    Raises:
+        UserError: an item id occurs twice, or an interaction has an unknown item or split (the row is named).
+    """
+    items = pd.read_parquet(data_dir / "items.parquet")
+    interactions = pd.read_parquet(data_dir / "interactions.parquet")
+    index = {item_id: i for i, item_id in enumerate(items["item_id"])}
+    _refuse(
+        data_dir / "items.parquet", items["item_id"], items["item_id"].duplicated(), "every id once"
+    )
+    _refuse(
+        data_dir / "interactions.parquet",
+        interactions["item_id"],
+        ~interactions["item_id"].isin(index),
+        "an item_id of items.parquet",
+    )
+    _refuse(
+        data_dir / "interactions.parquet",
+        interactions["split"],
+        ~interactions["split"].isin(SPLITS),
+        "train, valid or test",
+    )
+    splits, train_sequences = build_samples(interactions, index, max_history)
+    return Samples(items, splits, train_sequences)
+
+
+def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> None:
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"{file}, row {row}: {column.name}: got '{column.iloc[row]}', expected {expected} ({int(bad.sum())} rows are "
+            f"wrong); delete {file.parent} and make it again"
+        )
+
+
+def build_samples(
+    interactions: pd.DataFrame, item_index: dict[str, int], max_history: int
+) -> tuple[dict[str, list[Sample]], list[list[int]]]:
+    """Every interaction of a user but the first is a target.
+
+    Args:
+        interactions: ``user_id, item_id, timestamp, split`` with each user's rows in the user's order.
+        item_index: item id -> item index.
+        max_history: the longest history, in items.
+
+    Returns:
+        The samples of each split in the order of their targets' rows, and each user's train items in order.
+    """
+    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    seen: dict[str, list[int]] = {}
+    train_sequences: dict[str, list[int]] = {}
+    columns = (interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split"))
+    for user_id, item_id, timestamp, split in zip(*columns, strict=True):
+        item = item_index[item_id]
+        before = seen.setdefault(user_id, [])
+        if before:
+            splits[split].append(
+                Sample(user_id, tuple(before[-max_history:]), item, int(timestamp))
+            )
+        before.append(item)
+        if split == "train":
+            train_sequences.setdefault(user_id, []).append(item)
+    return splits, list(train_sequences.values())
+
+
+def windows(
+    sequences: Sequence[Sequence[int]], max_history: int, rng: np.random.Generator
+) -> list[Sequence[int]]:
+    """Cut every sequence into windows of at most ``max_history + 1`` items, in random order.
+
+    Neighbours share one item, so each item but a sequence's first is a target exactly once. The first cut of a sequence
+    that is too long for one window is random.
+
+        >>> sorted(windows([[1, 2, 3, 4, 5]], 4, np.random.default_rng(0)))
+        [[1, 2, 3, 4, 5]]
+        >>> sorted(windows([[1, 2, 3, 4, 5]], 2, np.random.default_rng(0)))
+        [[1, 2, 3], [3, 4, 5]]
+    """
+    cut = []
+    for sequence in sequences:
+        first = (
+            max_history
+            if len(sequence) <= max_history + 1
+            else int(rng.integers(1, max_history + 1))
+        )
+        ends = range(first, len(sequence) - 1 + max_history, max_history)
+        cut += [sequence[max(0, end - max_history) : end + 1] for end in ends]
+    return [cut[i] for i in rng.permutation(len(cut)) if len(cut[i]) > 1]
+
+
+def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
+    """For every sample of a split all that its user had before, not only what a prompt shows; in the order of the samples."""
+    ids = pd.read_parquet(data_dir / "items.parquet", columns=["item_id"])["item_id"]
+    index = {item_id: i for i, item_id in enumerate(ids)}
+    rows = pd.read_parquet(
+        data_dir / "interactions.parquet", columns=["user_id", "item_id", "split"]
+    )
+    before: dict[str, set[int]] = {}
+    found = []
+    for user_id, item_id, of_split in zip(
+        rows["user_id"], rows["item_id"], rows["split"], strict=True
+    ):
+        seen = before.setdefault(user_id, set())
+        if seen and of_split == split:
+            found.append(frozenset(seen))
+        seen.add(index[item_id])
+    return found
+
+
+def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:
+    """The train targets once more, each with the history that its window holds: from no item but the first to ``max_history``.
+
+    All targets of a window share one sequence, so that prefix trees compute it once, where histories that slide along a long
+    sequence share nothing. ``user_id`` is the window's number, ``timestamp`` the place of the target in it.
+    """
+    return [
+        Sample(f"window {number}", tuple(row[:place]), row[place], place)
+        for number, row in enumerate(windows(sequences, max_history, np.random.default_rng(seed)))
+        for place in range(1, len(row))
+    ]
+
+
+def fixed_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
+    """The same random ``size`` samples for the same seed, in their order; all of them if ``size`` is 0 or too large."""
+    if not size or size >= len(samples):
+        return list(samples)
+    return [
+        samples[i] for i in sorted(np.random.default_rng(seed).permutation(len(samples))[:size])
+    ]
+
+
+def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
+    """``(N,)`` how often each item occurs in the train interactions."""
+    flat = [item for sequence in sequences for item in sequence]
+    return np.bincount(np.asarray(flat, dtype=np.int64), minlength=num_items)

@@ -1,0 +1,123 @@
+"""The table item -> codes: its file, its checks, its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from minionerec.errors import UserError
+
+SIDS_FILE = "sids.json"
+LEVELS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class SidTable:
+    """The SID of every item, in the order of the item indexes.
+
+    ``codes`` may differ in length between items (``collision: extra_level``), but no SID is the beginning of another.
+    """
+
+    item_ids: list[str]
+    codes: list[tuple[int, ...]]
+    codebook_sizes: list[int]
+    sha256: str
+    path: Path = Path(SIDS_FILE)  # where it was read from, for messages
+
+    def tokens(self) -> list[str]:
+        """Every SID token of every level, ``<a_0> <a_1> ... <b_0> ...``, used by an item or not."""
+        return [
+            f"<{LEVELS[level]}_{code}>"
+            for level, size in enumerate(self.codebook_sizes)
+            for code in range(size)
+        ]
+
+    def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Each item's SID as token ids.
+
+        Raises:
+            UserError: the tokenizer does not know a SID token: it belongs to another catalogue.
+        """
+        levels = self.level_token_ids(tokenizer)
+        return [[levels[level][code] for level, code in enumerate(codes)] for codes in self.codes]
+
+    def level_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """For each level, the token id of each of its codes."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in self.tokens() if token not in vocabulary]
+        if missing:
+            raise UserError(
+                f"the tokenizer lacks {len(missing)} SID tokens ({missing[0]}, ...): this model was trained on other "
+                f"SIDs than {self.sha256[:12]}; run the stage that trained it again"
+            )
+        return [
+            [vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)]
+            for level, size in enumerate(self.codebook_sizes)
+        ]
+
+
+def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
+    """Read and check ``sids.json``.
+
+    Args:
+        path: the file.
+        item_ids: the catalogue whose order the table takes; the file's own order by default.
+
+    Raises:
+        UserError: naming the item and the value for anything that is not a valid SID of a known item.
+    """
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+        sids, sizes = content["sids"], [int(size) for size in content["codebook_sizes"]]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} not found; run `bash rqvae/rqvae.sh` with the same --config first"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is not a SID file ({type(error).__name__}: {error}); expected the keys sids and codebook_sizes"
+        ) from None
+    order = list(sids) if item_ids is None else list(item_ids)
+    for item_id in order:
+        if item_id not in sids:
+            raise UserError(
+                f"{path}: item '{item_id}' of the catalogue has no SID; run `bash rqvae/rqvae.sh` again"
+            )
+    if len(order) != len(sids):
+        surplus = next(item_id for item_id in sids if item_id not in set(order))
+        raise UserError(
+            f"{path}: item '{surplus}' is not in the catalogue ({len(sids)} SIDs, {len(order)} items); "
+            "run `bash rqvae/rqvae.sh` again"
+        )
+    codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
+    _check_prefix_free(path, order, codes)
+    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path)
+
+
+def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple[int, ...]:
+    if not isinstance(codes, list) or not 1 <= len(codes) <= len(sizes):
+        raise UserError(
+            f"{path}: item '{item_id}': got {codes!r}, expected a list of 1 to {len(sizes)} codes"
+        )
+    for level, (code, size) in enumerate(zip(codes, sizes, strict=False)):
+        if type(code) is not int or not 0 <= code < size:
+            raise UserError(
+                f"{path}: item '{item_id}', level {level}: got {code!r}, expected a whole number from 0 to {size - 1}"
+            )
+    return tuple(codes)
+
+
+def _check_prefix_free(path: Path, item_ids: list[str], codes: list[tuple[int, ...]]) -> None:
+    ordered = sorted(zip(codes, item_ids, strict=True))
+    for (shorter, first), (longer, second) in zip(ordered, ordered[1:], strict=False):
+        if len(shorter) < len(longer) and longer[: len(shorter)] == shorter:
+            raise UserError(
+                f"{path}: the SID of item '{first}' {list(shorter)} is the beginning of item '{second}' {list(longer)}; "
+                "give both the same number of levels"
+            )

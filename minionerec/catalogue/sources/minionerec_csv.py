@@ -1,0 +1,231 @@
+"""Source ``minionerec``: the data folder of AkaliKong/MiniOneRec, taken over with its split and its SIDs.
+
+The folder holds ``*item.json``, ``*index.json`` and one CSV file each for train, valid and test, beside each other or in
+the subfolders train/, valid/, test/, index/ of that repository. Every CSV row is one sample:
+
+    user_id, history_item_title, item_title, history_item_id, item_id, history_item_sid, item_sid
+
+Samples overlap, so each user's sequence is rebuilt by chaining: the first row's history, then every row's target. A
+row whose history is not the end of what the chain holds so far is an error, never a guess. Times are not in these files;
+the timestamp is a running number in the order of the files (what is only ever history counts as train).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from minionerec.catalogue.sources import cells, tables
+from minionerec.errors import UserError
+from minionerec.experiment.settings import DataSettings
+
+TOKEN = re.compile(r"<([a-z]+)_(\d+)>")
+
+
+class Row(NamedTuple):
+    """One sample of a CSV file."""
+
+    where: str  # file:line, for messages
+    split: str
+    user: str
+    history: list[str]  # item ids, oldest first
+    target: str
+
+
+def load(settings: DataSettings) -> tables.Source:
+    """Items, rebuilt sequences and SIDs of a MiniOneRec folder.
+
+    Raises:
+        UserError: a file is missing or ambiguous, a cell cannot be read, or the rows contradict each other.
+    """
+    folder = Path(settings.path)
+    if not folder.is_dir():
+        raise UserError(
+            f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and the CSV files"
+        )
+    items, notes = read_items(_find_json(folder, settings.items, "item"))
+    index_path = _find_json(folder, "", "index")
+    sids = read_index(index_path)
+    missing = [item for item in items["item_id"] if item not in sids]
+    if missing:
+        raise UserError(
+            f"{index_path}: has no SID for {len(missing)} items of the catalogue, e.g. '{missing[0]}'; "
+            "use the index file that belongs to these items"
+        )
+    known = set(items["item_id"])
+    rows = [
+        row
+        for split in tables.SPLITS
+        for row in read_samples(_find_csv(folder, split), split, known, sids)
+    ]
+    given_sids = {item: codes_of(sids[item]) for item in items["item_id"]}
+    return tables.Source(items, chain(rows), given_sids, timestamps="order only", notes=notes)
+
+
+def _find_json(folder: Path, name: str, word: str) -> Path:
+    if name:
+        return tables.find_file(folder, name, "items")
+    return _only(
+        sorted({*folder.glob(f"*{word}.json"), *folder.glob(f"index/*{word}.json")}),
+        folder,
+        f"*{word}.json",
+    )
+
+
+def _find_csv(folder: Path, split: str) -> Path:
+    beside = sorted(folder.glob(f"*{split}*.csv"))
+    return _only(
+        beside or sorted(folder.glob(f"{split}/*.csv")), folder, f"*{split}*.csv or {split}/*.csv"
+    )
+
+
+def _only(found: list[Path], folder: Path, pattern: str) -> Path:
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
+        raise UserError(
+            f"data.path: {folder} should hold exactly one {pattern}, found {names}; "
+            "put each data set into a folder of its own"
+        )
+    return found[0]
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); it is damaged or cut off") from None
+    if not isinstance(value, dict) or not value:
+        raise UserError(
+            f"{path}: got {cells.shorten(value)}, expected an object with one entry per item id"
+        )
+    return value
+
+
+def read_items(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """``{"0": {"title", "description", "brand", "categories"}, ...}`` as the items table, and notes on it."""
+    entries = _read_json_object(path)
+    broken = [item for item, entry in entries.items() if not isinstance(entry, dict)]
+    if broken:
+        raise UserError(
+            f"{path}: item '{broken[0]}': got {cells.shorten(entries[broken[0]])}, expected an object with a title"
+        )
+    columns: dict[str, list[Any]] = {"item_id": list(entries)}
+    for name in tables.ITEM_COLUMNS[1:]:
+        columns[name] = [entry.get(name) for entry in entries.values()]
+    problems: list[str] = []
+    table = tables.Table(path, columns, list(columns), list(entries), "item ")
+    frame = tables.convert_items(table, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    return frame, tables.note_cut_lists(table, "description")
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """``{item_id: "<a_1><b_2><c_3>"}`` from ``{"0": ["<a_1>", "<b_2>", "<c_3>"], ...}``."""
+    sids = {}
+    for item, tokens in _read_json_object(path).items():
+        fine = (
+            isinstance(tokens, list)
+            and tokens
+            and all(isinstance(t, str) and TOKEN.fullmatch(t) for t in tokens)
+        )
+        if not fine or [TOKEN.fullmatch(t)[1] for t in tokens] != [
+            chr(ord("a") + level) for level in range(len(tokens))
+        ]:
+            raise UserError(
+                f"{path}: item '{item}': got {cells.shorten(tokens)}, expected tokens such as "
+                "['<a_1>', '<b_2>', '<c_3>']"
+            )
+        sids[item] = "".join(tokens)
+    return sids
+
+
+def codes_of(sid: str) -> list[int]:
+    """``"<a_236><b_231>"`` as ``[236, 231]``."""
+    return [int(code) for _, code in TOKEN.findall(sid)]
+
+
+def read_samples(path: Path, split: str, known: set[str], sids: dict[str, str]) -> list[Row]:
+    """The rows of one CSV file, every id and SID checked against the catalogue.
+
+    Raises:
+        UserError: at the first cell that is wrong.
+    """
+    wanted = {name: name for name in ("user_id", "history_item_id", "item_id", "item_sid")}
+    table = tables.read_table(path, wanted)
+    lacking = [name for name in wanted if name not in table.columns and name != "item_sid"]
+    if lacking:
+        raise UserError(
+            f"{path}: has no column '{lacking[0]}' (its columns: {', '.join(table.header)}); "
+            "expected MiniOneRec's CSV"
+        )
+    rows = []
+    for at, (user, cell, target) in enumerate(
+        zip(*(table.columns[name] for name in list(wanted)[:3]), strict=True)
+    ):
+        try:
+            history = [str(item) for item in cells.read_list(cell)]
+        except ValueError:
+            raise UserError(
+                f"{table.at(at)}: history_item_id: got {cells.shorten(cell)}, "
+                "expected a list such as [12, 7]"
+            ) from None
+        if not history or not user:
+            empty = "user_id" if history else "history_item_id"
+            raise UserError(
+                f"{table.at(at)}: {empty}: is empty, expected {'a user' if history else 'at least one item'}"
+            )
+        strangers = [item for item in [*history, target] if item not in known]
+        if strangers:
+            raise UserError(
+                f"{table.at(at)}: got item '{strangers[0]}', expected an item of *item.json; "
+                "the files do not belong together"
+            )
+        if "item_sid" in table.columns and table.columns["item_sid"][at] != sids[target]:
+            found = cells.shorten(table.columns["item_sid"][at])
+            raise UserError(
+                f"{table.at(at)}: item_sid: got {found} for item '{target}', expected '{sids[target]}' "
+                "as in *index.json; the files do not belong together"
+            )
+        rows.append(Row(table.at(at), split, user, history, target))
+    return rows
+
+
+def chain(rows: list[Row]) -> pd.DataFrame:
+    """Rebuild every user's sequence from overlapping samples.
+
+    Histories are cut at some length by whoever wrote the files (10 in the original); the longest one found is taken as
+    that length.
+
+    Args:
+        rows: train, then valid, then test, each in file order.
+
+    Returns:
+        Interactions; train before valid before test, otherwise in the order of the rows.
+
+    Raises:
+        UserError: a row's history is not the end of its user's sequence so far.
+    """
+    limit = max(len(row.history) for row in rows)
+    sequences: dict[str, list[str]] = {}
+    events: list[tuple[str, str, str]] = []
+    for row in rows:
+        sequence = sequences.get(row.user)
+        if sequence is None:
+            sequence = sequences[row.user] = list(row.history)
+            events += [(row.user, item, "train") for item in row.history]
+        elif row.history != sequence[-limit:]:
+            raise UserError(
+                f"{row.where}: history_item_id: got {cells.shorten(row.history)}, expected "
+                f"{cells.shorten(sequence[-limit:])}, the items that earlier rows of user '{row.user}' "
+                "(train, valid, test) add up to"
+            )
+        sequence.append(row.target)
+        events.append((row.user, row.target, row.split))
+    events.sort(key=lambda event: tables.SPLITS.index(event[2]))
+    frame = pd.DataFrame(events, columns=["user_id", "item_id", "split"])
+    return frame.assign(timestamp=range(1, len(frame) + 1), rating=float("nan"))

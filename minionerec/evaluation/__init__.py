@@ -1,0 +1,1 @@
+"""Metrics, statistics, ranking and what was measured."""

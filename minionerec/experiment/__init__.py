@@ -1,0 +1,1 @@
+"""What a run is: settings, stages, committed directories, processes."""

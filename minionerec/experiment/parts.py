@@ -1,0 +1,96 @@
+"""Finished parts of long work, kept beside the final directory until all of them are there: a killed run continues.
+
+The folder holds ``run.json``, everything that its parts depend on, and ``part-<number>.<digest>.jsonl``. A part gets its
+name when it is whole on the disk, and the digest in its name is compared whenever it is read. Several processes may write
+parts of their own at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minionerec.errors import UserError
+from minionerec.experiment.artifacts import fsync, settings_difference
+
+RUN = "run.json"
+
+
+def open_parts(folder: Path, facts: dict[str, Any]) -> list[str]:
+    """Make ``folder`` ready for the parts of a run; what is there of another run is deleted.
+
+    Args:
+        facts: flat; two runs whose parts may be mixed have the same.
+
+    Returns:
+        Why parts were deleted, ``["num_beams: 10 -> 50"]``; empty when none were.
+    """
+    try:
+        before = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if before == facts:
+        return []
+    found = any(folder.glob("part-*"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write(folder / RUN, json.dumps(facts, indent=1).encode())
+    if not found:
+        return []
+    return (
+        settings_difference(before, facts)
+        if isinstance(before, dict)
+        else [f"{RUN} is missing or damaged"]
+    )
+
+
+def write_part(folder: Path, number: int, lines: Iterable[str]) -> None:
+    """Keep one part.
+
+    Raises:
+        UserError: the disk is full or not writable; nothing half-written has a part's name.
+    """
+    content = "".join(f"{line}\n" for line in lines).encode()
+    _write(folder / f"part-{number:05d}.{_digest(content)}.jsonl", content)
+
+
+def read_part(folder: Path, number: int) -> list[str] | None:
+    """The lines of one part; None if it is not there. A file that is not what was written is deleted and not there."""
+    for file in folder.glob(f"part-{number:05d}.*.jsonl"):
+        content = file.read_bytes()
+        if file.name.split(".")[1] == _digest(content):
+            return [
+                line.decode() for line in content.splitlines()
+            ]  # as text they would be cut at U+2028 in an id, too
+        file.unlink()
+    return None
+
+
+def missing_parts(folder: Path, count: int) -> list[int]:
+    """Numbers of the parts that are still to be made."""
+    return [number for number in range(count) if read_part(folder, number) is None]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole under its name, or not there."""
+    temporary = file.with_name(f".{file.name}")
+    try:
+        temporary.write_bytes(content)
+        fsync(temporary)
+        os.replace(temporary, file)
+        fsync(file.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{file}: cannot be written: {error.strerror}; make room or pass another --output_dir, then run again "
+            "(the parts that are finished are kept)"
+        ) from error

@@ -1,0 +1,87 @@
+"""The processes of one launch: who speaks, who holds a stage's lock, and which launches are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import DistributedType, PartialState
+from transformers.utils import logging as transformers_logging
+
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts
+
+
+def quiet_libraries() -> None:
+    """Leave errors; hide the libraries' remarks, which say nothing that a user of a stage can act on."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", module=r"(torch|transformers|accelerate|peft|huggingface_hub)\b.*"
+    )
+
+
+def say(text: str) -> None:
+    """Print once, however many processes run."""
+    if processes().is_main_process:
+        print(text, flush=True)
+
+
+def processes() -> PartialState:
+    """This process among those of the launch; on CPUs accelerate sees the others only when it is told so first."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def check_launch(tune: str = "full") -> None:
+    """Refuse a launch configuration under which decoding would not see the whole model, or a checkpoint would not be whole.
+
+    Args:
+        tune: ``model.tune`` of a stage that trains.
+
+    Raises:
+        UserError: with a line for every setting to change.
+    """
+    on = lambda key: os.environ.get(key, "").lower() in ("1", "true")  # noqa: E731
+    problems = []
+    if on("ACCELERATE_USE_FSDP") and processes().distributed_type == DistributedType.MULTI_CPU:
+        problems.append(
+            "accelerate configuration: distributed_type: got FSDP on the CPU, where accelerate shards nothing; use "
+            "configs/accelerate/cpu_processes.yaml"
+        )
+    if on("ACCELERATE_USE_FSDP"):
+        for key, good in (
+            ("FSDP_VERSION", "2"),
+            ("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT"),
+            ("FSDP_CPU_RAM_EFFICIENT_LOADING", "false"),
+        ):
+            found = os.environ.get(key, good)
+            if found.lower() != good.lower():
+                problems.append(
+                    f"accelerate configuration: {key.lower()}: got {found}, expected {good}, as in "
+                    "configs/accelerate/fsdp.yaml"
+                )
+        if tune != "full":
+            problems.append(
+                f"model.tune: got {tune}, expected full: FSDP cannot share out the token rows that adapters train; use "
+                "configs/accelerate/ddp.yaml, adapters need little memory"
+            )
+    if on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        problems.append(
+            "accelerate configuration: zero_stage: got 3, which shards the weights that decoding reads; expected at most 2, "
+            "or FSDP with configs/accelerate/fsdp.yaml"
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The directory's lock, held by the first process for all of them."""
+    with artifacts.locked(path) if processes().is_main_process else contextlib.nullcontext():
+        yield

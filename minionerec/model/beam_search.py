@@ -1,0 +1,340 @@
+"""Constrained beam search: the W most likely items of the catalogue for every prompt, exactly scored.
+
+Each prompt is read once. The beams of a prompt share its cache and see it through a mask, as they see their own earlier
+tokens: nothing is copied or reordered per beam, so memory grows with beams x levels, and a search over L levels needs
+L - 1 further forwards. What may follow a beam comes from the trie's integer tables; everything else has probability
+zero, so every result is an item, results are distinct, and a catalogue smaller than the beam gives fewer results.
+
+Two scores, both exact log-probabilities of the SID's tokens:
+
+* ``vocab``: over the whole vocabulary, what ``model.generate(num_beams=W, prefix_allowed_tokens_fn=..., length_penalty=0)``
+  ranks by (it also scores the forced end-of-sequence token: ``score_eos``).
+* ``trie``: over the legal children of each step, the distribution that sampling in the trie follows.
+
+The model's ``generation_config`` is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minionerec.catalogue.trie import SidTrie
+from minionerec.errors import UserError
+from minionerec.model.decoders import ReplayDecoder, TreeDecoder, make_decoder
+from minionerec.model.output_head import OutputHead
+
+Noise = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Beams(NamedTuple):
+    """Search results, best first. Places beyond the catalogue hold leaf -1 and score -inf."""
+
+    leaves: Tensor  # (B, W) leaf of the trie, i.e. distinct SID
+    scores: Tensor  # (B, W) log-probability
+    nodes: Tensor  # (B, W) trie node of the leaf
+    token_logps: Tensor  # (B, W, L) per level; 0 behind SIDs with fewer levels
+
+
+class NotFinite(UserError):
+    """A model whose scores are NaN: every list would be empty, and every metric a plausible 0."""
+
+
+@torch.no_grad()
+def constrained_beam_search(
+    decoder: TreeDecoder | ReplayDecoder,
+    prompts: Sequence[Sequence[int]],
+    trie: SidTrie,
+    num_beams: int,
+    *,
+    normalize: str = "vocab",
+    excluded: Sequence[Sequence[int]] | None = None,
+    score_eos: int | None = None,
+    rollout: str = "beam",
+    temperature: float = 1.0,
+    generator: Noise = None,
+) -> Beams:
+    """Search one batch of prompts.
+
+    Args:
+        decoder: from ``make_decoder``; the model must be in eval mode.
+        prompts: B lists of token ids, of any lengths.
+        trie: the catalogue, on the model's device.
+        num_beams: W, at least 1.
+        normalize: ``vocab`` or ``trie``, see the module's docstring.
+        excluded: per prompt, leaves that must not be returned; the others keep their scores.
+        score_eos: also score this token behind every SID (parity with Hugging Face beam search); costs one more forward.
+        rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic beam search,
+            arXiv:1903.06059, algorithm 1); ``sample``: W independent draws, which may repeat. Both draw from the trie's
+            own distribution at ``temperature``; scores stay those of ``normalize``.
+        generator: source of the noise; one for each prompt makes a prompt's results independent of its batch.
+
+    Raises:
+        UserError: a prompt is longer than the model's context.
+        NotFinite: the model's scores are not numbers.
+    """
+    context = getattr(decoder.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts)) + trie.num_levels
+    if context and longest > context:
+        raise UserError(
+            f"a prompt and its SID need {longest} tokens, the model's context is {context}; "
+            "lower data.max_history or sft.max_tokens"
+        )
+    hidden = decoder.prefill(prompts)[:, None]  # (B, 1, D)
+    sid_tokens = torch.cat(trie.level_tokens)
+    state = _start(len(prompts), num_beams if rollout == "sample" else 1, hidden.device)
+    dead = (
+        _dead_nodes(trie, excluded, hidden.device)
+        if excluded is not None and any(excluded)
+        else None
+    )
+    for level in range(trie.num_levels):
+        child, logp, draw = _expand(
+            decoder.head,
+            hidden,
+            state.nodes,
+            trie,
+            level,
+            normalize,
+            None if rollout == "beam" else temperature,
+            dead,
+            sid_tokens,
+        )
+        state, parents = _choose(state, child, logp, draw, num_beams, rollout, generator)
+        if level + 1 < trie.num_levels or score_eos is not None:
+            codes = (
+                trie.code[state.nodes]
+                .long()
+                .clamp(min=0)
+                .clamp(max=len(trie.level_tokens[level]) - 1)
+            )
+            hidden = decoder.extend(trie.level_tokens[level][codes], parents)
+    scores, token_logps = state.scores, state.token_logps
+    if score_eos is not None:
+        end = decoder.head.columns(hidden, torch.tensor([score_eos], device=hidden.device))[..., 0]
+        end = end - decoder.head.logsumexp(hidden, sid_tokens)
+        scores, order = (scores + end).sort(dim=1, descending=True, stable=True)
+        state = state._replace(nodes=state.nodes.gather(1, order))
+        token_logps = token_logps.gather(1, order[..., None].expand_as(token_logps))
+    if scores.isnan().any():
+        raise NotFinite(
+            "the model's scores are not numbers: one of its weights is NaN or infinite; use an earlier checkpoint"
+        )
+    alive = scores > -torch.inf
+    leaves = torch.where(alive, trie.leaf[state.nodes].long(), -1)
+    return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
+
+
+class _State(NamedTuple):
+    nodes: Tensor  # (B, W) trie node of each beam, 0 (the root) for beams that do not exist
+    scores: Tensor  # (B, W)
+    draws: Tensor  # (B, W) log-probability under the drawing distribution (gumbel)
+    noise: Tensor  # (B, W) perturbed log-probability (gumbel)
+    token_logps: Tensor  # (B, W, levels so far)
+
+
+def _start(batch: int, width: int, device: torch.device) -> _State:
+    zeros = torch.zeros(batch, width, device=device)
+    return _State(zeros.long(), zeros, zeros, zeros, zeros[..., None][..., :0])
+
+
+def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """``(B, X)`` nodes under which nothing but excluded leaves is left, padded with -1."""
+    parent, first_child = trie.parent.cpu().numpy(), trie.first_child.cpu().numpy()
+    leaf_node = trie.leaf_node.cpu().numpy()
+    rows = []
+    for leaves in excluded:
+        dead = {int(leaf_node[leaf]) for leaf in leaves}
+        frontier = set(dead)
+        while frontier:
+            above = {int(parent[node]) for node in frontier} - {0, -1}
+            frontier = {
+                n
+                for n in above
+                if n not in dead
+                and all(c in dead for c in range(first_child[n], first_child[n + 1]))
+            }
+            dead |= frontier
+        rows.append(sorted(dead))
+    table = torch.full((len(rows), max(map(len, rows))), -1, dtype=torch.long)
+    for row, dead in zip(table, rows, strict=True):
+        row[: len(dead)] = torch.tensor(dead, dtype=torch.long)
+    return table.to(device)
+
+
+def _expand(
+    head: OutputHead,
+    hidden: Tensor,
+    nodes: Tensor,
+    trie: SidTrie,
+    level: int,
+    normalize: str,
+    temperature: float | None,
+    dead: Tensor | None,
+    sid_tokens: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Children of every beam with their log-probabilities.
+
+    Returns:
+        child nodes ``(B, W, F)``; their scores' increments and their drawing log-probabilities (only with a temperature),
+        both -inf where there is no child. A beam that has reached its leaf on an earlier level has itself as the only child,
+        at increment 0.
+    """
+    child, legal, codes = trie.expand(nodes, level)  # (B, W, F)
+    logits = head.columns(hidden, trie.level_tokens[level])  # (B, 1 or W, K)
+    logits = logits.expand(*nodes.shape, -1).gather(2, codes.long()).masked_fill(~legal, -torch.inf)
+    total = (
+        torch.logsumexp(logits, dim=-1, keepdim=True)
+        if normalize == "trie"
+        else head.logsumexp(hidden, sid_tokens)[..., None]
+    )
+    if (
+        dead is not None
+    ):  # after the total: what is left out must not lend its probability to what shares its prefix
+        logits = logits.masked_fill(
+            (child[..., None] == dead[:, None, None, :]).any(-1), -torch.inf
+        )
+    dead_end = logits == -torch.inf
+    logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
+    if temperature is not None:
+        scaled = logits / temperature
+        draw = (scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)).masked_fill(
+            dead_end, -torch.inf
+        )
+    if trie.has_short_sids:
+        finished = trie.leaf[nodes] >= 0
+        child[..., 0] = torch.where(finished, nodes, child[..., 0])
+        logp[..., 0] = torch.where(finished, 0.0, logp[..., 0])
+        draw[..., 0] = torch.where(finished, 0.0, draw[..., 0])
+    return child, logp, draw
+
+
+def _choose(
+    state: _State,
+    child: Tensor,
+    logp: Tensor,
+    draw: Tensor,
+    num_beams: int,
+    rollout: str,
+    generator: Noise,
+) -> tuple[_State, Tensor]:
+    """Keep the best (or the drawn) candidates; returns the new beams and which beam each one continues, ``(B, W)``."""
+    batch, width, fan_out = child.shape
+    score, drawn = state.scores[..., None] + logp, state.draws[..., None] + draw
+    noise = _gumbel_top_down(drawn, state.noise, generator) if rollout == "gumbel" else drawn
+    if rollout == "sample":
+        picked = (draw - _exponential(draw, generator).log()).argmax(dim=-1)  # Gumbel-max
+        flat = torch.arange(width, device=child.device) * fan_out + picked
+    else:
+        key = noise if rollout == "gumbel" else score
+        flat = (
+            key.flatten(1).topk(min(num_beams, width * fan_out), dim=1).indices.sort(dim=1).values
+        )
+        order = (
+            key.flatten(1).gather(1, flat).sort(dim=1, descending=True, stable=True).indices
+        )  # ties: catalogue order
+        flat = flat.gather(1, order)
+    parents = flat // fan_out
+    take = lambda values: values.flatten(1).gather(1, flat)  # noqa: E731
+    before = state.token_logps.gather(
+        1, parents[..., None].expand(-1, -1, state.token_logps.shape[-1])
+    )
+    token_logps = torch.cat([before, take(logp)[..., None]], dim=-1)
+    scores = take(score)
+    nodes = torch.where(scores > -torch.inf, take(child).long(), 0)
+    return _State(nodes, scores, take(drawn), take(noise), token_logps), parents
+
+
+def _gumbel_top_down(logp: Tensor, parent_noise: Tensor, generator: Noise) -> Tensor:
+    """Gumbels of the children, conditioned on their maximum being the parent's (arXiv:1903.06059, appendix B.3).
+
+    Args:
+        logp: ``(B, W, F)`` log-probability of each child's partial sequence, -inf where there is none.
+        parent_noise: ``(B, W)`` the parents' perturbed log-probabilities.
+    """
+    noise = logp - _exponential(logp, generator).log()
+    top = noise.amax(dim=-1, keepdim=True)
+    target = parent_noise[..., None]
+    gap = target - noise + torch.log1p(-torch.exp((noise - top).clamp(max=-1e-7)))
+    moved = target - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+    moved = torch.where(noise == top, target, moved)
+    return moved.masked_fill(logp == -torch.inf, -torch.inf)
+
+
+def _exponential(like: Tensor, generator: Noise) -> Tensor:
+    """Exponential noise of the shape ``(B, ...)``; from a generator for each prompt, if there are several."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.empty_like(like).exponential_(generator=generator)
+    return torch.stack(
+        [
+            torch.empty_like(row).exponential_(generator=own)
+            for row, own in zip(like, generator, strict=True)
+        ]
+    )
+
+
+def length_sorted(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Numbers of the prompts in batches of similar length, longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def search_batches(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    trie: SidTrie,
+    num_beams: int,
+    batches: Sequence[Sequence[int]],
+    *,
+    normalize: str = "vocab",
+    excluded: Mapping[int, Sequence[int]] | None = None,
+    progress: str | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Search some batches of the prompts, in eval mode.
+
+    A batch has the same results whichever others are searched: what it shares with them is the beginning of all ``prompts``.
+
+    Yields:
+        ``(B, W)`` leaves (-1 where there is no further item) and ``(B, W)`` scores of one batch after the other.
+    """
+    if num_beams < 1:
+        raise UserError(f"num_beams: got {num_beams}, expected at least 1")
+    width = min(num_beams, trie.num_leaves)
+    was_training = model.training
+    model.eval()
+    try:
+        decoder = make_decoder(model)
+        if batches:
+            with torch.inference_mode():
+                decoder.read_beginning(prompts)
+        with tqdm(
+            total=sum(map(len, batches)),
+            desc=progress,
+            unit="user",
+            disable=None if progress else True,
+        ) as bar:
+            for batch in batches:
+                leaves, scores = (
+                    np.full((len(batch), width), -1, dtype=np.int64),
+                    np.full((len(batch), width), -np.inf, dtype=np.float32),
+                )
+                with torch.inference_mode():
+                    beams = constrained_beam_search(
+                        decoder,
+                        [prompts[i] for i in batch],
+                        trie,
+                        width,
+                        normalize=normalize,
+                        excluded=None if excluded is None else [excluded[i] for i in batch],
+                    )
+                leaves[:, : beams.leaves.shape[1]] = beams.leaves.cpu().numpy()
+                scores[:, : beams.scores.shape[1]] = beams.scores.float().cpu().numpy()
+                bar.update(len(batch))
+                yield leaves, scores
+    finally:
+        model.train(was_training)

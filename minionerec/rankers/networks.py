@@ -1,0 +1,195 @@
+"""Next-item networks over item indexes: SASRec, GRU4Rec and an HSTU-style encoder. ``sequential.py`` trains all three.
+
+Each reads a history and gives a vector per position; the score of an item is that vector's product with the item's
+embedding plus the item's bias. Shapes: B histories, T positions, D width, N items, H heads.
+
+* SASRec (Kang and McAuley, arXiv:1808.09781). Departures: the norm before each block (Xiong et al., arXiv:2002.04745), GELU.
+* GRU4Rec (Hidasi et al., arXiv:1511.06939). Departure: items share one table for input and output.
+* HSTU (Zhai et al., arXiv:2402.17152, section 3.1): pointwise SiLU attention without softmax, gated by a projection of the
+  input, with a learnt bias per distance. Departures: no bias over time, as not every data set has real times, and the sum
+  over the past is divided by the number of items summed instead of by the longest history.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NextItemModel(nn.Module):
+    """What the three have in common; a subclass turns embedded items into one vector per position.
+
+    Args:
+        num_items: N.
+        max_history: T, longest history in items.
+        hidden_size: D.
+        num_layers: blocks.
+        num_heads: H; divides D (no meaning to GRU4Rec).
+        dropout: on embeddings and inside each block.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_history: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.config = {
+            "num_items": num_items,
+            "max_history": max_history,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "dropout": dropout,
+        }
+        self.items = nn.Embedding(num_items, hidden_size)
+        self.bias = nn.Parameter(torch.zeros(num_items))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.items.weight, std=0.02)
+
+    def hidden(self, items: Tensor) -> Tensor:
+        """``(B, T)`` item indexes, padded on the right with any index, to ``(B, T, D)``.
+
+        No position sees a later one, so what stands behind a history cannot change it and padding needs no mask.
+        """
+        return self.encode(self.items(items) * math.sqrt(self.config["hidden_size"]))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Scaled embeddings ``(B, T, D)`` to ``(B, T, D)``."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` to ``(..., N)``."""
+        return hidden @ self.items.weight.T + self.bias
+
+
+class SASRec(NextItemModel):
+    """A causal transformer."""
+
+    def __init__(
+        self,
+        num_items: int,
+        max_history: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+    ):
+        super().__init__(num_items, max_history, hidden_size, num_layers, num_heads, dropout)
+        self.positions = nn.Embedding(max_history, hidden_size)
+        block = nn.TransformerEncoderLayer(
+            hidden_size,
+            num_heads,
+            4 * hidden_size,
+            dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(
+            block, num_layers, norm=nn.LayerNorm(hidden_size), enable_nested_tensor=False
+        )
+        nn.init.normal_(self.positions.weight, std=0.02)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Section 3 of the paper."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        causal = steps[None, :] > steps[:, None]  # (T, T), True is hidden
+        return self.blocks(self.dropout(x + self.positions(steps)), mask=causal)
+
+
+class GRU4Rec(NextItemModel):
+    """A recurrent network."""
+
+    def __init__(
+        self,
+        num_items: int,
+        max_history: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+    ):
+        super().__init__(num_items, max_history, hidden_size, num_layers, num_heads, dropout)
+        self.gru = nn.GRU(
+            hidden_size,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Section 3.1 of the paper, with dropout in front of the output too."""
+        return self.norm(self.dropout(self.gru(self.dropout(x))[0]))
+
+
+class HSTU(NextItemModel):
+    """Blocks of pointwise attention."""
+
+    def __init__(
+        self,
+        num_items: int,
+        max_history: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+    ):
+        super().__init__(num_items, max_history, hidden_size, num_layers, num_heads, dropout)
+        self.blocks = nn.ModuleList(
+            HSTUBlock(max_history, hidden_size, num_heads, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Equations 1 to 3 of the paper, block by block."""
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.norm(x)
+
+
+class HSTUBlock(nn.Module):
+    """One block, ``(B, T, D)`` to the ``(B, T, D)`` that is added to its input."""
+
+    def __init__(self, max_history: int, hidden_size: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.before, self.after = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.project, self.output = (
+            nn.Linear(hidden_size, 4 * hidden_size),
+            nn.Linear(hidden_size, hidden_size),
+        )
+        self.distance = nn.Parameter(
+            torch.zeros(num_heads, max_history)
+        )  # bias per head and distance
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate and values, keys and queries are one projection; attention weights are SiLU values over the past."""
+        batch, length, width = x.shape
+        gate, *rest = F.silu(self.project(self.before(x))).chunk(4, dim=-1)
+        value, key, query = (
+            part.view(batch, length, self.num_heads, -1).transpose(1, 2) for part in rest
+        )  # (B, H, T, D / H)
+        steps = torch.arange(length, device=x.device)
+        ago = steps[:, None] - steps[None, :]  # (T, T)
+        scores = (
+            query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
+            + self.distance[:, ago.clamp(min=0)]
+        )
+        weights = F.silu(scores).masked_fill(ago < 0, 0.0) / (steps[:, None] + 1)
+        mixed = (weights @ value).transpose(1, 2).reshape(batch, length, width)
+        return self.output(self.dropout(self.after(mixed) * gate))
+
+
+NETWORKS: dict[str, type[NextItemModel]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "hstu": HSTU}

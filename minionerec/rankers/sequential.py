@@ -1,0 +1,196 @@
+"""Training, scoring and storing of the next-item networks of ``networks.py`` (NextItemModel, GRU4Rec, HSTU).
+
+All learn by softmax cross-entropy over the whole catalogue at every position instead of sampled negatives: Klenitskiy and
+Vasilev, arXiv:2309.07602, show that this is where most of SASRec's successors' gain comes from. The windows of a long
+sequence begin at a random item each epoch, so that every item is seen at every position. Every combination of the values
+in the settings is trained; early stopping and the choice between them look at validation NDCG@10 only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minionerec.catalogue.samples import Sample, Samples, windows
+from minionerec.errors import UserError
+from minionerec.experiment.settings import BaselineSettings
+from minionerec.rankers.fitting import Log, Trained, cut_batches, fit, try_all
+from minionerec.rankers.networks import NETWORKS, NextItemModel
+
+IGNORED = -100  # target of a padded position, torch's ignore_index
+
+
+def train(
+    kind: str,
+    samples: Samples,
+    seed: int,
+    max_history: int = 10,
+    settings: BaselineSettings | None = None,
+    show: Log = lambda row: None,
+) -> Trained:
+    """Train every combination of the settings' lists until validation NDCG@10 stops rising, and keep the best.
+
+    The caller's random state is left as it was. Runs on the first GPU if there is one.
+
+    Args:
+        kind: a key of ``NETWORKS``.
+        samples: ``train_sequences`` and ``splits["valid"]`` are used, nothing else.
+        seed: of initialisation, shuffling and dropout.
+        max_history: T, longest history in items.
+        settings: all keys but ``methods`` and ``tiger_*``; None: their defaults.
+        show: called once per epoch with ``{"step", "epoch", "loss", "valid_NDCG@10"}``.
+
+    Raises:
+        UserError: no sequence has two items, the heads do not divide a width, or the loss is no longer a number.
+    """
+    settings = settings or BaselineSettings()
+    for width in settings.hidden_size:
+        if width % settings.heads:
+            raise UserError(
+                f"baselines.heads: got {settings.heads}, expected a divisor of baselines.hidden_size {width}"
+            )
+    if not any(len(sequence) > 1 for sequence in samples.train_sequences):
+        raise UserError(
+            f"{kind}: no user has two train interactions, so there is nothing to learn from; check data.split"
+        )
+    grid = {
+        name: getattr(settings, name)
+        for name in ("hidden_size", "layers", "dropout", "learning_rate")
+    }
+    return try_all(
+        grid,
+        lambda choice, log: train_one(kind, samples, seed, max_history, settings, choice, log),
+        show,
+    )
+
+
+def train_one(
+    kind: str,
+    samples: Samples,
+    seed: int,
+    max_history: int,
+    settings: BaselineSettings,
+    choice: dict[str, Any],
+    log: Log,
+) -> NextItemModel:
+    """One combination of settings; the model has the weights of its best epoch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    valid, rng = samples.splits["valid"], np.random.default_rng(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = NETWORKS[kind](
+            len(samples.items),
+            max_history,
+            choice["hidden_size"],
+            choice["layers"],
+            settings.heads,
+            choice["dropout"],
+        ).to(device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=choice["learning_rate"], weight_decay=settings.weight_decay
+        )
+
+        def epoch() -> list[float]:
+            batches = cut_batches(
+                windows(samples.train_sequences, max_history, rng), settings.batch_size, rng
+            )
+            return [train_step(model, optimizer, rows) for rows in batches]
+
+        validate = (lambda: mean_ndcg_at_10(model, valid)) if valid else None
+        fit(kind, model, epoch, validate, settings.epochs, settings.patience, log)
+    return model
+
+
+def train_step(
+    model: NextItemModel, optimizer: torch.optim.Optimizer, rows: Sequence[Sequence[int]]
+) -> float:
+    """One optimiser step on windows of items; every item after a window's first is a target. Returns the loss."""
+    model.train()
+    items, targets = batch(rows, model.bias.device)  # (B, T), (B, T)
+    known = targets != IGNORED
+    loss = F.cross_entropy(model.logits(model.hidden(items)[known]), targets[known])
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs ``(B, T)`` and next items ``(B, T)`` of windows, padded on the right (inputs 0, targets ``IGNORED``)."""
+    longest = max(len(row) for row in rows) - 1
+    items, targets = (
+        np.zeros((len(rows), longest), dtype=np.int64),
+        np.full((len(rows), longest), IGNORED),
+    )
+    for place, row in enumerate(rows):
+        items[place, : len(row) - 1], targets[place, : len(row) - 1] = row[:-1], row[1:]
+    return torch.from_numpy(items).to(device), torch.from_numpy(targets).to(device)
+
+
+@torch.no_grad()
+def score(model: NextItemModel, histories: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities of the next item, ``(B, N)`` float32 on the model's device.
+
+    Args:
+        model: as trained; evaluated without dropout, whatever mode it is in.
+        histories: item indexes, oldest first, at least one; only the latest ``max_history`` are read.
+    """
+    was_training = model.training
+    model.eval()
+    recent = [list(history[-model.config["max_history"] :]) for history in histories]
+    items = torch.zeros((len(recent), max(map(len, recent))), dtype=torch.long)
+    for row, history in enumerate(recent):
+        items[row, : len(history)] = torch.tensor(history)
+    last = torch.tensor([len(history) - 1 for history in recent])
+    hidden = model.hidden(items.to(model.bias.device))  # (B, T, D)
+    scores = F.log_softmax(model.logits(hidden[torch.arange(len(recent)), last]), dim=-1)
+    model.train(was_training)
+    return scores
+
+
+def mean_ndcg_at_10(
+    model: NextItemModel, samples: Sequence[Sample], rows_at_once: int = 512
+) -> float:
+    """NDCG@10 of the samples' targets over the full catalogue, as ``minionerec/evaluation/metrics.py`` defines it."""
+    total = 0.0
+    for start in range(0, len(samples), rows_at_once):
+        rows = samples[start : start + rows_at_once]
+        scores = score(model, [sample.history for sample in rows])
+        targets = torch.tensor([sample.target for sample in rows], device=scores.device)
+        ranks = (scores > scores.gather(1, targets[:, None])).sum(dim=1).double()  # (B,) from 0
+        total += torch.where(ranks < 10, 1.0 / torch.log2(ranks + 2.0), 0.0).sum().item()
+    return total / len(samples)
+
+
+def save(kind: str, model: NextItemModel, directory: Path) -> None:
+    """Write ``<kind>.safetensors`` (weights) and ``<kind>.json`` (shape)."""
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        directory / f"{kind}.safetensors",
+    )
+    (directory / f"{kind}.json").write_text(json.dumps(model.config, indent=1) + "\n")
+
+
+def load(kind: str, directory: Path) -> NextItemModel:
+    """The model that ``save`` wrote, on the CPU, ready to score.
+
+    Raises:
+        UserError: the directory does not hold one.
+    """
+    for name in (f"{kind}.json", f"{kind}.safetensors"):
+        if not (directory / name).is_file():
+            raise UserError(
+                f"{directory / name} not found; expected a {kind} model as baselines/run.py writes it"
+            )
+    model = NETWORKS[kind](**json.loads((directory / f"{kind}.json").read_text()))
+    model.load_state_dict(load_file(directory / f"{kind}.safetensors"))
+    return model.eval()

@@ -1,0 +1,1 @@
+"""What SFT and RL share on top of ``transformers.Trainer``."""

@@ -1,0 +1,130 @@
+"""The housekeeping that ``sft.py``, ``rl.py``, ``evaluate.py`` and ``recommend.py`` share: inputs, batches, resume, output."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from minionerec.errors import UserError
+from minionerec.evaluation.cost import note_training
+from minionerec.experiment import artifacts
+from minionerec.experiment.processes import processes, say
+from minionerec.experiment.settings import Experiment
+from minionerec.model import backbone
+from minionerec.training.checkpoints import last_checkpoint
+
+
+def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
+    """Rows per forward and process, and forwards per optimiser step, whose product over all processes is ``batch_size``.
+
+    Raises:
+        UserError: the processes do not divide the batch.
+    """
+    count = processes().num_processes
+    if batch_size % count:
+        raise UserError(
+            f"{section}.batch_size: got {batch_size}, expected a multiple of the {count} processes"
+        )
+    own = batch_size // count
+    micro = next(size for size in range(min(micro_batch_size, own), 0, -1) if own % size == 0)
+    return micro, own // micro
+
+
+def training_arguments(
+    experiment: Experiment, stage: str, *, eval_steps: int, total_steps: int, **specific: Any
+) -> TrainingArguments:
+    """``TrainingArguments`` from the ``sft`` or ``rl`` section."""
+    s = getattr(experiment, stage)
+    report_to = [name.strip() for name in s.report_to.split(",")]
+    _, bf16 = backbone.precision(experiment.model.dtype)
+    os.environ.setdefault(
+        "TENSORBOARD_LOGGING_DIR", str(artifacts.partial_path(experiment, stage) / "tensorboard")
+    )
+    return TrainingArguments(
+        output_dir=str(artifacts.partial_path(experiment, stage)),
+        eval_strategy="steps",
+        eval_steps=eval_steps,
+        save_strategy="steps",
+        save_steps=eval_steps,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_NDCG@10",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=max(1, min(eval_steps, total_steps // 100)),
+        logging_nan_inf_filter=False,
+        learning_rate=s.learning_rate,
+        lr_scheduler_type=s.schedule,
+        warmup_steps=s.warmup_steps,
+        max_grad_norm=s.max_grad_norm,
+        weight_decay=getattr(s, "weight_decay", 0.0),
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=experiment.seed,
+        data_seed=experiment.seed,
+        report_to=report_to,
+        run_name=experiment.name,
+        remove_unused_columns=False,
+        activation_checkpointing=experiment.model.gradient_checkpointing,
+        disable_tqdm=not sys.stderr.isatty(),
+        log_level_replica="error",
+        ddp_find_unused_parameters=False,
+        **specific,
+    )
+
+
+def train_or_resume(trainer: Trainer) -> None:
+    """Train; continue from the newest checkpoint of an interrupted run with the same settings.
+
+    SIGTERM and SIGINT save a checkpoint and end the process with 128 + signal.
+
+    Raises:
+        UserError: the interrupted run had other settings (each is listed) or other parents.
+    """
+    last = last_checkpoint(Path(trainer.args.output_dir))
+    if last:
+        manifest = artifacts.read_manifest(last)
+        changed = artifacts.settings_difference(manifest["settings"], trainer.contents.settings)
+        if changed:
+            raise UserError(
+                f"{last.parent}: holds an interrupted run with other settings ({'; '.join(changed)}); "
+                "restore them, or delete it to start again"
+            )
+        artifacts.check_parents(last, manifest)
+        say(f"continuing from {last}")
+    start = time.perf_counter()
+    trainer.stop_signal.listen()
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{last}: its state holds more than numbers, and what it holds is not run; delete {last}: the run then continues "
+            "from an earlier checkpoint or starts again"
+        ) from error
+    if trainer.is_world_process_zero():
+        note_training(
+            Path(trainer.args.output_dir).parent,
+            trainer.contents.stage,
+            int(last.name.rpartition("-")[2]) if last else 0,
+            trainer.state.global_step,
+            time.perf_counter() - start,
+        )
+    if trainer.stop_signal.received:
+        say(
+            f"stopped by signal {trainer.stop_signal.received} at step {trainer.state.global_step}, which is saved; "
+            "the same command continues"
+        )
+        sys.exit(128 + trainer.stop_signal.received)
+
+
+def clean_up(experiment: Experiment, stage: str) -> None:
+    """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
+    processes().wait_for_everyone()
+    if processes().is_main_process:
+        artifacts.remove(artifacts.partial_path(experiment, stage))

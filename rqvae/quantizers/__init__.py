@@ -1,0 +1,1 @@
+"""Quantisers: embeddings ``(N, D)`` to L codes per item."""

@@ -1,0 +1,73 @@
+"""What tests of pages share: reading one as a browser would, and opening one in headless Chromium."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+NASTY = """</td><script>alert("1")</script> & 'co' <b>"""
+
+
+class Links(HTMLParser):
+    """Everything in a page that a browser would fetch, and every tag that is open at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched, self.scripts, self.open = [], 0, []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value for key, value in attrs if key in ("src", "href") and tag != "a"]
+        self.scripts += tag == "script"
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(path: Path) -> tuple[str, Links]:
+    text, links = path.read_text(encoding="utf-8"), Links()
+    links.feed(text)
+    links.close()
+    return text, links
+
+
+def browse(page: Path, folder: Path, width: int, action: str) -> str:
+    """Open a page in headless Chromium; returns what it printed."""
+    profile = folder / f"profile-{width}-{page.stem}-{action[2:6]}"
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={profile}",
+        f"--window-size={width},2400",
+        action,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:
+    """Pixels that a page takes, and that the window has: wider, and the page as a whole scrolls sideways."""
+    probe = folder / "probe.html"
+    script = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
+    probe.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", script + "</body>"), encoding="utf-8"
+    )
+    needed, there = re.search(
+        r"<title>(\d+) of (\d+)</title>", browse(probe, folder, width, "--dump-dom")
+    ).groups()
+    return int(needed), int(there)

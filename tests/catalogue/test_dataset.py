@@ -1,0 +1,106 @@
+"""Samples: every interaction but a user's first is a target; its split is the target's; histories are cut from the left."""
+
+import numpy as np
+import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minionerec.catalogue.samples import (
+    build_samples,
+    fixed_subset,
+    load_samples,
+    seen_items,
+    train_counts,
+    window_samples,
+    windows,
+)
+
+
+def interactions(rows):
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "split"])
+
+
+def test_samples_of_two_interleaved_users_worked_by_hand():
+    table = interactions(
+        [
+            ("u", "a", 1, "train"),
+            ("v", "b", 2, "train"),
+            ("u", "b", 3, "train"),
+            ("u", "b", 4, "valid"),
+            ("v", "c", 5, "test"),
+            ("u", "c", 6, "test"),
+        ]
+    )
+    splits, sequences = build_samples(table, {"a": 0, "b": 1, "c": 2}, max_history=2)
+    assert [tuple(s) for s in splits["train"]] == [("u", (0,), 1, 3)]
+    assert [tuple(s) for s in splits["valid"]] == [("u", (0, 1), 1, 4)]
+    assert [tuple(s) for s in splits["test"]] == [
+        ("v", (1,), 2, 5),
+        ("u", (1, 1), 2, 6),
+    ]  # repeats kept, oldest dropped
+    assert sequences == [[0, 1], [1]]
+
+
+def test_what_a_user_had_before_is_all_of_it_in_the_order_of_the_samples(tmp_path):
+    table = interactions(
+        [
+            ("u", "a", 1, "train"),
+            ("v", "b", 2, "train"),
+            ("u", "b", 3, "train"),
+            ("u", "b", 4, "valid"),
+            ("v", "c", 5, "test"),
+            ("w", "a", 5, "test"),
+            ("u", "c", 6, "test"),
+        ]
+    )
+    table.to_parquet(tmp_path / "interactions.parquet")
+    pd.DataFrame({"item_id": list("abc"), "title": ""}).to_parquet(tmp_path / "items.parquet")
+    assert seen_items(tmp_path, "test") == [{1}, {0, 1}]
+    assert seen_items(tmp_path, "valid") == [{0, 1}]
+    assert [sample.user_id for sample in load_samples(tmp_path, 1).splits["test"]] == ["v", "u"]
+
+
+def test_a_user_with_one_interaction_has_no_sample_but_counts_as_train_data():
+    splits, sequences = build_samples(interactions([("u", "a", 1, "train")]), {"a": 0}, 10)
+    assert not any(splits.values()) and sequences == [[0]]
+    assert train_counts(sequences, 3).tolist() == [1, 0, 0]
+
+
+def test_a_fixed_subset_is_the_same_for_the_same_seed_and_keeps_the_order():
+    rows = list(range(100))
+    assert (
+        fixed_subset(rows, 10, 3) == fixed_subset(rows, 10, 3) == sorted(fixed_subset(rows, 10, 3))
+    )
+    assert fixed_subset(rows, 10, 3) != fixed_subset(rows, 10, 4)
+    assert fixed_subset(rows, 0, 3) == fixed_subset(rows, 500, 3) == rows
+
+
+@given(st.lists(st.integers(1, 40), max_size=6), st.integers(1, 7), st.integers(0, 99))
+def test_every_item_but_the_first_is_a_target_exactly_once(lengths, max_history, seed):
+    sequences = [[(user, step) for step in range(length)] for user, length in enumerate(lengths)]
+    cut = windows(sequences, max_history, np.random.default_rng(seed))
+    assert all(2 <= len(row) <= max_history + 1 for row in cut)
+    assert sorted(item for row in cut for item in row[1:]) == sorted(
+        item for sequence in sequences for item in sequence[1:]
+    )
+    assert all(
+        later == (user, step + 1)
+        for row in cut
+        for (user, step), later in zip(row, row[1:], strict=False)
+    )
+
+
+def test_window_samples_have_every_target_once_with_what_its_window_holds_before_it():
+    """One user with seven items, windows of at most four: whatever the first cut, items 1 to 6 are targets, and histories grow from 1."""
+    for seed in range(5):
+        found = window_samples([[0, 1, 2, 3, 4, 5, 6], [9]], 3, seed)
+        assert sorted(sample.target for sample in found) == [1, 2, 3, 4, 5, 6]
+        for sample in found:
+            assert sample.history == tuple(
+                range(sample.target - len(sample.history), sample.target)
+            )
+            assert 1 <= len(sample.history) == sample.timestamp <= 3
+    assert [tuple(sample) for sample in window_samples([[4, 5, 6]], 10, 0)] == [
+        ("window 0", (4,), 5, 1),
+        ("window 0", (4, 5), 6, 2),
+    ]

@@ -1,0 +1,62 @@
+"""Every benchmark runs, finds both sides equal and ends with its ratio; what the ratio is depends on the machine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*words, code=0):
+    environment = {
+        key: value for key, value in os.environ.items() if key != "MINIONEREC_REAL_DATA"
+    } | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == code, (
+        f"{words} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_training_benchmark_on_the_embedded_catalogue_ends_with_its_ratio_and_parity():
+    last = (
+        run("benchmarks/sft_step.py", "--repeats", 1, "--batch", 2, "--micro_batches", 1)
+        .strip()
+        .splitlines()[-1]
+    )
+    assert re.fullmatch(r"ratio: \d+\.\d+  parity: ok", last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("decode", ["--batch", 1]),
+        ("rl_step", ["--groups", 2]),
+        ("sids", []),
+        ("rows", []),
+        ("trie", []),
+    ],
+)
+def test_every_benchmark_ends_with_its_ratio_and_parity(name, flags):
+    repeats = [] if name == "sids" else ["--repeats", 1]
+    last = run(f"benchmarks/{name}.py", *repeats, *flags).strip().splitlines()[-1]
+    assert re.fullmatch(r"ratio: \d+\.\d+  parity: ok", last)
+
+
+def test_an_unknown_shape_is_one_line():
+    assert (
+        run("benchmarks/decode.py", "--shape", "huge", code=2).strip()
+        == "--shape: got 'huge', expected one of tiny, qwen0.5b, qwen1.5b"
+    )

