@@ -192,7 +192,10 @@ def gain_row(name: str, found: Sequence[dict[str, Any]]) -> Row:
         value = one.get(name)
         control = one.get(f"{name}, random")
         shown.append(f"{number(value)} ({number(control)})")
-        values.append(None if value is None else (value - control) / max(1 - control, 1e-9))
+        if value is None or control is None:
+            values.append(None)
+        else:
+            values.append((value - control) / max(1 - control, 1e-9))
     return Row(f"{name} (random)", shown, values)
 
 

@@ -88,7 +88,7 @@ def sids(experiment: Experiment) -> dict[str, Any]:
     if not stage_path(experiment, "sids").exists():
         return {}
     directory = artifacts.require_stage(experiment, "sids")
-    shown = {"verdict": None, "figures": {}, "page": ""}
+    shown: dict[str, Any] = {"verdict": None, "figures": {}, "page": ""}
     if (directory / "report.html").is_file():
         shown["page"] = "sids/report.html"
     if (directory / "report.json").is_file():
