@@ -310,6 +310,8 @@ class GRPOTrainer(RankingTrainer):
     Args:
         trie: the catalogue, on the model's device.
         settings: the ``rl`` section.
+        normalize: the distribution of rollouts, loss and KL, ``vocab`` or ``trie``
+            (``model.normalize``).
         reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``, B histories) -> weighted
             parts ``(B, G)``, which add up.
         ref_model: frozen copy for the KL; None when beta is 0, or when the model without its
@@ -322,18 +324,20 @@ class GRPOTrainer(RankingTrainer):
         *args: Any,
         trie: SidTrie,
         settings: RLSettings,
+        normalize: str,
         reward: Reward,
         ref_model: nn.Module | None,
         **kwargs: Any,
     ):
         self.settings = settings
+        self.normalize = normalize
         self.passes_per_batch = settings.num_iterations
         super().__init__(*args, **kwargs)
         self.train_dataset = list(enumerate(self.train_dataset))  # a row's number seeds its noise
         self.data_collator = collate_rl
         self.trie = trie.to(self.args.device)
         self.share = base_causal_lm(self.model).takes_trees
-        self.roller = Roller(self.trie, settings, reward)
+        self.roller = Roller(self.trie, settings, normalize, reward)
         self.buffer = RolloutBuffer(settings.num_iterations, self.args.gradient_accumulation_steps)
         self.ref_model = None
         if ref_model is not None:
@@ -421,7 +425,7 @@ class GRPOTrainer(RankingTrainer):
             [rollouts.targets[b] for b in kept] if likelihood else None,
         )
         exact = settings.beta > 0 and settings.kl == "exact"
-        policy = batch.forward(model, settings.normalize, with_children=exact)
+        policy = batch.forward(model, self.normalize, with_children=exact)
         kl = None
         if settings.beta > 0:
             reference = self.reference(model, batch)
@@ -451,11 +455,11 @@ class GRPOTrainer(RankingTrainer):
         settings = self.settings
         with_children = settings.kl == "exact"
         if self.ref_model is not None:
-            return batch.forward(self.ref_model, settings.normalize, with_children)
+            return batch.forward(self.ref_model, self.normalize, with_children)
         policy: PeftModel = self.accelerator.unwrap_model(model)
         was_training = policy.training
         with policy.eval().disable_adapter():
-            output = batch.forward(policy, settings.normalize, with_children)
+            output = batch.forward(policy, self.normalize, with_children)
         policy.train(was_training)
         return output
 

@@ -79,12 +79,14 @@ class Roller:
     Args:
         trie: the catalogue, on the model's device.
         settings: the ``rl`` section.
+        normalize: what scores are normalised over, ``vocab`` or ``trie``.
         reward: of items.
     """
 
-    def __init__(self, trie: SidTrie, settings: RLSettings, reward: Reward):
+    def __init__(self, trie: SidTrie, settings: RLSettings, normalize: str, reward: Reward):
         self.trie = trie
         self.settings = settings
+        self.normalize = normalize
         self.reward = reward
         first_item = [trie.items_of_leaf(leaf)[0] for leaf in range(trie.num_leaves)]
         self.device = trie.leaf_node.device
@@ -145,7 +147,7 @@ class Roller:
             [row.prompt for row in rows],
             self.trie,
             settings.num_generations,
-            normalize=settings.normalize,
+            normalize=self.normalize,
             rollout=settings.rollout,
             temperature=settings.temperature,
             generator=generators,
