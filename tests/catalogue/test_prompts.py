@@ -16,7 +16,7 @@ from minionerec.catalogue.rows import mixture, task_rows
 from minionerec.catalogue.samples import Sample, build_samples
 from minionerec.errors import UserError
 from minionerec.experiment.settings import TASKS
-from minionerec.model.backbone import train_tokenizer
+from minionerec.model.vocabulary import train_tokenizer
 
 TITLES = ["red drill", "blue saw", "green lamp", "grey vise"]
 DESCRIPTIONS = ["drills holes", "", "gives light", "holds things"]
