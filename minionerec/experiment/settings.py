@@ -13,7 +13,7 @@ import datetime
 import json
 import re
 import sys
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -27,53 +27,17 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from minionerec.errors import UserError
+from minionerec.experiment.choices import (
+    BASELINES,
+    Baseline,
+    Column,
+    Quantizer,
+    RewardName,
+    RLTask,
+    Schedule,
+    Task,
+)
 from minionerec.experiment.problems import problems_of
-
-# What a model learns to complete; the first five are the paper's.
-Task = Literal[
-    "sid_to_sid",
-    "sid_to_title",
-    "title_to_sid",
-    "sids_to_title",
-    "titles_to_sid",
-    "description_to_sid",
-]
-# Tasks that end in a semantic ID, so that a completion is an item.
-RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
-Baseline = Literal[
-    "popularity",
-    "recent_popularity",
-    "repeat_last",
-    "markov",
-    "item_knn",
-    "text_knn",
-    "sasrec",
-    "gru4rec",
-    "hstu",
-    "tiger",
-]
-RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
-# Our names of the columns of two tables.
-Column = Literal[
-    "user_id",
-    "item_id",
-    "timestamp",
-    "rating",
-    "split",
-    "items_item_id",
-    "title",
-    "description",
-    "brand",
-    "categories",
-]
-Quantizer = Literal[
-    "rqvae", "rqkmeans", "balanced_rqkmeans", "rqkmeans_plus", "opq", "random", "given"
-]
-Schedule = Literal["cosine", "linear", "constant"]
-TASKS = get_args(Task)
-RL_TASKS = get_args(RLTask)
-BASELINES = get_args(Baseline)
-QUANTIZERS = get_args(Quantizer)
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0)]
@@ -85,6 +49,25 @@ class Settings(BaseModel):
     """A section of the YAML: read once, never changed, without keys that are not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def changed(self, values: dict[str, Any]) -> Self:
+        """A copy with other values, checked as a YAML file is (``model_copy`` would not check).
+
+        Args:
+            values: by key; of an experiment also by ``section.key``.
+
+        Raises:
+            UserError: a line per mistake.
+        """
+        fields: dict[str, Any] = dict(self)
+        for dotted, value in values.items():
+            section, _, key = dotted.partition(".")
+            fields[section] = {**dict(fields[section]), key: value} if key else value
+        try:
+            return type(self)(**fields)
+        except ValidationError as error:
+            lines = [f"{problem.key}: {problem.text}" for problem in problems_of(error)]
+            raise UserError("\n".join(lines)) from None
 
 
 class DataSettings(Settings):
@@ -780,25 +763,6 @@ class Experiment(Settings):
             )
         return self
 
-    def changed(self, values: dict[str, Any]) -> Experiment:
-        """A copy with other values, checked as a YAML file is (``model_copy`` would not check).
-
-        Args:
-            values: ``{"seed": 1, "sft.epochs": 3, "evaluate": EvaluateSettings(...)}``.
-
-        Raises:
-            UserError: a line per mistake.
-        """
-        fields: dict[str, Any] = dict(self)
-        for dotted, value in values.items():
-            section, _, key = dotted.partition(".")
-            fields[section] = {**dict(fields[section]), key: value} if key else value
-        try:
-            return Experiment(**fields)
-        except ValidationError as error:
-            lines = [f"{problem.key}: {problem.text}" for problem in problems_of(error)]
-            raise UserError("\n".join(lines)) from None
-
 
 SECTIONS = [
     name for name, field in Experiment.model_fields.items() if field.default_factory is not None
@@ -808,7 +772,8 @@ TOP_LEVEL = [name for name in Experiment.model_fields if name not in SECTIONS]
 
 def section_class(section: str) -> type[Settings]:
     """The settings of a section; ``""`` is the top level."""
-    return Experiment.model_fields[section].annotation if section else Experiment
+    kind: Any = Experiment.model_fields[section].annotation if section else Experiment
+    return kind
 
 
 def keys_of(section: str) -> dict[str, FieldInfo]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -29,7 +29,7 @@ class PlainLoader(yaml.SafeLoader):
     are bools, and only decimal digits are numbers, 1e-5 among them.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """As PyYAML's, but an alias or a tag is refused."""
@@ -139,8 +139,8 @@ def node_of_flag(text: str) -> yaml.Node:
         node = yaml.compose(text, Loader=PlainLoader)
     except yaml.YAMLError:
         node = None
-    is_collection = isinstance(node, (yaml.SequenceNode, yaml.MappingNode))
-    if is_collection and text.lstrip().startswith(("[", "{")):
+    is_collection = text.lstrip().startswith(("[", "{"))
+    if is_collection and isinstance(node, (yaml.SequenceNode, yaml.MappingNode)):
         return node
     tag = node.tag if isinstance(node, yaml.ScalarNode) else f"{TAG}str"
     return yaml.ScalarNode(tag, text)
@@ -148,7 +148,8 @@ def node_of_flag(text: str) -> yaml.Node:
 
 def node_of_value(value: Any) -> yaml.Node:
     """The YAML of a value, as if it were written in a file."""
-    return yaml.compose(yaml.safe_dump(value, sort_keys=False), Loader=PlainLoader)
+    node = yaml.compose(yaml.safe_dump(value, sort_keys=False), Loader=PlainLoader)
+    return node or yaml.ScalarNode(f"{TAG}null", "")
 
 
 def with_member(mapping: yaml.Node, name: str, value: yaml.Node) -> yaml.MappingNode:
@@ -192,10 +193,12 @@ def _compose_file(path: Path) -> yaml.Node | None:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: is not UTF-8 text; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1
-        context = f"{error.context}, " if error.problem.startswith("but ") else ""
-        advice = "; indent with spaces" if "'\\t'" in error.problem else ""
-        raise UserError(f"{path}:{line}: YAML: {context}{error.problem}{advice}") from None
+        place = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        problem = error.problem or "cannot be read"
+        if problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        advice = "; indent with spaces" if "'\\t'" in problem else ""
+        raise UserError(f"{place}: YAML: {problem}{advice}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:

@@ -6,7 +6,6 @@ least reconstruction error plus collision rate is kept. An interrupted training 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -281,9 +280,7 @@ class Run:
 
 def fingerprint(embeddings: np.ndarray, settings: SidSettings, seed: int) -> str:
     """What a progress file must agree on to be continued."""
-    digest = hashlib.sha256(
-        json.dumps([dataclasses.asdict(settings), seed, embeddings.shape]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, embeddings.shape]).encode())
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
 

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
-import annotated_types
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from minionerec.errors import UserError, one_line_errors
@@ -30,6 +30,7 @@ from minionerec.experiment.settings import (
     SECTIONS,
     Experiment,
     RLSettings,
+    SFTSettings,
     keys_of,
     schema,
 )
@@ -397,15 +398,58 @@ def test_help_shows_the_usage_and_every_key_with_its_meaning(capsys):
     assert describe_settings() in shown
 
 
+# ------------------------------------------------------------------------------------- settings in Python and in editors
+
+
+def test_settings_made_in_python_are_checked_as_those_of_a_file():
+    for wrong in ({"epochs": 0}, {"epoch": 3}, {"dropout": float("nan")}, {"tasks": {}}):
+        with pytest.raises(ValidationError):
+            SFTSettings(**wrong)
+    assert RLSettings(preset="paper").sync_ref_steps == 512
+
+
+def test_a_copy_with_other_values_is_checked_and_leaves_the_original_as_it_was():
+    experiment = Experiment(name="demo")
+    other = experiment.changed({"seed": 7, "sft.epochs": 3})
+    assert (other.seed, other.sft.epochs, other.name) == (7, 3, "demo")
+    assert experiment == Experiment(name="demo")
+    with pytest.raises(ValidationError):
+        experiment.seed = 8
+    with pytest.raises(UserError) as caught:
+        experiment.changed({"sft.epochs": 0, "sids.method": "given", "rl.kl": "k2"})
+    assert str(caught.value) == (
+        "sft.epochs: got 0, expected a number >= 1\nrl.kl: got 'k2', expected one of k3, exact"
+    )
+    with pytest.raises(UserError) as caught:
+        experiment.changed({"sids.method": "given"})
+    assert str(caught.value) == "sids.method: given needs data.source minionerec, got embedded"
+
+
+def test_the_schema_for_editors_is_current_and_every_shipped_file_names_it(root):
+    """``python -m minionerec.experiment.settings --schema > configs/schema.json`` renews it."""
+    folder = root / "configs"
+    assert (folder / "schema.json").read_text(encoding="utf-8") == schema()
+    for path in folder.glob("*.yaml"):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first == "# yaml-language-server: $schema=schema.json", path
+
+
+def test_the_schema_knows_words_ranges_and_meanings():
+    sections = json.loads(schema())["$defs"]
+    method = sections["SidSettings"]["properties"]["method"]
+    assert "balanced_rqkmeans" in method["enum"] and "quantiser" in method["description"]
+    epochs = sections["SFTSettings"]["properties"]["epochs"]
+    assert (epochs["minimum"], epochs["type"], epochs["default"]) == (1, "integer", 10)
+    assert all(section["additionalProperties"] is False for section in sections.values())
+
+
 # ---------------------------------------------------------------------------------------------------------- properties
 
 
 def numbers_in_range(field: FieldInfo) -> st.SearchStrategy:
     """Values that a number's declared range allows."""
-    bounds = {type(bound): bound for bound in field.metadata}
-    low = bounds[annotated_types.Ge].ge if annotated_types.Ge in bounds else None
-    high = bounds[annotated_types.Le].le if annotated_types.Le in bounds else None
-    above = bounds[annotated_types.Gt].gt if annotated_types.Gt in bounds else None
+    declared = TypeAdapter(Annotated[field.annotation, field]).json_schema()
+    low, high, above = map(declared.get, ("minimum", "maximum", "exclusiveMinimum"))
     if field.annotation is int:
         return st.integers(
             low if low is not None else -(10**18), high if high is not None else 10**18
