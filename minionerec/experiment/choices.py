@@ -30,6 +30,7 @@ else:
         "markov",
         "item_knn",
         "text_knn",
+        "tgh",
         "sasrec",
         "gru4rec",
         "hstu",

@@ -659,7 +659,7 @@ class BaselineSettings(Settings):
     methods: list[Baseline] = Field(
         list(BASELINES),
         min_length=1,
-        description="which to run; text_knn and tiger need stage 1",
+        description="which to run; text_knn, tgh and tiger need stage 1",
     )
     hidden_size: list[Count] = Field(
         [128],

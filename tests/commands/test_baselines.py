@@ -27,7 +27,7 @@ from minionerec.experiment.settings import BaselineSettings, Experiment
 from minionerec.rankers import rules
 
 RULES = ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn", "text_knn"]
-ALL = [*RULES, "sasrec", "gru4rec", "hstu", "tiger"]
+ALL = [*RULES, "tgh", "sasrec", "gru4rec", "hstu", "tiger"]
 SMALL = {
     "hidden_size": [32],
     "epochs": 2,
