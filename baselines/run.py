@@ -25,12 +25,13 @@ from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.experiment import artifacts
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.config import read_command_line
 from minionerec.pages.plots import write_log
 from minionerec.pages.text import metrics_table
 from minionerec.rankers.baseline import Inputs, Ranking, rank_test
 
-NEEDS_SIDS = ("text_knn", "tiger")
+NEEDS_SIDS = tuple(name for name, row in BASELINES.items() if row.reads_sids)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from minionerec.experiment.artifacts import TIMING, append_log, timings
+from minionerec.experiment.artifacts import timings
 
 
 def cost(
@@ -42,12 +42,6 @@ def cost(
         "prompt_tokens_per_user": rounded(prompt_tokens_per_user),
         "peak_memory_mb": rounded(peak_memory_mb() if peak_memory is None else peak_memory),
     }
-
-
-def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:
-    """Add one process's part of a training to ``runs/<name>/timing.jsonl``."""
-    part = {"from_step": from_step, "to_step": to_step, "seconds": round(seconds, 3)}
-    append_log(run / TIMING, {"stage": stage, **part})
 
 
 def training_seconds(run: Path, stage: str) -> float | None:

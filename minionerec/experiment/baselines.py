@@ -12,18 +12,20 @@ class Baseline(NamedTuple):
     """What there is to know about a baseline without running it."""
 
     module: str  # in minionerec/rankers; its rank_test(method, inputs, directory) does all
-    stage: str  # the row of the stage table with the settings that it reads
+    stage: str = "baselines"  # the row of the stage table with the settings that it reads
+    reads_sids: bool = False  # whether it needs stage 1: its SIDs, or the embeddings beside them
 
 
 BASELINES = {
-    "popularity": Baseline("rules", "baselines"),
-    "recent_popularity": Baseline("rules", "baselines"),
-    "repeat_last": Baseline("rules", "baselines"),
-    "markov": Baseline("rules", "baselines"),
-    "item_knn": Baseline("rules", "baselines"),
-    "text_knn": Baseline("rules", "baselines"),
+    "popularity": Baseline("rules"),
+    "recent_popularity": Baseline("rules"),
+    "repeat_last": Baseline("rules"),
+    "markov": Baseline("rules"),
+    "item_knn": Baseline("rules"),
+    "text_knn": Baseline("rules", reads_sids=True),
+    "tgh": Baseline("tgh", reads_sids=True),
     "sasrec": Baseline("sequential", "baseline_networks"),
     "gru4rec": Baseline("sequential", "baseline_networks"),
     "hstu": Baseline("sequential", "baseline_networks"),
-    "tiger": Baseline("tiger", "baseline_tiger"),
+    "tiger": Baseline("tiger", "baseline_tiger", reads_sids=True),
 }

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from minionerec.catalogue.samples import Samples
+from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.catalogue.sids import SidTable
 from minionerec.experiment.artifacts import load_array
 from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.processes import say
 from minionerec.experiment.settings import Experiment
 from minionerec.rankers.fitting import Log
+from minionerec.rankers.scores import popularity_order
 
 
 class Inputs(NamedTuple):
@@ -36,6 +37,11 @@ class Inputs(NamedTuple):
         if self.sids_dir is None:
             raise ValueError("the embeddings of stage 1 are not among these inputs")
         return load_array(self.sids_dir / "embeddings.npy").astype(np.float32)
+
+    def popularity_order(self) -> np.ndarray:
+        """``(N,)`` items, the one to prefer in a tie first: most interactions, then item order."""
+        counts = train_counts(self.samples.train_sequences, len(self.samples.items))
+        return popularity_order(counts)
 
     @property
     def test_histories(self) -> list[tuple[int, ...]]:

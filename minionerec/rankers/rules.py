@@ -40,7 +40,6 @@ from minionerec.rankers.scores import (
     Histories,
     ScoresOf,
     ndcg_at_10,
-    popularity_order,
     rank_by_scores,
 )
 
@@ -64,11 +63,14 @@ class Rule(NamedTuple):
 
 def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
     """Count on train, choose on validation, rank test; a rule leaves nothing in ``directory``."""
-    samples = inputs.samples
-    counts = train_counts(samples.train_sequences, len(samples.items))
-    order = popularity_order(counts)
-    candidates = candidates_of(method, inputs)
-    best, values = choose(candidates, samples.splits["valid"], order, inputs.unwanted_of("valid"))
+    return rank_with_best(method, candidates_of(method, inputs), inputs)
+
+
+def rank_with_best(method: str, candidates: Sequence[Rule], inputs: Inputs) -> Ranking:
+    """Choose among candidates on validation rows and rank the test rows with that one."""
+    order = inputs.popularity_order()
+    valid = inputs.samples.splits["valid"]
+    best, values = choose(candidates, valid, order, inputs.unwanted_of("valid"))
     chosen = candidates[best]
     if len(candidates) > 1 and values:
         say(f"{method}: validation NDCG@10 {max(values):.4f} chooses {chosen.made_with}")

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minionerec.catalogue.samples import Sample, Samples, train_counts, windows
+from minionerec.catalogue.samples import Sample, Samples, windows
 from minionerec.errors import UserError
 from minionerec.experiment.settings import BaselineSettings
 from minionerec.rankers.baseline import Inputs, Ranking, parameters_of, printer
 from minionerec.rankers.fitting import Log, Trained, cut_batches, fit, try_all
 from minionerec.rankers.networks import NETWORKS, NextItemModel
-from minionerec.rankers.scores import popularity_order, rank_by_scores
+from minionerec.rankers.scores import rank_by_scores
 
 IGNORED = -100  # target of a padded position, torch's ignore_index
 
@@ -52,11 +52,10 @@ def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
     def scores_of(histories: Sequence[Sequence[int]]) -> np.ndarray:
         return score(trained.model, histories).cpu().numpy()
 
-    counts = train_counts(samples.train_sequences, len(samples.items))
     items, scores = rank_by_scores(
         scores_of,
         inputs.test_histories,
-        popularity_order(counts),
+        inputs.popularity_order(),
         inputs.depth,
         inputs.unwanted_of("test"),
     )

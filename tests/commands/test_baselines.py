@@ -29,7 +29,7 @@ from minionerec.rankers.baseline import Inputs, rank_test
 from minionerec.rankers.scores import ndcg_at_10, popularity_order, rank_by_scores, top_k
 
 RULES = ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn", "text_knn"]
-ALL = [*RULES, "sasrec", "gru4rec", "hstu", "tiger"]
+ALL = [*RULES, "tgh", "sasrec", "gru4rec", "hstu", "tiger"]
 SMALL = {
     "hidden_size": [32],
     "epochs": 2,
