@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from minionerec.experiment.baselines import BASELINES
+
 if TYPE_CHECKING:
     # Names in lists and mappings are text to a type checker, so that any function may take them
     Task = str
     RLTask = str
     RewardName = str
     Column = str
-    Baseline = str
+    BaselineName = str
 else:
     # What a model learns to complete; the first five are the paper's.
     Task = Literal[
@@ -23,19 +25,7 @@ else:
     ]
     # Tasks that end in a semantic ID, so that a completion is an item.
     RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
-    Baseline = Literal[
-        "popularity",
-        "recent_popularity",
-        "repeat_last",
-        "markov",
-        "item_knn",
-        "text_knn",
-        "tgh",
-        "sasrec",
-        "gru4rec",
-        "hstu",
-        "tiger",
-    ]
+    BaselineName = Literal[tuple(BASELINES)]
     RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
     # Our names of the columns of two tables.
     Column = Literal[
@@ -57,5 +47,4 @@ Quantizer = Literal[
 Schedule = Literal["cosine", "linear", "constant"]
 
 TASKS: tuple[str, ...] = get_args(Task)
-BASELINES: tuple[str, ...] = get_args(Baseline)
 QUANTIZERS: tuple[str, ...] = get_args(Quantizer)

@@ -27,9 +27,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from minionerec.errors import UserError
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.choices import (
-    BASELINES,
-    Baseline,
+    BaselineName,
     Column,
     Quantizer,
     RewardName,
@@ -656,7 +656,7 @@ class EvaluateSettings(Settings):
 class BaselineSettings(Settings):
     """Baselines on the same split and evaluator."""
 
-    methods: list[Baseline] = Field(
+    methods: list[BaselineName] = Field(
         list(BASELINES),
         min_length=1,
         description="which to run; text_knn, tgh and tiger need stage 1",

@@ -14,7 +14,7 @@ import pytest
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts, preflight
 from minionerec.experiment.artifacts import COMMANDS, committed, relevant_settings, stage_path
-from minionerec.experiment.choices import BASELINES
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.config import read_experiment
 from minionerec.experiment.settings import Experiment
 
