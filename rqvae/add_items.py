@@ -29,7 +29,10 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue import prepared
-from minionerec.catalogue.sources import tables
+from minionerec.catalogue.sources.interactions import members
+from minionerec.catalogue.sources.items import convert_items, read_items
+from minionerec.catalogue.sources.source import ITEM_COLUMNS
+from minionerec.catalogue.sources.table import complain
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.artifacts import (
     append_log,
@@ -53,7 +56,7 @@ from rqvae.assign import Sid, as_tuples, colliding, nearest_free
 from rqvae.quantizers.methods import Quantizer, load_quantizer
 from rqvae.quantizers.rqkmeans import Quantised
 from rqvae.report import pad
-from rqvae.texts import clean
+from minionerec.catalogue.sources.text import clean_text
 
 MADE_BY = "python rqvae/add_items.py"
 EXAMPLES = 50  # new items that the report shows
@@ -134,18 +137,16 @@ def read_new_items(path: Path, experiment: Experiment, known: pd.Series) -> pd.D
     Raises:
         UserError: one line per kind of mistake; ids that the catalogue has already are one.
     """
-    sheet = tables.read_items(path, experiment.data.columns)
+    sheet = read_items(path, experiment.data.columns)
     problems: list[str] = []
-    items = tables.convert_items(sheet, problems)
-    tables.complain(
-        sheet,
-        "item_id",
-        tables.members(items["item_id"], known),
-        "an id that is not in the catalogue yet",
-        problems,
-    )
+    items, notes = convert_items(sheet, problems)
+    known_already = members(items["item_id"], known)
+    expected = "an id that is not in the catalogue yet"
+    complain(sheet, "item_id", known_already, expected, problems)
     if problems:
         raise UserError("\n".join(problems))
+    for note in sheet.notes + notes:
+        print(f"note: {note}")
     return items
 
 
@@ -208,7 +209,7 @@ def embed_new(
 def texts_of(items: pd.DataFrame) -> list[str]:
     """The texts as they are embedded."""
     return [
-        clean(f"{title} {description}")
+        clean_text(f"{title} {description}")
         for title, description in zip(items["title"], items["description"], strict=True)
     ]
 
@@ -373,9 +374,7 @@ def write_data(
         made_by=MADE_BY,
         added_items_sha256=items_sha256(new),
     ) as staging:
-        items = pd.concat(
-            [old[list(tables.ITEM_COLUMNS)], new[list(tables.ITEM_COLUMNS)]], ignore_index=True
-        )
+        items = pd.concat([old[list(ITEM_COLUMNS)], new[list(ITEM_COLUMNS)]], ignore_index=True)
         prepared.write(staging, items, pd.read_parquet(data / "interactions.parquet"), stats, given)
     return final
 

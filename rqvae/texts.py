@@ -9,15 +9,14 @@ Shapes: N items, U distinct texts.
 from __future__ import annotations
 
 import hashlib
-import html
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import fsync
 
@@ -129,7 +128,7 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
                 batch.column(name).to_pylist() for name in ("item_id", "title", "description")
             )
             texts = [
-                clean(f"{title} {description}")
+                clean_text(f"{title} {description}")
                 for title, description in zip(titles, descriptions, strict=True)
             ]
             if "" in texts:
@@ -140,13 +139,3 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
                 )
             yield ids, texts
             row += len(texts)
-
-
-def clean(text: str) -> str:
-    """Plain text on one line: HTML entities decoded, tags and runs of white space removed.
-
-    >>> clean("Nuts &amp; Bolts<br>5 &lt; 6 mm\\n<b>Steel</b>")
-    'Nuts & Bolts 5 < 6 mm Steel'
-    """
-    without_tags = re.sub(r"</?[A-Za-z!][^<>]*>", " ", text)
-    return " ".join(html.unescape(without_tags).split())

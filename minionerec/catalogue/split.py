@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.sources.tables import SPLITS
+from minionerec.catalogue.sources import times
+from minionerec.catalogue.sources.source import SPLITS
 from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
@@ -106,8 +107,10 @@ def select(
         keep = stays
     if not keep.any():
         reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        found = f"times run from {times.range_of(timestamps)}; " if len(timestamps) else ""
         raise UserError(
-            f"data: the filters left no interactions (dropped: {reasons or 'none, there were none'}); "
+            "data: the filters left no interactions (dropped: "
+            f"{reasons or 'none, there were none'}); {found}"
             "lower data.k_core or widen data.start .. data.end"
         )
     return keep, dropped

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue.sources.embedded_words import DEPARTMENTS, LINES, SCALES, Department, Leaf
-from minionerec.catalogue.sources.tables import Source
+from minionerec.catalogue.sources.source import Source
 
 NUM_USERS = 2050
 LENGTHS = (5, 20)  # purchases per buyer, both ends included
