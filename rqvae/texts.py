@@ -1,7 +1,10 @@
-"""The texts of a catalogue, streamed from ``items.parquet`` into a scratch folder, so that a million need no memory.
+"""The texts of a catalogue in a scratch folder, so that a million need no memory.
 
-``texts.bin`` holds the cleaned texts end to end (UTF-8); ``texts.npz`` says where each begins, how many tokens it has and
-which items have equal ones. What a catalogue takes in memory is some 300 bytes per item at the peak (measured: benchmarks/embeddings.py).
+They are streamed from ``items.parquet``.
+
+``texts.bin`` holds the cleaned texts end to end (UTF-8); ``texts.npz`` says where each begins, how
+many tokens it has and which items have equal ones. What a catalogue takes in memory is some 300
+bytes per item at the peak (measured: benchmarks/embeddings.py).
 
 Shapes: N items, U distinct texts.
 """
@@ -114,7 +117,7 @@ def digests_of(texts: list[str]) -> np.ndarray:
 
 
 def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and cleaned ``title + " " + description`` of ``items.parquet``, some thousand items at a time.
+    """Ids and cleaned ``title + " " + description`` of some thousand items at a time.
 
     Raises:
         UserError: an item has no text (its row and id are named).
@@ -134,7 +137,8 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
             if "" in texts:
                 bad = texts.index("")
                 raise UserError(
-                    f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold no text; "
+                    f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold "
+                    "no text; "
                     "give the item a title, or drop it, and run `bash data/prepare.sh` again"
                 )
             yield ids, texts

@@ -1,7 +1,7 @@
 """From raw tables to the data directory: filters, split, counts, files.
 
-Filters are those of the MiniOneRec report, arXiv:2510.24431: title length, time window, iterative k-core; a split that
-the source carries is taken as it is.
+Filters are those of the MiniOneRec report, arXiv:2510.24431: title length, time window, iterative
+k-core; a split that the source carries is taken as it is.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ def load_source(experiment: Experiment) -> Source:
 
 
 def keeps_own_split(settings: DataSettings) -> bool:
-    """Whether the source's own split is taken as it is; filters would change its samples, so none are applied."""
+    """Whether the source's own split is taken as it is.
+
+    Filters would change its samples, so none are applied.
+    """
     return settings.split == "own" or settings.source == "minionerec"
 
 
 def apply_filters(
     source: Source, settings: DataSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Title length, then ``split.select``; with k-core on, items that nobody interacted with go as well.
+    """Title length, then ``split.select``.
+
+    With k-core on, items that nobody interacted with go as well.
 
     Returns:
         Items, interactions in global order, and what was dropped by reason.
@@ -71,7 +76,9 @@ def apply_filters(
 def keep_as_is(
     source: Source, settings: DataSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """All but the users with a single interaction; equal times are ordered train, valid, test, then by source order.
+    """All but the users with a single interaction.
+
+    Equal times are ordered train, valid, test, then by source order.
 
     Returns:
         Items, interactions in global order, and what was dropped by reason.

@@ -144,7 +144,7 @@ def test_times_that_nobody_shopped_at_are_doubted(seconds, unit, words):
     doubt = times.doubt(np.array(seconds), unit)
     assert words in doubt.reason
     unlikely = [s for s in seconds if s < 788_918_400 or s > time.time()]
-    assert doubt.count == len(unlikely) and seconds[doubt.row] == unlikely[0]
+    assert doubt.rows == len(unlikely) and seconds[doubt.row] == unlikely[0]
 
 
 def test_times_of_our_days_are_not_doubted():

@@ -1,4 +1,4 @@
-"""Source ``amazon``: raw review and metadata files of Amazon Reviews 2014, 2018 and 2023, gzipped or not.
+"""Source ``amazon``: raw files of Amazon Reviews 2014, 2018 and 2023, gzipped or not.
 
     data:
       source: amazon
@@ -14,10 +14,11 @@
     2023      user_id parent_asin timestamp rating   JSON: parent_asin, title, store, categories
     ========  =====================================  =============================================
 
-The release is told from the first record of each file, the unit of the times (seconds until 2018, milliseconds in 2023)
-from the numbers themselves. Files are read line by line, and ids become numbers at once, so memory grows with the kept
-reviews (about 20 bytes each) and the distinct ids, not with the file. The metadata are read twice: first for titles,
-then, once the filters have run, for the texts of the items that are left.
+The release is told from the first record of each file, the unit of the times (seconds until 2018,
+milliseconds in 2023) from the numbers themselves. Files are read line by line, and ids become
+numbers at once, so memory grows with the kept reviews (about 20 bytes each) and the distinct ids,
+not with the file. The metadata are read twice: first for titles, then, once the filters have run,
+for the texts of the items that are left.
 """
 
 from __future__ import annotations
@@ -113,7 +114,13 @@ def load(settings: DataSettings) -> Source:
 
 
 def find_files(settings: DataSettings) -> tuple[Path, Path]:
-    """Paths of the reviews and of the metadata: named in the settings, or the one file of its kind in the folder."""
+    """Paths of the reviews and of the metadata.
+
+    They are named in the settings, or the only files of their kind in the folder.
+
+    Raises:
+        UserError: a file is not there, or several could be meant.
+    """
     folder = Path(settings.path)
     if not folder.is_dir():
         raise UserError(
@@ -129,7 +136,8 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
         found = [name] if name else [other for other in present if fits(other)]
         if len(found) != 1:
             raise UserError(
-                f"data.{key}: is empty and {folder} should then hold exactly one {word} ({', '.join(SUFFIXES)}), "
+                f"data.{key}: is empty and {folder} should then hold exactly one {word} "
+                f"({', '.join(SUFFIXES)}), "
                 f"found {', '.join(found) or 'none'}; name it with data.{key}"
             )
         if not (folder / found[0]).is_file():
@@ -191,7 +199,8 @@ def detect(path: Path, kind: str) -> Layout:
         if getattr(layout, kind) in first:
             return layout
     raise UserError(
-        f"{path}:{number}: has no field '{getattr(OLD, kind)}' (2014, 2018) or '{getattr(NEW, kind)}' (2023); "
+        f"{path}:{number}: has no field '{getattr(OLD, kind)}' (2014, 2018) or "
+        f"'{getattr(NEW, kind)}' (2023); "
         f"its fields: {', '.join(list(first)[:12])}"
     )
 
@@ -329,7 +338,7 @@ def note_doubtful_times(path: Path, reviews: Reviews) -> tuple[str, ...]:
         return ()
     day = times.day_of(int(reviews.timestamps[doubt.row]))
     return (
-        f"{path}: {doubt.count} of {len(reviews.timestamps)} times, the first of them {day}, are "
+        f"{path}: {doubt.rows} of {len(reviews.timestamps)} times, the first of them {day}, are "
         f"unlikely; {doubt.reason}",
     )
 
@@ -400,7 +409,7 @@ def categories_of(record: dict[str, Any], where: str) -> list[str]:
 def read_items(
     path: Path, layout: Layout, surviving: set[str]
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Second reading of the metadata: the texts of the surviving items, in file order; and notes."""
+    """Second reading of the metadata: texts of the surviving items, in file order; notes."""
     rows: dict[str, tuple[Any, ...]] = {}
     broken: list[str] = []
     for line, record in records(path):

@@ -1,4 +1,7 @@
-"""Opens the text files that people bring: gzip, byte order marks, NUL bytes, archives that explode."""
+"""Opens the text files that people bring.
+
+Gzip, byte order marks, NUL bytes, archives that explode.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any, BinaryIO
 
 from minionerec.errors import UserError
 
-# Text is packed to a tenth, logs to a fiftieth. A file that grows more than this is no table but an attack or an error.
+# Text is packed to a tenth, logs to a fiftieth. A file that grows more than this is no table but an
+# attack or an error.
 MOST_GROWTH = 200
 ALWAYS_ALLOWED = 64 * 2**20  # bytes, however small the packed file is
 BUFFER = 2**20
@@ -22,7 +26,7 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, path: Path):
         self._path = path
         self._packed_size = path.stat().st_size
-        self._unpacked = gzip.open(path, "rb")
+        self._unpacked = gzip.GzipFile(path, "rb")
         self._read = 0
 
     def readable(self) -> bool:

@@ -14,7 +14,6 @@ from minionerec.catalogue.sources import cells, layouts, table, times
 from minionerec.catalogue.sources.readers import read_table
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, SPLITS
 from minionerec.catalogue.sources.table import Table, complain
-from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
 COMPARED = 1000  # unknown ids that are compared with the known ones for a hint
@@ -102,7 +101,7 @@ def note_doubtful_times(read: Table, found: times.Times) -> tuple[str, ...]:
     cell = cells.shorten(read.columns["timestamp"][doubt.row])
     day = times.day_of(int(found.seconds[doubt.row]))
     return (
-        f"{read.at(doubt.row)}: timestamp: {cell} is read as {day} ({doubt.count} such rows of "
+        f"{read.at(doubt.row)}: timestamp: {cell} is read as {day} ({doubt.rows} such rows of "
         f"{len(found.seconds)}); {doubt.reason}",
     )
 

@@ -53,7 +53,10 @@ def convert_items(read: Table, problems: list[str]) -> tuple[pd.DataFrame, tuple
 
 
 def _complain_about_repeats(read: Table, ids: list[str], problems: list[str]) -> None:
-    """One line for all ids that are there again; it says where the first of them is for the first time."""
+    """One line for all ids that are there again.
+
+    It says where the first of them is for the first time.
+    """
     seen: dict[str, int] = {}
     twice = np.array([seen.setdefault(item, row) != row for row, item in enumerate(ids)])
     if not twice.any():

@@ -1,6 +1,7 @@
-"""Layouts of well-known files that say nothing about their columns, or call them by names of their own.
+"""Layouts of well-known files without a header, or with column names of their own.
 
-A layout is used only where the file has none of our columns and ``data.columns`` names none, and the stage says so.
+A layout is used only where the file has none of our columns and ``data.columns`` names none, and
+the stage says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ TIME = re.compile(r"\d{9,}")
 # MovieLens 1M and 10M (ratings.dat, movies.dat) separate by "::" and have no header.
 MOVIELENS_RATINGS = ("user_id", "item_id", "rating", "timestamp")
 MOVIELENS_MOVIES = ("item_id", "title", "categories")
-# Amazon's ratings-only files have no header: user first in the release of 2014, item first in that of 2018.
+# Amazon's ratings-only files have no header: user first in the release of 2014, item first in that
+# of 2018.
 AMAZON_ORDERS = (
     ("user_id", "item_id", "rating", "timestamp"),
     ("item_id", "user_id", "rating", "timestamp"),

@@ -1,13 +1,17 @@
-"""Source ``minionerec``: the data folder of AkaliKong/MiniOneRec, taken over with its split and its SIDs.
+"""Source ``minionerec``.
 
-The folder holds ``*item.json``, ``*index.json`` and one CSV file each for train, valid and test, beside each other or in
-the subfolders train/, valid/, test/, index/ of that repository. Every CSV row is one sample:
+The data folder of AkaliKong/MiniOneRec, taken over with its split and its SIDs.
+
+The folder holds ``*item.json``, ``*index.json`` and one CSV file each for train, valid and test,
+beside each other or in the subfolders train/, valid/, test/, index/ of that repository. Every CSV
+row is one sample:
 
     user_id, history_item_title, item_title, history_item_id, item_id, history_item_sid, item_sid
 
-Samples overlap, so each user's sequence is rebuilt by chaining: the first row's history, then every row's target. A
-row whose history is not the end of what the chain holds so far is an error, never a guess. Times are not in these files;
-the timestamp is a running number in the order of the files (what is only ever history counts as train).
+Samples overlap, so each user's sequence is rebuilt by chaining: the first row's history, then every
+row's target. A row whose history is not the end of what the chain holds so far is an error, never a
+guess. Times are not in these files; the timestamp is a running number in the order of the files
+(what is only ever history counts as train).
 """
 
 from __future__ import annotations
@@ -43,12 +47,14 @@ def load(settings: DataSettings) -> Source:
     """Items, rebuilt sequences and SIDs of a MiniOneRec folder.
 
     Raises:
-        UserError: a file is missing or ambiguous, a cell cannot be read, or the rows contradict each other.
+        UserError: a file is missing or ambiguous, a cell cannot be read, or the rows contradict
+            each other.
     """
     folder = Path(settings.path)
     if not folder.is_dir():
         raise UserError(
-            f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and the CSV files"
+            f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and "
+            "the CSV files"
         )
     items, notes = read_items(_find_json(folder, settings.items, "item"))
     index_path = _find_json(folder, "", "index")
@@ -56,7 +62,8 @@ def load(settings: DataSettings) -> Source:
     missing = [item for item in items["item_id"] if item not in sids]
     if missing:
         raise UserError(
-            f"{index_path}: has no SID for {len(missing)} items of the catalogue, e.g. '{missing[0]}'; "
+            f"{index_path}: has no SID for {len(missing)} items of the catalogue, e.g. "
+            f"'{missing[0]}'; "
             "use the index file that belongs to these items"
         )
     known = set(items["item_id"])
@@ -118,12 +125,13 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_items(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """``{"0": {"title", "description", "brand", "categories"}, ...}`` as the items table, and notes on it."""
+    """``{"0": {"title", "description", "brand", "categories"}, ...}`` as items; notes."""
     entries = _read_json_object(path)
     broken = [item for item, entry in entries.items() if not isinstance(entry, dict)]
     if broken:
         raise UserError(
-            f"{path}: item '{broken[0]}': got {cells.shorten(entries[broken[0]])}, expected an object with a title"
+            f"{path}: item '{broken[0]}': got {cells.shorten(entries[broken[0]])}, expected an "
+            "object with a title"
         )
     columns: dict[str, list[Any]] = {"item_id": list(entries)}
     for name in ITEM_COLUMNS[1:]:
@@ -220,8 +228,8 @@ def _history(table: Table, at: int) -> list[str]:
 def chain(rows: list[Row]) -> pd.DataFrame:
     """Rebuild every user's sequence from overlapping samples.
 
-    Histories are cut at some length by whoever wrote the files (10 in the original); the longest one found is taken as
-    that length.
+    Histories are cut at some length by whoever wrote the files (10 in the original); the longest
+    one found is taken as that length.
 
     Args:
         rows: train, then valid, then test, each in file order.
@@ -254,7 +262,7 @@ def chain(rows: list[Row]) -> pd.DataFrame:
 
 
 def _order_hint(row: Row, rows: list[Row], limit: int) -> str:
-    """Where the row stands that this one should follow or precede, if the files are not in time order."""
+    """Which row this one should follow or precede, if the files are not in time order."""
     after = [*row.history, row.target][-limit:]
     passed = False
     for other in rows:
@@ -272,5 +280,6 @@ def _order_hint(row: Row, rows: list[Row], limit: int) -> str:
 def _shuffled(row: Row, other: Row) -> str:
     return (
         f"; rows must be in time order, but {row.where} comes after {other.where} by its history: "
-        "the file was shuffled; take the one from before shuffling, or sort each user's rows by time"
+        "the file was shuffled; take the one from before shuffling, or sort each user's rows by "
+        "time"
     )

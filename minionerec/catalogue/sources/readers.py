@@ -1,4 +1,6 @@
-"""Reads the wanted columns of one file or folder of part files: CSV and its relatives, JSON, Parquet.
+"""Reads the wanted columns of one file or folder of part files.
+
+CSV and its relatives, JSON, Parquet.
 
 Everything is read as it stands: an id 001 stays 001. Columns that nobody wants are not looked at.
 """
@@ -85,7 +87,10 @@ def is_table(path: Path) -> bool:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The tables in a folder, by name; what begins with "_" or "." is another program's book-keeping."""
+    """The tables in a folder, by name.
+
+    What begins with "_" or "." is another program's book-keeping.
+    """
     return [
         file
         for file in sorted(folder.iterdir())
@@ -155,7 +160,10 @@ def _read_text(path: Path, wanted: dict[str, str]) -> Table:
 def _read_escaped(
     path: Path, wanted: dict[str, str], found: Dialect, encoding: str, reason: BadRowError
 ) -> Table:
-    """The file once more, with a backslash in front of quotes; if that fails too, the first reason counts."""
+    """The file once more, with a backslash in front of quotes.
+
+    If that fails too, the first reason counts.
+    """
     try:
         read = _read_rows(path, wanted, found._replace(escape="\\"), encoding)
     except (BadRowError, UserError):
@@ -163,7 +171,10 @@ def _read_escaped(
             f"{path}:{reason.line}: not valid CSV ({reason}); a quote is not closed or not "
             "doubled, or the file is cut off"
         ) from None
-    note = f"{path}: quotes inside quotes have a backslash in front of them, from line {reason.line} on"
+    note = (
+        f"{path}: quotes inside quotes have a backslash in front of them, "
+        f"from line {reason.line} on"
+    )
     return read._replace(notes=(*read.notes, note))
 
 
@@ -227,7 +238,7 @@ def _positions(path: Path, line: int, header: list[str], wanted: dict[str, str])
 def _collect(
     path: Path, rows: Iterator[dialect.Row], use: dict[str, int], width: int
 ) -> tuple[dict[str, list[Any]], list[int], list[int]]:
-    """The cells of the wanted columns, the line of every row, the lines of rows that span several."""
+    """The wanted cells, the line of every row, and the lines of rows that span several."""
     columns: dict[str, list[Any]] = {ours: [] for ours in use}
     places: list[int] = []
     several: list[int] = []
@@ -249,13 +260,14 @@ def _collect(
 
 
 def _note_wrapped(path: Path, columns: dict[str, list[Any]], places: list[int]) -> list[str]:
-    """A line per column of which most cells stand in quotes, which tab-separated text does not have."""
+    """A line per column whose cells stand in quotes, which tab-separated text has not."""
     notes = []
     for ours, values in columns.items():
         rows = [row for row, cell in enumerate(values) if cell[:1] == '"' == cell[-1:]]
         if len(rows) > WRAPPED_SHARE * len(values):
             notes.append(
-                f"{path}:{places[rows[0]]}: {ours}: stands in quotes, which are kept: text separated "
+                f"{path}:{places[rows[0]]}: {ours}: stands in quotes, which are kept: text "
+                "separated "
                 f"by {dialect.NAMES[dialect.TAB]} has no quoting ({len(rows)} such rows)"
             )
     return notes

@@ -1,4 +1,7 @@
-"""What every source hands on: the tables of items and interactions, and what was dropped or noticed."""
+"""What every source hands on.
+
+The tables of items and interactions, and what was dropped or noticed.
+"""
 
 from __future__ import annotations
 

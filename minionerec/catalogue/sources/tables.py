@@ -5,9 +5,10 @@
       path: my_shop                       # holds interactions.csv and items.jsonl, say
       columns: {user_id: customer, item_id: sku, timestamp: bought_at, title: name}
 
-CSV, TSV, JSON lines, Parquet, RecBole's .inter and .item, MovieLens' .dat; each also packed (.gz) or as a folder of part
-files. Everything is read as text first, so an id 001 stays 001. Nothing is repaired or skipped: every mistake is
-reported with file, row, column, value and what was expected, all kinds together.
+CSV, TSV, JSON lines, Parquet, RecBole's .inter and .item, MovieLens' .dat; each also packed (.gz)
+or as a folder of part files. Everything is read as text first, so an id 001 stays 001. Nothing is
+repaired or skipped: every mistake is reported with file, row, column, value and what was expected,
+all kinds together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plain text from what catalogues hold: entities, markup, halves of characters.
 
-``clean_text`` is the only function that cleans item text. Cleaning twice changes nothing, so prompts, embeddings and
-pages show the same text wherever they take it from.
+``clean_text`` is the only function that cleans item text. Cleaning twice changes nothing, so
+prompts, embeddings and pages show the same text wherever they take it from.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import html
 import re
 
 # The elements of HTML, those of old pages included: anything else in angle brackets is text.
-HTML_TAGS = frozenset(
-    """
-    a abbr acronym address applet area article aside audio b base basefont bdi bdo bgsound big blink
-    blockquote body br button canvas caption center cite code col colgroup data datalist dd del
-    details dfn dialog dir div dl dt em embed fieldset figcaption figure font footer form frame
-    frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe img input ins isindex kbd keygen
-    label legend li link main map mark marquee menu menuitem meta meter nav nobr noframes noscript
-    object ol optgroup option output p param picture pre progress q rp rt ruby s samp script section
-    select small source span strike strong style sub summary sup svg table tbody td template textarea
-    tfoot th thead time title tr track tt u ul var video wbr xmp
-    """.split()
+HTML_NAMES = (
+    "a abbr acronym address applet area article aside audio b base basefont bdi bdo bgsound "
+    "big blink blockquote body br button canvas caption center cite code col colgroup data "
+    "datalist dd del details dfn dialog dir div dl dt em embed fieldset figcaption figure "
+    "font footer form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe "
+    "img input ins isindex kbd keygen label legend li link main map mark marquee menu "
+    "menuitem meta meter nav nobr noframes noscript object ol optgroup option output p param "
+    "picture pre progress q rp rt ruby s samp script section select small source span strike "
+    "strong style sub summary sup svg table tbody td template textarea tfoot th thead time "
+    "title tr track tt u ul var video wbr xmp "
 )
+HTML_TAGS = frozenset(HTML_NAMES.split())
 # A space in front of "=" is allowed; "<b not bold>" is text, "<td nowrap>" is not.
-FLAGS = frozenset("nowrap noshade compact disabled checked selected hidden async defer".split())
+FLAGS = frozenset(
+    ("nowrap", "noshade", "compact", "disabled", "checked", "selected", "hidden", "async", "defer")
+)
 TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9:]*)((?:[\s/][^<>]*)?)>")
 OFFICE_PREFIXES = ("o:", "w:", "v:", "m:", "st1:")  # <o:p> and the like, from word processors
 BLOCKS = (
@@ -37,7 +39,9 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def clean_text(text: str) -> str:
-    """One line of plain text: entities resolved, scripts and HTML tags removed, white space collapsed.
+    """One line of plain text.
+
+    Entities resolved, scripts and HTML tags removed, white space collapsed.
 
     Text that was escaped twice is resolved twice. Only known HTML tags are removed, whatever else
     stands in angle brackets stays. A half of a character (a lone surrogate) becomes U+FFFD.

@@ -1,8 +1,9 @@
 """Times as people write them, to unix seconds in UTC: whole columns at once.
 
-The unit of numbers is recognised by their size, whatever the file is: as seconds, numbers of 10 digits are our days, as
-milliseconds those of 13, as microseconds of 16, as nanoseconds of 19. A column has one unit, and a date that could
-be read in two ways is refused: nothing is guessed cell by cell.
+The unit of numbers is recognised by their size, whatever the file is: as seconds, numbers of 10
+digits are our days, as milliseconds those of 13, as microseconds of 16, as nanoseconds of 19. A
+column has one unit, and a date that could be read in two ways is refused: nothing is guessed cell
+by cell.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-# unit -> (per second, numbers from here on are in it): 1e11 is the year 5138 in seconds, March 1973 in milliseconds
+# unit -> (per second, numbers from here on are in it): 1e11 is the year 5138 in seconds, March 1973
+# in milliseconds
 UNITS = {
     "seconds": (1, 0.0),
     "milliseconds": (10**3, 1e11),
@@ -28,7 +30,8 @@ FIRST_LIKELY = int(datetime(1995, 1, 1, tzinfo=UTC).timestamp())  # the first sh
 DAY = 86_400
 EXPECTED = "unix seconds, unix milliseconds or an ISO date such as 2024-05-31T12:00:00Z"
 
-# Formats that are tried where a column is neither numbers nor ISO dates; it must be read by just one of them.
+# Formats that are tried where a column is neither numbers nor ISO dates; it must be read by just
+# one of them.
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 DAYS = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m-%d-%Y", "%d-%m-%Y", "%Y/%m/%d", "%d-%b-%Y")
 WRITTEN_OUT = (
@@ -108,13 +111,13 @@ def units_of(numbers: np.ndarray) -> dict[str, int]:
 
 
 def _numbers(series: pd.Series) -> np.ndarray:
-    """``(n,)`` float64, NaN where a cell is no number (true and false are none) or beyond all times."""
+    """``(n,)`` float64, NaN where a cell is no number or one beyond all times."""
     is_date = series.map(lambda cell: isinstance(cell, bool) or hasattr(cell, "year"))
     is_huge = series.map(lambda cell: isinstance(cell, int) and abs(cell) > NO_TIME_ABOVE)
     numbers = pd.to_numeric(series.where(~(is_date | is_huge), None), errors="coerce")
-    numbers = numbers.astype(float).to_numpy(copy=True)
-    numbers[np.abs(numbers) > NO_TIME_ABOVE] = np.nan
-    return numbers
+    found = numbers.astype(float).to_numpy(copy=True)
+    found[np.abs(found) > NO_TIME_ABOVE] = np.nan
+    return found
 
 
 def _read_dates(series: pd.Series, alone: bool) -> tuple[np.ndarray, str, tuple[str, ...]]:
@@ -170,7 +173,10 @@ def expected(times: Times) -> str:
 
 
 def source_of(unit: str) -> str:
-    """How ``stats.json`` and the summary name the times: always seconds, maybe read from other things."""
+    """How ``stats.json`` and the summary name the times.
+
+    Always seconds, maybe read from other things.
+    """
     return "unix seconds UTC" if unit == "seconds" else f"unix seconds UTC, read from {unit}"
 
 
@@ -191,12 +197,14 @@ class Doubt(NamedTuple):
     """Times that are probably not what was meant."""
 
     row: int  # the first of them
-    count: int
+    rows: int  # how many they are
     reason: str
 
 
 def doubt(seconds: np.ndarray, unit: str) -> Doubt | None:
-    """Times before 1995 or after tomorrow, and what numbers such as these usually are; None if all are likely.
+    """Times before 1995 or after tomorrow, and what numbers such as these usually are.
+
+    None if all are likely.
 
     Args:
         seconds: ``(n,)`` as read.
@@ -210,14 +218,14 @@ def doubt(seconds: np.ndarray, unit: str) -> Doubt | None:
         return None
     low = int(seconds.min())
     high = int(seconds.max())
-    if unit == "seconds" and 1900 <= low and high <= 2100:
+    if unit == "seconds" and low >= 1900 and high <= 2100:
         reason = "if these are years, write dates such as 2001-01-01"
-    elif unit == "seconds" and 20_000 <= low and high <= 80_000:
+    elif unit == "seconds" and low >= 20_000 and high <= 80_000:
         reason = (
             "if these are a spreadsheet's day numbers, format the column as yyyy-mm-dd there and "
             "export it again"
         )
-    elif unit == "seconds" and 19_000_101 <= low and high <= 29_991_231:
+    elif unit == "seconds" and low >= 19_000_101 and high <= 29_991_231:
         reason = "if these are dates, write them as 2024-05-31"
     else:
         reason = "before 1995 or after tomorrow; is that the right column and unit?"
