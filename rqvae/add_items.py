@@ -171,8 +171,7 @@ def is_finished(target: Experiment, new: pd.DataFrame, data: Path, sids: Path) -
         if manifest.get("added_items_sha256") != items_sha256(new) or not from_parent:
             raise UserError(
                 f"{path}: is there already, made from something else; delete {path.parent}, or "
-                "give the new experiment "
-                "another name with --to NAME"
+                "give the new experiment another name with --to NAME"
             )
     return stage_path(target, "sids").exists()
 
@@ -183,8 +182,7 @@ def items_sha256(items: pd.DataFrame) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Embed and assign
 
 
@@ -366,8 +364,7 @@ def neighbour(codes: np.ndarray, sid: Sid) -> tuple[int, int]:
     return int(same.max()), int(same.argmax())
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Write
 
 
@@ -464,11 +461,11 @@ def figures(facts: dict[str, Any]) -> list[str]:
     foreign = error["new"] > FOREIGN * error["old"]
     return [
         f"{facts['added']:,} items added to {facts['items'] - facts['added']:,}; churn "
-        f"{facts['churn']} (SIDs that moved), "
-        f"items that share a SID now: {facts['items_that_share_a_sid']}.",
+        f"{facts['churn']} (SIDs that moved), items that share a SID now: "
+        f"{facts['items_that_share_a_sid']}.",
         f"{facts['re_assigned']:,} of the new items got another SID than the quantiser gave, "
-        "because that was taken; "
-        f"{facts['same_text_as_an_old_item']:,} have the text of an old item.",
+        f"because that was taken; {facts['same_text_as_an_old_item']:,} have the text of an old "
+        "item.",
         f"Quantisation error (median, share of the vector): {error['new']:.3f} of the new items, "
         f"{error['old']:.3f} of the old ones"
         + (

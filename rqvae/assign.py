@@ -97,8 +97,7 @@ def extra_level(quantised: Quantised) -> np.ndarray:
     return extra
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # nearest_free
 
 
@@ -121,8 +120,7 @@ def nearest_free(
     if len(codes) + len(taken) > space:
         raise UserError(
             f"sids.codebook_sizes: {list(sizes)} makes {space} SIDs for {len(codes) + len(taken)} "
-            "items; add a level "
-            "or codes"
+            "items; add a level or codes"
         )
     overfull = []
     for members, held in prefixes_with_collisions(codes, taken):

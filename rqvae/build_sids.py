@@ -61,8 +61,7 @@ def main(experiment: Experiment) -> None:
     print(summary(report))
     print(
         f"{report['items']} items, {report['collisions']['after']['distinct_sids']} distinct SIDs "
-        f"by {report['method']} "
-        f"in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}"
+        f"by {report['method']} in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}"
     )
 
 
@@ -124,8 +123,7 @@ def build(experiment: Experiment, final: Path) -> dict:
     return report | {"seconds": seconds}
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Read
 
 
@@ -142,9 +140,8 @@ def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
         found, wanted = ([*group, "nothing"][min(at, len(group))] for group in (ids, expected_ids))
         raise UserError(
             f"{folder / 'item_ids.json'}, row {at}: '{found}', expected '{wanted}' as in "
-            "items.parquet "
-            f"({len(ids)} ids for {len(expected_ids)} items); delete {folder} and run `bash "
-            "rqvae/rqvae.sh` again"
+            f"items.parquet ({len(ids)} ids for {len(expected_ids)} items); delete {folder} and "
+            "run `bash rqvae/rqvae.sh` again"
         )
     return load_array(folder / "embeddings.npy")
 
@@ -167,8 +164,7 @@ def read_given(
     if not path.is_file():
         raise UserError(
             f"{path}: not found, but sids.method is given; use data.source minionerec with a "
-            "folder that holds an "
-            "index.json, or another sids.method"
+            "folder that holds an index.json, or another sids.method"
         )
     given = json.loads(path.read_text(encoding="utf-8"))
     missing = [item for item in item_ids if item not in given]
@@ -186,8 +182,7 @@ def read_given(
         ):
             raise UserError(
                 f"{path}: item '{item}' has codes {given[item]}, expected {max(length, 1)} whole "
-                "numbers from 0; "
-                "mend the index, or use another sids.method"
+                "numbers from 0; mend the index, or use another sids.method"
             )
     codes = np.array([given[item] for item in item_ids], np.int64)
     largest = codes.max(axis=0)
@@ -201,8 +196,7 @@ def read_given(
     return codes, sizes
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Quantise and write
 
 

@@ -132,8 +132,7 @@ def embed_texts(
     return store
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # What is there already
 
 
@@ -252,8 +251,7 @@ def commit_copy(experiment: Experiment, source: Path, final: Path, data: Path) -
             link_or_copy(source / name, staging / name)
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Encoder
 
 
@@ -344,16 +342,14 @@ def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the "
-                "device's memory; lower it "
-                "and run again, what is embedded already is kept"
+                "device's memory; lower it and run again, what is embedded already is kept"
             ) from error
         return normalize(vectors.float(), dim=1).cpu().numpy()
 
     return encode
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Parts
 
 
@@ -436,8 +432,8 @@ def join_parts(store: TextStore, folder: Path, target: Path) -> tuple[int, int]:
         if len(bad):
             raise UserError(
                 f"sids.encoder: gave NaN or infinite values for {len(bad)} texts, first that of "
-                f"row {store.first[bad[0]]} "
-                "of items.parquet; use another encoder or look at the item's text"
+                f"row {store.first[bad[0]]} of items.parquet; use another encoder or look at the "
+                "item's text"
             )
         if shape is None:
             shape = (len(items), rows.shape[1])
@@ -468,8 +464,7 @@ def scratch_folder(experiment: Experiment, items: Path, final: Path) -> Path:
     )
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Output
 
 

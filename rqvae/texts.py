@@ -138,8 +138,8 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
                 bad = texts.index("")
                 raise UserError(
                     f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold "
-                    "no text; "
-                    "give the item a title, or drop it, and run `bash data/prepare.sh` again"
+                    "no text; give the item a title, or drop it, and run `bash data/prepare.sh` "
+                    "again"
                 )
             yield ids, texts
             row += len(texts)

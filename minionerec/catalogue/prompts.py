@@ -196,8 +196,7 @@ class Renderer:
         if len(ids) > room:
             raise UserError(
                 f"model.max_tokens: a '{task}' prompt needs {self.max_tokens - room + len(ids)} "
-                "tokens, "
-                f"the limit is {self.max_tokens}; raise it"
+                f"tokens, the limit is {self.max_tokens}; raise it"
             )
         return ids
 

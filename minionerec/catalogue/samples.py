@@ -80,8 +80,7 @@ def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> Non
         row = int(np.flatnonzero(bad)[0])
         raise UserError(
             f"{file}, row {row}: {column.name}: got '{column.iloc[row]}', expected {expected} "
-            f"({int(bad.sum())} rows are "
-            f"wrong); delete {file.parent} and make it again"
+            f"({int(bad.sum())} rows are wrong); delete {file.parent} and make it again"
         )
 
 

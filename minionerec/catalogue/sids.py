@@ -54,8 +54,8 @@ class SidTable:
         if missing:
             raise UserError(
                 f"the tokenizer lacks {len(missing)} SID tokens ({missing[0]}, ...): this model "
-                "was trained on other "
-                f"SIDs than {self.sha256[:12]}; run the stage that trained it again"
+                f"was trained on other SIDs than {self.sha256[:12]}; run the stage that trained "
+                "it again"
             )
         return [
             [vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)]
@@ -98,8 +98,7 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
         surplus = next(item_id for item_id in sids if item_id not in set(order))
         raise UserError(
             f"{path}: item '{surplus}' is not in the catalogue ({len(sids)} SIDs, {len(order)} "
-            "items); "
-            "run `bash rqvae/rqvae.sh` again"
+            "items); run `bash rqvae/rqvae.sh` again"
         )
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
@@ -126,6 +125,5 @@ def _check_prefix_free(path: Path, item_ids: list[str], codes: list[tuple[int, .
         if len(shorter) < len(longer) and longer[: len(shorter)] == shorter:
             raise UserError(
                 f"{path}: the SID of item '{first}' {list(shorter)} is the beginning of item "
-                f"'{second}' {list(longer)}; "
-                "give both the same number of levels"
+                f"'{second}' {list(longer)}; give both the same number of levels"
             )

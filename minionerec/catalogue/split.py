@@ -117,8 +117,8 @@ def select(
         found = f"times run from {times.range_of(timestamps)}; " if len(timestamps) else ""
         raise UserError(
             "data: the filters left no interactions (dropped: "
-            f"{reasons or 'none, there were none'}); {found}"
-            "lower data.k_core or widen data.start .. data.end"
+            f"{reasons or 'none, there were none'}); {found}lower data.k_core or widen data.start "
+            ".. data.end"
         )
     return keep, dropped
 
@@ -168,9 +168,8 @@ def global_time(timestamps: np.ndarray, is_target: np.ndarray, ratios: list[floa
         counts = ", ".join(f"{name} {size}" for name, size in zip(SPLITS, sizes, strict=True))
         raise UserError(
             f"data.split: global_time leaves {counts} targets of {len(times)} with "
-            f"{len(np.unique(times))} distinct "
-            "timestamps; every split needs one: use leave_one_out, other data.split_ratios, or "
-            "more data"
+            f"{len(np.unique(times))} distinct timestamps; every split needs one: use "
+            "leave_one_out, other data.split_ratios, or more data"
         )
     return np.array(SPLITS, dtype=object)[np.searchsorted(times[cuts], timestamps, side="right")]
 
@@ -214,9 +213,8 @@ def leak_report(users: np.ndarray, splits: np.ndarray) -> dict[str, int]:
     if backwards.any():
         raise UserError(
             f"data.split: {backwards.sum()} interactions come right after one of a later split of "
-            "the same user, so "
-            "held-out targets would be seen in training; every user's split must run train, valid, "
-            "test in time"
+            "the same user, so held-out targets would be seen in training; every user's split "
+            "must run train, valid, test in time"
         )
     return {
         "users_checked": len(np.unique(users)),

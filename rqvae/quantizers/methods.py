@@ -91,8 +91,7 @@ def save_quantizer(
     )
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Assigning
 
 
@@ -139,8 +138,7 @@ class Quantizer:
         ):
             raise UserError(
                 f"embeddings: shape {embeddings.shape}, expected finite numbers (N, {self.width}) "
-                "from the encoder that "
-                f"this {self.method} quantiser was fitted with"
+                f"from the encoder that this {self.method} quantiser was fitted with"
             )
         points = self.encode(embeddings.astype(np.float32, copy=False))
         residual, codes = points.copy(), np.empty((len(points), len(self.sizes)), np.int64)
@@ -164,9 +162,8 @@ def load_quantizer(folder: Path) -> Quantizer:
     facts, weights = read_facts(folder / FACTS), _read(folder / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != facts["weights_sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS}: is damaged or of another quantiser (its sha256 is not the one in "
-            f"{FACTS}); delete "
-            f"{folder} and run `bash rqvae/rqvae.sh` again"
+            f"{folder / WEIGHTS}: is damaged or of another quantiser (its sha256 is not the one "
+            f"in {FACTS}); delete {folder} and run `bash rqvae/rqvae.sh` again"
         )
     try:
         tensors = load(weights)
@@ -201,8 +198,7 @@ def named(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> 
         found = "nothing" if tensor is None else f"shape {tensor.shape}"
         raise UserError(
             f"{WEIGHTS}: {name}: got {found}, expected finite numbers of shape {shape} as {FACTS} "
-            "says; "
-            "run `bash rqvae/rqvae.sh` again"
+            "says; run `bash rqvae/rqvae.sh` again"
         )
     return tensor
 
@@ -244,20 +240,17 @@ def read_facts(path: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: is not a quantiser's facts ({type(error).__name__}: {error}); delete "
-            f"{path.parent} and run "
-            "`bash rqvae/rqvae.sh` again"
+            f"{path.parent} and run `bash rqvae/rqvae.sh` again"
         ) from None
     if not wrong and facts["method"] not in METHODS:
         raise UserError(
             f"{path}: method is {facts['method']!r}, expected one of {', '.join(METHODS)}; delete "
-            f"{path.parent} and run "
-            "`bash rqvae/rqvae.sh` again"
+            f"{path.parent} and run `bash rqvae/rqvae.sh` again"
         )
     if wrong:
         raise UserError(
             f"{path}: {wrong[0]} is {facts[wrong[0]]!r}, expected {expected[wrong[0]].__name__}; "
-            f"delete {path.parent} "
-            "and run `bash rqvae/rqvae.sh` again"
+            f"delete {path.parent} and run `bash rqvae/rqvae.sh` again"
         )
     return facts
 

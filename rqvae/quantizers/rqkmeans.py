@@ -240,15 +240,13 @@ def check_inputs(
         rows = [row for row, item_id in enumerate(item_ids) if item_id == repeated[0]]
         problems.append(
             f"item_ids: '{repeated[0]}' is in rows {rows[0]} and {rows[1]} ({len(repeated)} ids "
-            "occur more than once), "
-            "expected every id once; give the items ids of their own and run `bash "
-            "data/prepare.sh` again"
+            "occur more than once), expected every id once; give the items ids of their own and "
+            "run `bash data/prepare.sh` again"
         )
     if embeddings.ndim != 2 or len(embeddings) != len(item_ids):
         raise UserError(
             f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} "
-            "ids in "
-            "item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again"
+            "ids in item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again"
         )
     not_finite, zero = ~np.isfinite(embeddings).all(axis=1), ~embeddings.any(axis=1)
     for name, bad in (("NaN or infinite values", not_finite), ("only zeros", zero)):
@@ -256,8 +254,8 @@ def check_inputs(
             row = int(np.flatnonzero(bad)[0])
             problems.append(
                 f"{where}, row {row}, item '{item_ids[row]}': {name} (so have {int(bad.sum())} "
-                "rows in all); "
-                "delete the folder and embed again, with another encoder if it stays"
+                "rows in all); delete the folder and embed again, with another encoder if it "
+                "stays"
             )
     if (
         fitted
@@ -266,15 +264,13 @@ def check_inputs(
     ):
         problems.append(
             f"{where}: all {len(embeddings)} rows are the same, so that nothing tells the items "
-            "apart; look at the titles "
-            "and use an encoder that knows their language"
+            "apart; look at the titles and use an encoder that knows their language"
         )
     for level, size in enumerate(sizes):
         if fitted and size > len(embeddings):
             problems.append(
                 f"sids.codebook_sizes: level {level + 1} has {size} codes for only "
-                f"{len(embeddings)} items; "
-                f"use at most {len(embeddings)}, better a tenth of that"
+                f"{len(embeddings)} items; use at most {len(embeddings)}, better a tenth of that"
             )
     space = int(np.prod(np.array(sizes, dtype=object)))
     if not 1 <= len(sizes) <= 6:
@@ -282,8 +278,7 @@ def check_inputs(
     if distinct and space < len(embeddings):
         problems.append(
             f"sids.codebook_sizes: {sizes} makes {space} SIDs for {len(embeddings)} items; add a "
-            "level or codes, or "
-            "choose sids.collision extra_level"
+            "level or codes, or choose sids.collision extra_level"
         )
     if problems:
         raise UserError("\n".join(problems))

@@ -212,8 +212,7 @@ def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
     return (kernel * v).argmax(1)
 
 
-# --------------------------------------------------------------------------------------------------
-# -------------------
+# ------------------------------------------------------------------------------------------------
 # Quantising all items
 
 
@@ -303,8 +302,7 @@ def stored_encoder(
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             "quantizer.safetensors: its weights do not fit the network of quantizer.json "
-            f"({str(error).splitlines()[0]}); "
-            "run `bash rqvae/rqvae.sh` again"
+            f"({str(error).splitlines()[0]}); run `bash rqvae/rqvae.sh` again"
         ) from None
     return lambda embeddings: encode_items(
         model, (torch.from_numpy(embeddings) - mean) / scale, embeddings

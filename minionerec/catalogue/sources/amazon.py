@@ -137,8 +137,8 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
         if len(found) != 1:
             raise UserError(
                 f"data.{key}: is empty and {folder} should then hold exactly one {word} "
-                f"({', '.join(SUFFIXES)}), "
-                f"found {', '.join(found) or 'none'}; name it with data.{key}"
+                f"({', '.join(SUFFIXES)}), found {', '.join(found) or 'none'}; name it with "
+                f"data.{key}"
             )
         if not (folder / found[0]).is_file():
             raise UserError(
@@ -200,8 +200,7 @@ def detect(path: Path, kind: str) -> Layout:
             return layout
     raise UserError(
         f"{path}:{number}: has no field '{getattr(OLD, kind)}' (2014, 2018) or "
-        f"'{getattr(NEW, kind)}' (2023); "
-        f"its fields: {', '.join(list(first)[:12])}"
+        f"'{getattr(NEW, kind)}' (2023); its fields: {', '.join(list(first)[:12])}"
     )
 
 

@@ -63,8 +63,7 @@ def load(settings: DataSettings) -> Source:
     if missing:
         raise UserError(
             f"{index_path}: has no SID for {len(missing)} items of the catalogue, e.g. "
-            f"'{missing[0]}'; "
-            "use the index file that belongs to these items"
+            f"'{missing[0]}'; use the index file that belongs to these items"
         )
     known = set(items["item_id"])
     rows: list[Row] = []

@@ -267,8 +267,7 @@ def _note_wrapped(path: Path, columns: dict[str, list[Any]], places: list[int]) 
         if len(rows) > WRAPPED_SHARE * len(values):
             notes.append(
                 f"{path}:{places[rows[0]]}: {ours}: stands in quotes, which are kept: text "
-                "separated "
-                f"by {dialect.NAMES[dialect.TAB]} has no quoting ({len(rows)} such rows)"
+                f"separated by {dialect.NAMES[dialect.TAB]} has no quoting ({len(rows)} such rows)"
             )
     return notes
 

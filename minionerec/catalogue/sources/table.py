@@ -128,8 +128,8 @@ def _lack(table: Table, ours: str, item_side: bool, names: dict[str, str]) -> st
                     "copy the name from the file"
                 )
     return (
-        f"{table.path}: has no column '{theirs}' for {ours}{hint} "
-        f"(its columns: {', '.join(table.header)}); set data.columns.{key}"
+        f"{table.path}: has no column '{theirs}' for {ours}{hint} (its columns: "
+        f"{', '.join(table.header)}); set data.columns.{key}"
     )
 
 
