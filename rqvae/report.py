@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue.sources.text import clean_text
-from minionerec.evaluation.scoring import gini
+from minionerec.evaluation.exposure import gini
 from rqvae.assign import Sid, colliding, prefix_ids
 from rqvae.quantizers.rqkmeans import Quantised
 
