@@ -101,6 +101,13 @@ class DataSettings(Settings):
             "the items file calls it if that differs"
         ),
     )
+    time_format: str = Field(
+        "",
+        description=(
+            "tables only: how times are written if not as numbers or ISO dates, e.g. "
+            "'%m/%d/%Y %I:%M:%S %p' (Python's strptime); empty: recognised"
+        ),
+    )
     split: Literal["global_time", "leave_one_out", "own"] = Field(
         "global_time",
         description=(
