@@ -63,8 +63,8 @@ def build(
         add_dropout(model, dropout)
     else:
         trust = settings.trust_remote_code
-        tokenizer = load_tokenizer(settings.backbone, trust)
         model = load_causal_lm(settings.backbone, torch.float32, trust).eval()
+        tokenizer = load_tokenizer(settings.backbone, trust)
         name = f"model '{settings.backbone}'"
         _say_what_is_known(settings.backbone, tokenizer, sids)
         extend_vocabulary(model, tokenizer, sids, seed)
@@ -79,8 +79,8 @@ def load(
     Raises:
         UserError: nothing loadable is there.
     """
-    tokenizer = load_tokenizer(source, trust_remote_code)
     model = load_causal_lm(source, dtype, trust_remote_code).eval()
+    tokenizer = load_tokenizer(source, trust_remote_code)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
