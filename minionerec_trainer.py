@@ -37,6 +37,7 @@ from minionerec.catalogue.sids import SIDS_FILE
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import Parent
 from minionerec.experiment.settings import RLSettings
 from minionerec.model import backbone
 from minionerec.model.beam_search import Beams, NotFinite, constrained_beam_search
@@ -71,7 +72,7 @@ class CheckpointContents:
 
     stage: str
     settings: dict[str, Any]
-    parents: list[Path]
+    parents: list[Parent]
     sids_file: Path
     template: Template
 

@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.artifacts import is_done, stage_path, timings, write_json
+from minionerec.experiment.files import timings, write_json
+from minionerec.experiment.lineage import is_done
+from minionerec.experiment.lock import locked
+from minionerec.experiment.stages import stage_path
 from minionerec.experiment.config import cross_check, read_command_line
 from minionerec.experiment.settings import Experiment, SidSettings
 from minionerec.pages.charts import Line, chart
@@ -92,7 +95,8 @@ def build(experiment: Experiment, final: Path) -> dict[str, Any]:
             flush=True,
         )
     else:
-        report = build_sids.build(experiment, final)
+        with locked(final):
+            report = build_sids.build(experiment, final)
         print(
             f"{experiment.sids.method}: {sum(report['seconds'].values()):.1f} s. {report['verdict']['line']}",
             flush=True,

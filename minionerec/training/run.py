@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 from minionerec.errors import UserError
 from minionerec.evaluation.cost import note_training
 from minionerec.experiment import artifacts
-from minionerec.experiment.processes import processes, say
+from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.model import backbone
 from minionerec.training.checkpoints import last_checkpoint
@@ -121,10 +122,3 @@ def train_or_resume(trainer: Trainer) -> None:
             "the same command continues"
         )
         sys.exit(128 + trainer.stop_signal.received)
-
-
-def clean_up(experiment: Experiment, stage: str) -> None:
-    """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
-    processes().wait_for_everyone()
-    if processes().is_main_process:
-        artifacts.remove(artifacts.partial_path(experiment, stage))

@@ -304,7 +304,7 @@ def test_prompts_of_a_trained_checkpoint_are_read_as_it_reads_them(tmp_path, mon
     data, sids_dir = stage_path(experiment, "data"), stage_path(experiment, "sids")
     samples, sids = inputs.load_catalogue(experiment, data, sids_dir)
     model, tokenizer = backbone.build(experiment.model, sids, inputs.texts(samples.items), seed=0)
-    with committed(stage_path(experiment, "sft"), "sft", {}, [data, sids_dir]) as staging:
+    with committed(stage_path(experiment, "sft"), "sft", {}, list(map(artifacts.opened, [data, sids_dir]))) as staging:
         backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], staging)
     rendered = sum(map(len, samples.splits.values())) + 24
     shown = " ".join(audited(experiment, monkeypatch, capsys).split())

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment import artifacts, stages
 from minionerec.experiment.artifacts import (
     MANIFEST,
     committed,
@@ -60,7 +60,7 @@ def make(
 ) -> Path:
     """Commit a stage of ``experiment`` made from the named earlier stages."""
     path = path or stage_path(experiment, stage)
-    folders = [stage_path(experiment, parent) for parent in parents]
+    folders = [artifacts.opened(stage_path(experiment, parent)) for parent in parents]
     with committed(path, stage, artifacts.relevant_settings(experiment, stage), folders) as staging:
         write_files(staging, seed)
     return path
@@ -78,7 +78,7 @@ def test_the_manifest_says_what_the_directory_holds_and_where_it_comes_from(tmp_
     experiment = demo(tmp_path)
     data = make(experiment, "data")
     with committed(
-        stage_path(experiment, "sids"), "sids", {"seed": 42}, [data], sids_sha256="abc"
+        stage_path(experiment, "sids"), "sids", {"seed": 42}, [artifacts.opened(data)], sids_sha256="abc"
     ) as staging:
         write_files(staging)
     path = stage_path(experiment, "sids")
@@ -331,17 +331,14 @@ def test_settings_that_never_change_a_result_may_change(tmp_path):
         )
 
 
-def test_settings_named_as_without_effect_exist(tmp_path):
-    known = set().union(
-        *(artifacts.relevant_settings(demo(tmp_path), stage) for stage in artifacts.SECTIONS)
-    )
-    declared = {
-        f"{section}.{key.name}"
-        for section in ("sids", "sft", "rl", "evaluate")
-        for key in dataclasses.fields(getattr(demo(tmp_path), section))
-    }
-    assert declared >= artifacts.WITHOUT_EFFECT
-    assert not known & artifacts.WITHOUT_EFFECT
+def test_settings_that_the_stage_table_names_exist(tmp_path):
+    experiment = demo(tmp_path)
+    declared = set(stages.flat_settings(experiment))
+    sections = {key.partition(".")[0] for key in declared}
+    assert declared >= stages.WITHOUT_EFFECT | stages.OF_EACH_STAGE
+    for stage in stages.STAGES.values():
+        assert set(stage.settings) <= declared | sections
+        assert not stages.WITHOUT_EFFECT & set(stages.settings_of(experiment, stage.name))
 
 
 @pytest.mark.parametrize(

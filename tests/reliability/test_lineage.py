@@ -126,7 +126,7 @@ def remake(experiment: Experiment, stage: str, parents: tuple[str, ...], change)
         path,
         stage,
         artifacts.relevant_settings(experiment, stage),
-        [stage_path(experiment, parent) for parent in parents],
+        [artifacts.opened(stage_path(experiment, parent)) for parent in parents],
     )
 
 

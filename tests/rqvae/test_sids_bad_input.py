@@ -15,6 +15,7 @@ import pytest
 from minionerec.errors import one_line_errors
 from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, write_json
 from minionerec.experiment.config import cross_check
+from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment, SidSettings
 from rqvae import build_sids
 
@@ -56,7 +57,7 @@ def world(
         stage_path(experiment, "embeddings"),
         "embeddings",
         relevant_settings(experiment, "embeddings"),
-        [data],
+        [opened(data)],
     ) as staging:
         np.save(staging / "embeddings.npy", embeddings)
         write_json(staging / "item_ids.json", item_ids)

@@ -28,6 +28,7 @@ from minionerec.experiment.artifacts import (
     verify,
     write_json,
 )
+from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment, SidSettings
 from rqvae import build_sids, embed_items
 from rqvae.quantizers.rqkmeans import nearest, relative_error
@@ -122,7 +123,7 @@ def embed_by_hand(
         stage_path(experiment, "embeddings"),
         relevant_settings(experiment, "embeddings"),
     )
-    with committed(final, "embeddings", settings, [data]) as staging:
+    with committed(final, "embeddings", settings, [opened(data)]) as staging:
         np.save(staging / "embeddings.npy", embeddings)
         write_json(
             staging / "item_ids.json", items["item_id"].tolist() if item_ids is None else item_ids
