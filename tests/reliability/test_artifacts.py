@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -459,9 +460,7 @@ def test_a_directory_loses_its_name_before_its_first_file_is_deleted(tmp_path, m
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "file").write_text("x")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            artifacts.shutil, "rmtree", lambda *_, **__: None
-        )  # killed before anything is deleted
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before anything is deleted
         artifacts.remove(tmp_path / "checkpoint-1")
     assert not (tmp_path / "checkpoint-1").exists() and [
         path.name for path in tmp_path.iterdir()

@@ -301,7 +301,7 @@ def test_a_killed_embedding_continues_and_writes_the_same_bits(
     embed_items.main(experiments[0])
     folder = tmp_path / "killed"
     (folder / "demo.yaml").write_text(
-        f"seed: 0\nsids: {{encoder: '{tiny_encoder}', encoder_tokens: 64}}\n"
+        f"sids: {{encoder: '{tiny_encoder}', encoder_tokens: 64}}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
