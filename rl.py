@@ -77,9 +77,7 @@ def train(experiment: Experiment, path: Path) -> None:
     )
     torch.manual_seed(experiment.seed)  # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(model, experiment.model, sid_token_ids)
-    say(
-        f"{len(rows):,} prompts x {s.num_generations} completions; {backbone.describe(model)}"
-    )
+    say(f"{len(rows):,} prompts x {s.num_generations} completions; {backbone.describe(model)}")
 
     # Train, after a look at where SFT left off
     micro, accumulation = run.split_batch("rl", s.batch_size, s.micro_batch_size)
@@ -153,9 +151,7 @@ def train(experiment: Experiment, path: Path) -> None:
         if improved
         else "no step beat it: the SFT weights are handed on"
     )
-    say(
-        f"\nvalidation NDCG@10: SFT {before['NDCG@10']:.4f}, best of RL {best:.4f}; {verdict}"
-    )
+    say(f"\nvalidation NDCG@10: SFT {before['NDCG@10']:.4f}, best of RL {best:.4f}; {verdict}")
 
 
 def make_reward(experiment: Experiment, samples: Samples, sids: SidTable, sids_dir: Path) -> Reward:

@@ -37,6 +37,7 @@ from minionerec.pages.plots import curves
 from minionerec.pages.text import metrics_table
 from minionerec.rankers import rules
 
+
 class Ranking(NamedTuple):
     """Item indexes, best first, and their scores, a list per test row; what was chosen on validation rows; what it took."""
 
@@ -97,9 +98,7 @@ def rank_all(experiment: Experiment, path: Path) -> None:
 def run_method(method: str, inputs: Inputs, output: Output, parents: list[Parent]) -> None:
     """Train or count, rank, measure, commit ``output.path``."""
     settings = settings_of(inputs.experiment, output.stage)
-    with committed(
-        output.path, output.stage, settings, parents, method=method
-    ) as staging:
+    with committed(output.path, output.stage, settings, parents, method=method) as staging:
         start = time.perf_counter()
         ranking = rank_test(method, inputs, staging)
         spent = cost(

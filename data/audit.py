@@ -39,7 +39,9 @@ def main() -> None:
     """Make the audit, again if stages have come since, and print it."""
     experiment, _ = read_command_line(__doc__, own=())
     path = stage_path(experiment, "audit")
-    if is_done(experiment, "audit") and len(read_manifest(path)["parents"]) < len(found(experiment)):
+    if is_done(experiment, "audit") and len(read_manifest(path)["parents"]) < len(
+        found(experiment)
+    ):
         with locked(path):
             remove(path)
     run_stage("audit", write_audit, experiment)

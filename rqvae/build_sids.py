@@ -42,6 +42,7 @@ from rqvae.quantizers.rqkmeans import Quantised, check_inputs, from_codes
 from rqvae.report import build_report, summary
 from rqvae.verdict import verdict
 
+
 def main(experiment: Experiment) -> None:
     """Build ``runs/<name>/sids`` unless it is there, and say what was made."""
     run_stage("sids", build_and_say, experiment)
@@ -53,7 +54,9 @@ def build_and_say(experiment: Experiment, final: Path) -> None:
     distinct = report["collisions"]["after"]["distinct_sids"]
     seconds = sum(report["seconds"].values())
     print(summary(report))
-    print(f"{report['items']} items, {distinct} distinct SIDs by {report['method']}, {seconds:.1f} s")
+    print(
+        f"{report['items']} items, {distinct} distinct SIDs by {report['method']}, {seconds:.1f} s"
+    )
 
 
 def build(experiment: Experiment, final: Path) -> dict:

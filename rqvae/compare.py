@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment.config import cross_check, read_command_line
 from minionerec.experiment.files import timings, write_json
 from minionerec.experiment.lineage import is_done
 from minionerec.experiment.lock import locked
-from minionerec.experiment.stages import stage_path
-from minionerec.experiment.config import cross_check, read_command_line
 from minionerec.experiment.settings import Experiment, SidSettings
+from minionerec.experiment.stages import stage_path
 from minionerec.pages.charts import Line, chart
 from minionerec.pages.html import checks, number, page, table, verdict_line
 from rqvae import build_sids, embed_items

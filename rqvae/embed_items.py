@@ -209,9 +209,9 @@ def other_experiment(experiment: Experiment, data: Path) -> Path | None:
     for folder in sorted(Path(experiment.output_dir).glob("*/embeddings")):
         with contextlib.suppress(UserError):
             settings = verify(folder)["settings"]
-            same = wanted.items() <= embedding_facts(
-                folder
-            ).items() and settings == settings_of(experiment, "embeddings")
+            same = wanted.items() <= embedding_facts(folder).items() and settings == settings_of(
+                experiment, "embeddings"
+            )
             if same and holds(folder, require_stage(experiment, "data") / "items.parquet"):
                 return folder
     return None

@@ -109,8 +109,7 @@ def load_array(path: Path) -> np.ndarray:
             return np.lib.format.read_array(handle, allow_pickle=False)
     except ValueError as error:
         raise UserError(
-            f"{path}: is not an array of numbers ({error}); "
-            f"delete {path.parent} and make it again"
+            f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again"
         ) from error
 
 

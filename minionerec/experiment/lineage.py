@@ -75,9 +75,7 @@ def is_finished(experiment: Experiment, stage: str) -> bool:
     )
 
 
-def is_done(
-    experiment: Experiment, stage: str, path: Path | None = None, **facts: Any
-) -> bool:
+def is_done(experiment: Experiment, stage: str, path: Path | None = None, **facts: Any) -> bool:
     """Whether a directory is there, whole, and made with these settings from what is there now.
 
     Raises:

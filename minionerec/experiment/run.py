@@ -51,7 +51,7 @@ def run_stage(stage: str, work: Work, experiment: Experiment) -> None:
         work(experiment, path)
         if is_main_process():
             _forget(experiment, stage)
-    say(f"\nwritten to {path}{following}")
+    say(f"written to {path}{following}")
 
 
 def forget_interrupted(experiment: Experiment, stage: str) -> None:

@@ -34,9 +34,7 @@ class Stage:
 
 _BASELINES = ("seed", "evaluate.bootstrap_samples", "evaluate.exclude_history")
 _KEYS = [f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings)]
-_NETWORKS = tuple(
-    key for key in _KEYS if ".tiger_" not in key and key != "baselines.methods"
-)
+_NETWORKS = tuple(key for key in _KEYS if ".tiger_" not in key and key != "baselines.methods")
 _TIGER = (
     "baselines.weight_decay",
     "baselines.patience",

@@ -367,7 +367,9 @@ def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp
     manifest = foreign / "MANIFEST.json"
     change_line(2, lambda row: row | {"item_ids": ["b00k", *row["item_ids"][1:]]})(foreign)
     manifest.unlink()
-    with artifacts.committed(foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)]) as staging:
+    with artifacts.committed(
+        foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)]
+    ) as staging:
         for file in foreign.iterdir():
             shutil.copy(file, staging)
     again = foreign.with_name("again")

@@ -79,7 +79,11 @@ def test_the_manifest_says_what_the_directory_holds_and_where_it_comes_from(tmp_
     experiment = demo(tmp_path)
     data = make(experiment, "data")
     with committed(
-        stage_path(experiment, "sids"), "sids", {"seed": 42}, [artifacts.opened(data)], sids_sha256="abc"
+        stage_path(experiment, "sids"),
+        "sids",
+        {"seed": 42},
+        [artifacts.opened(data)],
+        sids_sha256="abc",
     ) as staging:
         write_files(staging)
     path = stage_path(experiment, "sids")

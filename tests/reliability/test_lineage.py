@@ -23,6 +23,7 @@ import sft
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.experiment.artifacts import MANIFEST, stage_path, verify
+from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
 from minionerec.training.checkpoints import last_checkpoint
 from tests.worlds import tiny_run
@@ -57,7 +58,7 @@ def made(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minionerec_trainer.RankingTrainer, "_save_checkpoint", save)
         for stage in (sft, rl):
-            stage.train(experiment, stage_path(experiment, stage.__name__))
+            run_stage(stage.__name__, stage.train, experiment)
     return folder
 
 

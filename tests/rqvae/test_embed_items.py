@@ -212,7 +212,7 @@ def test_two_processes_write_the_same_bits_as_one(tmp_path, tiny_encoder, root):
     for num_processes in (1, 2):
         folder = tmp_path / str(num_processes)
         world(folder, encoder=str(tiny_encoder))
-        (folder / "demo.yaml").write_text(f"sids:\n  encoder: {tiny_encoder}\n")
+        (folder / "demo.yaml").write_text(f"seed: 0\nsids:\n  encoder: {tiny_encoder}\n")
         command = [
             sys.executable,
             "-m",
@@ -301,7 +301,7 @@ def test_a_killed_embedding_continues_and_writes_the_same_bits(
     embed_items.main(experiments[0])
     folder = tmp_path / "killed"
     (folder / "demo.yaml").write_text(
-        f"sids: {{encoder: '{tiny_encoder}', encoder_tokens: 64}}\n"
+        f"seed: 0\nsids: {{encoder: '{tiny_encoder}', encoder_tokens: 64}}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", KILLED],

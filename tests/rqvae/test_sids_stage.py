@@ -213,7 +213,7 @@ def test_running_twice_says_so_and_other_settings_are_refused(tmp_path, capsys):
     capsys.readouterr()
     build_sids.main(experiment)
     assert (
-        "finished already" in capsys.readouterr().out
+        "is finished; next: bash sft.sh" in capsys.readouterr().out
         and verify(stage_path(experiment, "sids")) == before
     )
     with pytest.raises(UserError, match=re.escape("sids.codebook_sizes: [6, 6, 6] -> [7, 6, 6]")):
@@ -368,7 +368,7 @@ def test_the_script_runs_from_anywhere_and_prints_table_place_and_next_command(t
     assert done.returncode == 0, done.stderr
     assert (
         "collision rate" in done.stdout
-        and "-> runs/demo/sids" in done.stdout
+        and "written to runs/demo/sids; next: bash sft.sh" in done.stdout
         and "bash sft.sh" in done.stdout
     )
 
