@@ -35,7 +35,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import STAGES, Output, needs_of, outputs, settings_of
 from minionerec.pages.plots import curves
 from minionerec.pages.text import metrics_table
-from minionerec.rankers import rules
+from minionerec.rankers import rules, tgh
 
 
 class Ranking(NamedTuple):
@@ -145,6 +145,13 @@ def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
         case "text_knn":
             candidates = rules.text_candidates(
                 load_array(inputs.sids_dir / "embeddings.npy").astype(np.float32)
+            )
+        case "tgh":
+            candidates = tgh.candidates(
+                samples.train_sequences,
+                load_array(inputs.sids_dir / "embeddings.npy").astype(np.float32),
+                order,
+                again=inputs.unwanted is None,
             )
     unwanted = inputs.unwanted or {}
     best, values = rules.choose(candidates, samples.splits["valid"], order, unwanted.get("valid"))

@@ -29,9 +29,9 @@ from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import TASKS, Experiment
 from minionerec.experiment.stages import settings_of, stage_path
-from minionerec.pages.html import checks, page, verdict_line
+from minionerec.pages.html import render
 
-STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of minionerec/pages/html.py
+STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of the page's style sheet
 COLUMNS = 120  # of the printed table
 
 
@@ -124,9 +124,8 @@ def write(staging: Path, name: str, found: list[Check]) -> None:
             for row in rows
         ],
     }
-    (staging / "audit.html").write_text(
-        page(f"Audit of {name}", verdict_line(shown) + checks(shown)), encoding="utf-8"
-    )
+    page = render("audit.html", title=f"Audit of {name}", verdict=shown)
+    (staging / "audit.html").write_text(page, encoding="utf-8")
 
 
 def summary(found: list[Check]) -> str:

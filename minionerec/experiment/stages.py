@@ -193,6 +193,7 @@ OF_EACH_STAGE = {
 }
 BASELINE_STAGES = {
     "text_knn": "baseline_texts",
+    "tgh": "baseline_texts",
     "sasrec": "baseline_networks",
     "gru4rec": "baseline_networks",
     "hstu": "baseline_networks",
