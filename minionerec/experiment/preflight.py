@@ -19,7 +19,14 @@ from minionerec.experiment.lineage import is_finished, open_folder, open_stage
 from minionerec.experiment.manifest import MANIFEST
 from minionerec.experiment.run import forget_interrupted
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import CHECKPOINT, STAGES, needs_of, next_command, path_of
+from minionerec.experiment.stages import (
+    CHECKPOINT,
+    STAGES,
+    TRAINED,
+    needs_of,
+    next_command,
+    path_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING_TO_DO = 10  # minionerec/launch.sh knows it as ALREADY_DONE
@@ -70,7 +77,7 @@ def require_inputs(experiment: Experiment, stage: str) -> None:
             open_stage(experiment, name, digests=False)
         except UserError as error:
             problems[str(error)] = None
-    if CHECKPOINT in STAGES[stage].needs and experiment.evaluate.checkpoint not in STAGES:
+    if CHECKPOINT in STAGES[stage].needs and experiment.evaluate.checkpoint not in TRAINED:
         try:
             look_at_checkpoint(experiment, Path(experiment.evaluate.checkpoint))
         except UserError as error:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.settings import BaselineSettings, Experiment
 
+TRAINED = ("sft", "rl")  # stages that make a checkpoint
 CHECKPOINT = "evaluate.checkpoint"  # as a need: the stage or the folder that this setting names
 
 
@@ -81,16 +83,6 @@ _TABLE = (
         next="sft",
     ),
     Stage(
-        name="baseline_texts",
-        what="baselines that read the items' embeddings",
-        command="bash baselines/run.sh",
-        script="baselines/run.py",
-        needs=("data", "sids"),
-        settings=_BASELINES,
-        next="sft",
-        part_of="baselines",
-    ),
-    Stage(
         name="baseline_networks",
         what="sequential networks over items",
         command="bash baselines/run.sh",
@@ -105,7 +97,7 @@ _TABLE = (
         what="an encoder-decoder over SIDs",
         command="bash baselines/run.sh",
         script="baselines/run.py",
-        needs=("data", "sids"),
+        needs=("data",),
         settings=(*_BASELINES, *_TIGER),
         next="sft",
         part_of="baselines",
@@ -191,14 +183,6 @@ OF_EACH_STAGE = {
     "model.lora_alpha",
     "model.trust_remote_code",
 }
-BASELINE_STAGES = {
-    "text_knn": "baseline_texts",
-    "tgh": "baseline_texts",
-    "sasrec": "baseline_networks",
-    "gru4rec": "baseline_networks",
-    "hstu": "baseline_networks",
-    "tiger": "baseline_tiger",
-}
 
 
 def stage_path(experiment: Experiment, stage: str) -> Path:
@@ -229,7 +213,7 @@ def baseline_path(experiment: Experiment, method: str) -> Path:
 
 def baseline_stage(method: str) -> str:
     """The row of ``STAGES`` that makes a baseline."""
-    return BASELINE_STAGES.get(method, "baselines")
+    return BASELINES[method].stage
 
 
 class Output(NamedTuple):
@@ -237,25 +221,27 @@ class Output(NamedTuple):
 
     stage: str  # in its manifest
     path: Path
+    needs: tuple[str, ...]  # stages whose directories are read for it
     facts: dict[str, str]  # what its name says, as its manifest has it
 
 
 def outputs(experiment: Experiment, stage: str) -> list[Output]:
     """What a stage makes: one directory, of the baselines one for every method."""
-    if stage == "baselines":
-        methods = dict.fromkeys(experiment.baselines.methods)
-        return [
-            Output(baseline_stage(name), baseline_path(experiment, name), {"method": name})
-            for name in methods
-        ]
-    return [Output(stage, path_of(experiment, stage), {})]
+    if stage != "baselines":
+        return [Output(stage, path_of(experiment, stage), STAGES[stage].needs, {})]
+    found = []
+    for method in dict.fromkeys(experiment.baselines.methods):
+        row = BASELINES[method]
+        needs = (*STAGES[row.stage].needs, *(["sids"] if row.reads_sids else []))
+        path = baseline_path(experiment, method)
+        found.append(Output(row.stage, path, needs, {"method": method}))
+    return found
 
 
 def needs_of(experiment: Experiment, stage: str) -> list[str]:
     """The stages whose directories a command reads with these settings, in the table's order."""
-    rows = [STAGES[output.stage] for output in outputs(experiment, stage)]
-    named = {need for row in [STAGES[stage], *rows] for need in row.needs}
-    if CHECKPOINT in named:
+    named = {need for output in outputs(experiment, stage) for need in output.needs}
+    if CHECKPOINT in named and experiment.evaluate.checkpoint in TRAINED:
         named.add(experiment.evaluate.checkpoint)
     made_on_the_way = {row.name for row in _TABLE if row.part_of == stage}
     return [name for name in STAGES if name in named - made_on_the_way]
