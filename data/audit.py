@@ -20,6 +20,7 @@ import pandas as pd
 from minionerec.catalogue.samples import Samples, load_samples
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
+from minionerec.experiment.choices import TASKS
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import load_array, remove, write_json
@@ -27,7 +28,7 @@ from minionerec.experiment.lineage import is_done, open_stage
 from minionerec.experiment.lock import locked
 from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.run import run_stage
-from minionerec.experiment.settings import TASKS, Experiment
+from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.pages.html import render
 

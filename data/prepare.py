@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.catalogue import prepared
+from minionerec.catalogue.sources import times
 from minionerec.errors import one_line_errors
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -45,6 +46,9 @@ def prepare(experiment: Experiment, path: Path) -> None:
 def summary(stats: dict[str, Any]) -> str:
     """What was dropped, the counts and one line per split, for the screen."""
     lines = [f"source {stats['source']}, split {stats['split']}, filters: {stats['filters']}"]
+    if stats["timestamps"] != "order only":
+        first, last = map(times.day_of, stats["time_range"])
+        lines.append(f"times are {stats['timestamps']}, {first} to {last}")
     lines += [
         f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count
     ]

@@ -7,13 +7,12 @@ script that passes its work to ``run.run_stage``.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minionerec.experiment.baselines import BASELINES
-from minionerec.experiment.settings import BaselineSettings, Experiment
+from minionerec.experiment.settings import BaselineSettings, Experiment, Settings
 
 TRAINED = ("sft", "rl")  # stages that make a checkpoint
 CHECKPOINT = "evaluate.checkpoint"  # as a need: the stage or the folder that this setting names
@@ -35,7 +34,7 @@ class Stage:
 
 
 _BASELINES = ("seed", "evaluate.bootstrap_samples", "evaluate.exclude_history")
-_KEYS = [f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings)]
+_KEYS = [f"baselines.{key}" for key in BaselineSettings.model_fields]
 _NETWORKS = tuple(key for key in _KEYS if ".tiger_" not in key and key != "baselines.methods")
 _TIGER = (
     "baselines.weight_decay",
@@ -272,8 +271,8 @@ def settings_of(experiment: Experiment, stage: str) -> dict[str, Any]:
 def flat_settings(experiment: Experiment) -> dict[str, Any]:
     """Every setting by its dotted name."""
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(experiment).items():
-        if dataclasses.is_dataclass(getattr(experiment, name)):
+    for name, value in experiment.model_dump().items():
+        if isinstance(getattr(experiment, name), Settings):
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:
             flat[name] = value
