@@ -74,7 +74,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         load_template(checkpoint, experiment.model.template),
         sids,
         samples,
-        experiment.sft.max_tokens,
+        experiment.model.max_tokens,
     )
     trie = inputs.trie(sids, tokenizer).to(state.device)
 
@@ -98,7 +98,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             renderer,
             trie,
             s.num_beams,
-            normalize=s.normalize,
+            normalize=experiment.model.normalize,
             unwanted=seen_items(data_dir, s.split) if s.exclude_history else None,
         )
         lines, spent = rank_in_parts(ranker, sids.item_ids, parts_folder(path), facts)
@@ -272,7 +272,7 @@ def measure(
         "checkpoint": str(s.checkpoint),
         "split": s.split,
         "sids_sha256": sids.sha256,
-        "normalize": s.normalize,
+        "normalize": experiment.model.normalize,
         "exclude_history": s.exclude_history,
         "empty": sum(not record["item_ids"] for record in records),
     }

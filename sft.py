@@ -61,7 +61,7 @@ def train(experiment: Experiment, path: Path) -> None:
         model_settings, sids, inputs.texts(samples.items), experiment.seed, s.dropout
     )
     template = inputs.template_of(model_settings)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, s.max_tokens)
+    renderer = inputs.renderer(tokenizer, template, sids, samples, model_settings.max_tokens)
     trie = inputs.trie(sids, tokenizer)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     model = backbone.add_adapters(model, model_settings, sid_token_ids)
@@ -71,7 +71,7 @@ def train(experiment: Experiment, path: Path) -> None:
         else window_samples(samples.train_sequences, experiment.data.max_history, experiment.seed)
     )
     rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
-    backbone.check_context(model, rows, "sft.max_tokens")
+    backbone.check_context(model, rows, "model.max_tokens")
     processes.say(
         f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {backbone.describe(model)}"
     )
@@ -95,7 +95,7 @@ def train(experiment: Experiment, path: Path) -> None:
         trie.to(arguments.device),
         sids,
         num_beams=s.eval_beams,
-        normalize=s.normalize,
+        normalize=model_settings.normalize,
     )
     contents = trainers.CheckpointContents(
         "sft",
@@ -113,7 +113,7 @@ def train(experiment: Experiment, path: Path) -> None:
         contents,
         validate,
         groups,
-        trie=trie if s.normalize == "trie" else None,
+        trie=trie if model_settings.normalize == "trie" else None,
         callbacks=early_stopping(s.patience),
     )
     run.train_or_resume(trainer)

@@ -24,9 +24,9 @@ from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
 from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import TASKS, Experiment
-from minionerec.pages.html import checks, page, verdict_line
+from minionerec.pages.html import render
 
-STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of minionerec/pages/html.py
+STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of the page's style sheet
 COLUMNS = 120  # of the printed table
 
 
@@ -93,7 +93,7 @@ def read_prompts(experiment: Experiment, samples: Samples, sources: dict[str, Pa
         sources["sft"], trust_remote_code=experiment.model.trust_remote_code
     )
     template = load_template(sources["sft"], experiment.model.template)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.sft.max_tokens)
+    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.model.max_tokens)
     tasks = [
         task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)
     ]
@@ -121,9 +121,8 @@ def write(staging: Path, name: str, found: list[Check]) -> None:
             for row in rows
         ],
     }
-    (staging / "audit.html").write_text(
-        page(f"Audit of {name}", verdict_line(shown) + checks(shown)), encoding="utf-8"
-    )
+    page = render("audit.html", title=f"Audit of {name}", verdict=shown)
+    (staging / "audit.html").write_text(page, encoding="utf-8")
 
 
 def summary(found: list[Check]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.settings import RL_PRESETS, Experiment
+from minionerec.experiment.settings import MOVED, RL_PRESETS, Experiment
 
 SECTIONS = [
     f.name for f in dataclasses.fields(Experiment) if f.default_factory is not dataclasses.MISSING
@@ -400,6 +400,11 @@ def _read_values(
         label = (
             entry.where if entry.where.startswith("command line") else f"{entry.where}: {dotted}"
         )
+        if dotted in MOVED:
+            from_flag = entry.where.startswith("command line")
+            advice = f"pass --{MOVED[dotted]}" if from_flag else "move it there"
+            problems.append(f"{label}: is now {MOVED[dotted]}; {advice}")
+            continue
         if name not in declared:
             problems.append(f"{label}: unknown key{_nearest_key(section, name)}")
             continue
