@@ -48,7 +48,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Settings(BaseModel):
     """A section of the YAML: read once, never changed, without keys that are not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def changed(self, values: dict[str, Any]) -> Self:
         """A copy with other values, checked as a YAML file is (``model_copy`` would not check).

@@ -178,7 +178,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
     command = [
         sys.executable,
         "-m",
-        "minionerec.experiment.launch",
+        "minionerec.experiment.accelerated",
         "--config_file",
         str(ROOT / "configs/accelerate/cpu_processes.yaml"),
         str(ROOT / "tests/stages.py"),
