@@ -61,6 +61,7 @@ def train(experiment: Experiment, path: Path) -> None:
     s = experiment.rl
     processes.quiet_libraries()
     processes.check_launch(experiment.model.tune)
+    run.check_reporters(s.report_to, "rl.report_to")
 
     # Data and the SFT model
     data_dir, sids_dir, sft_dir = (

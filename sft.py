@@ -48,6 +48,7 @@ def train(experiment: Experiment, path: Path) -> None:
     s, model_settings = experiment.sft, experiment.model
     processes.quiet_libraries()
     processes.check_launch(model_settings.tune)
+    run.check_reporters(s.report_to, "sft.report_to")
 
     # Data
     data_dir, sids_dir = (

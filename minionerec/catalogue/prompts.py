@@ -208,7 +208,7 @@ class Renderer:
         return self._completions(task.endswith("title"))[target]
 
     def _whole(self, task: str, shown: Sequence[int]) -> list[int]:
-        return self._bos + self._encode(self.text(task, shown))
+        return self._bos + self._encode(self.text(task, shown), as_text=bool(self._texts(task)))
 
     def _from_pieces(self, task: str, shown: Sequence[int], room: int) -> list[int]:
         """The prompt put together from pieces, without the oldest items if they do not fit."""
@@ -240,11 +240,11 @@ class Renderer:
         )
         lead = " " if texts and before.endswith(" ") and separator.endswith(" ") else ""
         if place == "before":
-            return [self._bos + self._encode(before.removesuffix(lead))]
+            return [self._bos + self._encode(before.removesuffix(lead), as_text=bool(texts))]
         tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
         if texts:
-            return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts))
-        behind_sid = self._behind(self._sid_tokens(0)[-1], (tail,))[0]
+            return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts), True)
+        behind_sid = self._behind(self._sid_tokens(0)[-1], (tail,), False)[0]
         return [sid + behind_sid for sid in self._sids]
 
     def _check_pieces(self, task: str) -> bool:
@@ -261,27 +261,33 @@ class Renderer:
             for shown in prompts
         )
 
-    def _tokenize_behind(self, start: str, texts: tuple[str, ...]) -> list[list[int]]:
+    def _tokenize_behind(
+        self, start: str, texts: tuple[str, ...], as_text: bool
+    ) -> list[list[int]]:
         """Texts as they are tokenised inside a prompt.
 
         Some tokenizers treat the beginning of a text differently.
         """
-        skip = len(self._encode(start))
-        return [ids[skip:] for ids in self._encode_all([start + text for text in texts])]
+        skip = len(self._encode(start, as_text))
+        return [ids[skip:] for ids in self._encode_all([start + text for text in texts], as_text)]
 
     def _tokenize_completions(self, of_titles: bool) -> list[list[int]]:
-        return [
-            ids + self._eos for ids in (self._encode_all(self._titles) if of_titles else self._sids)
-        ]
+        completions = self._encode_all(self._titles, as_text=True) if of_titles else self._sids
+        return [ids + self._eos for ids in completions]
 
     def _find_longest_completion(self, of_titles: bool) -> int:
         return max(map(len, self._completions(of_titles)))
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+    def _encode_all(self, texts: list[str], as_text: bool = False) -> list[list[int]]:
+        """Token ids; ``as_text`` takes a special token that is written out in a title as text.
 
-    def _encode(self, text: str) -> list[int]:
-        return self._encode_all([text])[0] if text else []
+        Otherwise `<|endoftext|>` in a title would be the end of the sequence.
+        """
+        encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=as_text)
+        return encoded["input_ids"]
+
+    def _encode(self, text: str, as_text: bool = False) -> list[int]:
+        return self._encode_all([text], as_text)[0] if text else []
 
     def _separator(self, task: str) -> str:
         return (
@@ -300,7 +306,7 @@ class Renderer:
     @cached_property
     def _shortened(self) -> list[str]:
         """Descriptions cut to at most ``MAX_DESCRIPTION_TOKENS`` tokens."""
-        ids = self._encode_all(self._descriptions)
+        ids = self._encode_all(self._descriptions, as_text=True)
         return [
             self._cut(text, found) if len(found) > MAX_DESCRIPTION_TOKENS else text
             for text, found in zip(self._descriptions, ids, strict=True)
@@ -312,6 +318,8 @@ class Renderer:
         Its own ids are counted, as a cut word may take more tokens than it had.
         """
         length = len(self._tokenizer.decode(ids[:MAX_DESCRIPTION_TOKENS]))
-        while (needed := len(self._encode(text[:length].strip()))) > MAX_DESCRIPTION_TOKENS:
+        while (
+            needed := len(self._encode(text[:length].strip(), as_text=True))
+        ) > MAX_DESCRIPTION_TOKENS:
             length = min(length - 1, length * MAX_DESCRIPTION_TOKENS // needed)
         return text[:length].strip()

@@ -16,7 +16,7 @@ from minionerec.catalogue.rows import mixture, task_rows
 from minionerec.catalogue.samples import Sample, build_samples
 from minionerec.errors import UserError
 from minionerec.experiment.choices import TASKS
-from minionerec.model.backbone import train_tokenizer
+from minionerec.model.vocabulary import train_tokenizer
 
 TITLES = ["red drill", "blue saw", "green lamp", "grey vise"]
 DESCRIPTIONS = ["drills holes", "", "gives light", "holds things"]
@@ -237,7 +237,10 @@ AWKWARD_TEXTS = ["; ".join(AWKWARD[i:] + AWKWARD[:i]) * 3 for i in range(len(AWK
 )
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prompt_has_the_ids_of_one_tokenizer_call_on_its_text(task, make, template):
-    """Every ordered pair of awkward titles, and histories of up to ten."""
+    """Every ordered pair of awkward titles, and histories of up to ten.
+
+    A special token in a title is text; only SIDs are tokens of their own.
+    """
     tokenizer, renderer = world(template, 4096, AWKWARD, AWKWARD_TEXTS, make)
     count, rng = len(AWKWARD), random.Random(0)
     start = (
@@ -253,9 +256,12 @@ def test_a_prompt_has_the_ids_of_one_tokenizer_call_on_its_text(task, make, temp
             *(tuple(rng.choices(range(count), k=10)) for _ in range(20)),
         ]
     for items in shown:
-        assert renderer.prompt(task, items) == start + tokenizer.encode(
-            renderer.text(task, items), add_special_tokens=False
+        expected = tokenizer.encode(
+            renderer.text(task, items),
+            add_special_tokens=False,
+            split_special_tokens=not task.startswith("sid"),
         )
+        assert renderer.prompt(task, items) == start + expected
     if make is not merging_tokenizer:  # one that joins words is tokenised whole
         assert renderer._pieces_are_exact(task)
 
@@ -357,3 +363,33 @@ def test_rows_of_a_real_catalogue_have_the_ids_of_tokenizer_calls(real_data, mak
                 start + ids for ids in tokenizer(texts)["input_ids"]
             ]
             assert renderer._pieces_are_exact(task)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "compact"])
+@pytest.mark.parametrize("make", [scratch_tokenizer, qwen2_tokenizer])
+def test_a_special_token_written_out_in_a_title_is_text(make, template):
+    """Else a title would end its own sequence, or recommend an item."""
+    titles = ["how to use <|endoftext|> in prompts", "a book on <a_1><b_1>", "lamp", "vise"]
+    known = make(tuple(TITLES))
+    tokenizer = trained(make, tuple(TITLES), tuple(itertools.chain(*SIDS)))
+    items = pd.DataFrame({"title": titles, "description": [f"about {t}" for t in titles]})
+    sid_ids = [tokenizer.convert_tokens_to_ids(sid) for sid in SIDS]
+    renderer = Renderer(tokenizer, TEMPLATES[template], sid_ids, items, 512)
+    special = {*range(len(known), len(tokenizer)), tokenizer.eos_token_id}
+    starts = 1 if tokenizer.bos_token_id is not None or template == "compact" else 0
+    for task, shown in (
+        ("title_to_sid", [0]),
+        ("title_to_sid", [1]),
+        ("titles_to_sid", [0, 1, 2]),
+        ("description_to_sid", [1]),
+    ):
+        prompt = renderer.prompt(task, shown)[starts:]
+        assert not special & set(prompt), task
+        assert all(titles[item] in tokenizer.decode(prompt) for item in shown)
+    for item in (0, 1):
+        completion = renderer.completion("sid_to_title", item)
+        assert not special & set(completion[:-1])
+        assert completion[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(completion[:-1]) == titles[item]
+    in_prompt = [token for token in renderer.prompt("sid_to_title", [1]) if token in special]
+    assert in_prompt[-2:] == sid_ids[1]  # SIDs that are shown are still tokens
