@@ -71,7 +71,7 @@ def committed(experiment, name, rows, split="test", stage="baselines", **setting
         artifacts.stage_path(experiment, "evaluate" if stage == "evaluate" else "baselines") / name
     )
     with artifacts.committed(
-        final, stage, {"seed": experiment.seed, **settings}, [data]
+        final, stage, {"seed": experiment.seed, **settings}, [artifacts.opened(data)]
     ) as staging:
         write(staging, rows, split)
     return final
@@ -369,7 +369,9 @@ def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp
     manifest = foreign / "MANIFEST.json"
     change_line(2, lambda row: row | {"item_ids": ["b00k", *row["item_ids"][1:]]})(foreign)
     manifest.unlink()
-    with artifacts.committed(foreign.with_name("again"), "baselines", {}, [data]) as staging:
+    with artifacts.committed(
+        foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)]
+    ) as staging:
         for file in foreign.iterdir():
             shutil.copy(file, staging)
     again = foreign.with_name("again")
