@@ -13,32 +13,26 @@ command ranks the rest. However it came about, predictions.jsonl has the same by
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import parts_path
 
 if TYPE_CHECKING:
     from minionerec.catalogue.samples import Samples
     from minionerec.catalogue.sids import SidTable
     from minionerec.catalogue.trie import SidTrie
     from minionerec.evaluation.ranking import Ranker
+    from minionerec.experiment.manifest import Parent
 
 
 def main() -> None:
-    experiment, _ = read_command_line(__doc__, own=())
-    from minionerec.experiment import artifacts, processes
-
-    path = artifacts.evaluation_path(experiment)
-    if artifacts.is_done(experiment, "evaluate", path):
-        processes.say(f"{path} is finished; its numbers are in {path / 'metrics.json'}")
-        return
-    with processes.locked(path):
-        evaluate(experiment, path)
+    run_stage("evaluate", evaluate, read_command_line(__doc__, own=())[0])
 
 
 def evaluate(experiment: Experiment, path: Path) -> None:
@@ -48,7 +42,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     from minionerec.catalogue.samples import seen_items
     from minionerec.evaluation.cost import training_seconds
     from minionerec.evaluation.ranking import Ranker
-    from minionerec.experiment import artifacts, processes
+    from minionerec.experiment import artifacts, lineage, processes
     from minionerec.model import backbone
 
     s = experiment.evaluate
@@ -57,11 +51,8 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     state = processes.processes()
 
     # Data, SIDs and the checkpoint that goes with them
-    data_dir, sids_dir = (
-        artifacts.require_stage(experiment, "data"),
-        artifacts.require_stage(experiment, "sids"),
-    )
-    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
+    data, sids_parent = (lineage.open_stage(experiment, stage) for stage in ("data", "sids"))
+    samples, sids = inputs.load_catalogue(experiment, data.path, sids_parent.path)
     checkpoint, parents = find_checkpoint(experiment)
     backbone.check_sids(checkpoint, sids)
     model, tokenizer = backbone.load(
@@ -80,14 +71,14 @@ def evaluate(experiment: Experiment, path: Path) -> None:
 
     # Rank
     rows = samples.splits[s.split]
-    processes.say(f"{len(rows):,} {s.split} rows, {s.num_beams} beams, {backbone.describe(model)}")
+    say(f"{len(rows):,} {s.split} rows, {s.num_beams} beams, {backbone.describe(model)}")
     settings = artifacts.relevant_settings(experiment, "evaluate")
     digests = {"sids_sha256": sids.sha256, "checkpoint_sha256": checkpoint_digest(checkpoint)}
     facts = (
         settings
         | digests
         | {
-            "data": artifacts.read_manifest(data_dir)["manifest_sha256"],
+            "data": data.digest,
             "evaluate.batch_size": s.batch_size,
         }
     )
@@ -99,9 +90,9 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             trie,
             s.num_beams,
             normalize=experiment.model.normalize,
-            unwanted=seen_items(data_dir, s.split) if s.exclude_history else None,
+            unwanted=seen_items(data.path, s.split) if s.exclude_history else None,
         )
-        lines, spent = rank_in_parts(ranker, sids.item_ids, parts_folder(path), facts)
+        lines, spent = rank_in_parts(ranker, sids.item_ids, parts_path(path), facts)
 
     # Measure
     if state.is_main_process:
@@ -110,13 +101,12 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             spent["train_seconds"] = training_seconds(checkpoint.parent, s.checkpoint)
         metrics = measure(experiment, samples, sids, trie, records) | {"cost": spent}
         with artifacts.committed(
-            path, "evaluate", settings, [data_dir, sids_dir, *parents], **digests
+            path, "evaluate", settings, [data, sids_parent, *parents], **digests
         ) as staging:
             artifacts.write_json(staging / "metrics.json", metrics)
             (staging / "predictions.jsonl").write_text(
                 "".join(f"{line}\n" for line in lines), encoding="utf-8"
             )
-        shutil.rmtree(parts_folder(path), ignore_errors=True)
         report(metrics, path)
     state.wait_for_everyone()
 
@@ -185,11 +175,6 @@ def rank_in_parts(
         peak_memory=max(peaks),
     )
     return joined(folder, parts) if state.is_main_process else [], spent
-
-
-def parts_folder(path: Path) -> Path:
-    """Where an unfinished evaluation keeps what is ranked."""
-    return path.with_name(f".{path.name}.parts")
 
 
 def what_is_missing(folder: Path, facts: dict[str, Any], parts: list[list[list[int]]]) -> list[int]:
@@ -290,8 +275,7 @@ def report(metrics: dict[str, Any], path: Path) -> None:
     coverage = f"; top-10 coverage {metrics['coverage@10']:.1%}" if "coverage@10" in metrics else ""
     print(
         f"\n{metrics_table({path.name: metrics})}\n\n{spent['users']:,} rows ranked in {spent['seconds']:.1f} s "
-        f"({spent['users_per_second']:.1f} users/s, {spent['peak_memory_mb']:,.0f} MiB); invalid 0, duplicates 0{coverage}"
-        f"\nwritten to {path}; all experiments side by side: python -m minionerec.summary --config ...",
+        f"({spent['users_per_second']:.1f} users/s, {spent['peak_memory_mb']:,.0f} MiB); invalid 0, duplicates 0{coverage}",
         flush=True,
     )
 
@@ -308,22 +292,21 @@ def checkpoint_digest(checkpoint: Path) -> str:
     )
 
 
-def find_checkpoint(experiment: Experiment) -> tuple[Path, list[Path]]:
+def find_checkpoint(experiment: Experiment) -> tuple[Path, list[Parent]]:
     """The checkpoint's folder, and the committed stage that it is (none for a foreign folder)."""
-    from minionerec.experiment import artifacts
+    from minionerec.experiment import artifacts, lineage
 
     name = experiment.evaluate.checkpoint
     if name in ("sft", "rl"):
-        path = artifacts.require_stage(experiment, name)
-        return path, [path]
+        parent = lineage.open_stage(experiment, name)
+        return parent.path, [parent]
     path = Path(name)
     if not (path / "config.json").is_file():
         raise UserError(
             f"evaluate.checkpoint: got '{name}', expected sft, rl or a folder with a config.json"
         )
     if (path / artifacts.MANIFEST).is_file():
-        artifacts.verify(path)
-        return path, [path]
+        return path, [lineage.open_folder(experiment, path)]
     return path, []
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from minionerec.errors import one_line_errors
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 
 if TYPE_CHECKING:
@@ -30,17 +31,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    experiment, _ = read_command_line(__doc__, own=())
-    from minionerec.experiment import artifacts, processes
-
-    path = artifacts.stage_path(experiment, "rl")
-    if artifacts.is_done(experiment, "rl"):
-        processes.say(
-            f"{path} is finished; next: {artifacts.COMMANDS['evaluate']} with the same --config"
-        )
-        return
-    with processes.locked(path):
-        train(experiment, path)
+    run_stage("rl", train, read_command_line(__doc__, own=())[0])
 
 
 def train(experiment: Experiment, path: Path) -> None:
@@ -53,7 +44,7 @@ def train(experiment: Experiment, path: Path) -> None:
     from minionerec.catalogue.rows import mixture
     from minionerec.catalogue.samples import fixed_subset
     from minionerec.evaluation.ranking import validator
-    from minionerec.experiment import artifacts, processes
+    from minionerec.experiment import artifacts, lineage, processes
     from minionerec.model import backbone
     from minionerec.pages import plots
     from minionerec.training import run
@@ -64,9 +55,8 @@ def train(experiment: Experiment, path: Path) -> None:
     run.check_reporters(s.report_to, "rl.report_to")
 
     # Data and the SFT model
-    data_dir, sids_dir, sft_dir = (
-        artifacts.require_stage(experiment, stage) for stage in ("data", "sids", "sft")
-    )
+    parents = [lineage.open_stage(experiment, stage) for stage in ("data", "sids", "sft")]
+    data_dir, sids_dir, sft_dir = (parent.path for parent in parents)
     samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
     backbone.check_sids(sft_dir, sids)
     model, tokenizer = backbone.load(sft_dir, torch.float32)
@@ -88,9 +78,7 @@ def train(experiment: Experiment, path: Path) -> None:
     )
     torch.manual_seed(experiment.seed)  # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(model, experiment.model, sid_token_ids)
-    processes.say(
-        f"{len(rows):,} prompts x {s.num_generations} completions; {backbone.describe(model)}"
-    )
+    say(f"{len(rows):,} prompts x {s.num_generations} completions; {backbone.describe(model)}")
 
     # Train, after a look at where SFT left off
     micro, accumulation = run.split_batch("rl", s.batch_size, s.micro_batch_size)
@@ -109,14 +97,14 @@ def train(experiment: Experiment, path: Path) -> None:
     normalize = experiment.model.normalize
     validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, normalize=normalize)
     before = validate(model.to(arguments.device))
-    processes.say(
+    say(
         "SFT model: validation "
         + "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "NDCG@10"))
     )
     contents = trainers.CheckpointContents(
         "rl",
         artifacts.relevant_settings(experiment, "rl"),
-        [data_dir, sids_dir, sft_dir],
+        parents,
         sids_dir / "sids.json",
         template,
     )
@@ -158,16 +146,13 @@ def train(experiment: Experiment, path: Path) -> None:
                 0, {"step": 0} | {f"eval_{key}": value for key, value in before.items()}
             )
             plots.save_log(trainer, staging)
-    run.clean_up(experiment, "rl")
+    processes.processes().wait_for_everyone()
     verdict = (
         f"at step {trainer.state.best_global_step} of {total_steps}"
         if improved
         else "no step beat it: the SFT weights are handed on"
     )
-    processes.say(
-        f"\nvalidation NDCG@10: SFT {before['NDCG@10']:.4f}, best of RL {best:.4f}; {verdict}"
-        f"\nwritten to {path}; next: {artifacts.COMMANDS['evaluate']} with the same --config"
-    )
+    say(f"\nvalidation NDCG@10: SFT {before['NDCG@10']:.4f}, best of RL {best:.4f}; {verdict}")
 
 
 def make_reward(experiment: Experiment, samples: Samples, sids: SidTable, sids_dir: Path) -> Reward:
@@ -226,18 +211,18 @@ def collaborative_scores(
     """
     import torch
 
-    from minionerec.experiment import artifacts, processes
+    from minionerec.experiment import artifacts, lineage, processes
     from minionerec.rankers import sequential
 
     path = artifacts.stage_path(experiment, "collaborative")
     with processes.processes().main_process_first():  # the others find it finished
         if not artifacts.is_done(experiment, "collaborative"):
-            processes.say("training the SASRec of the collaborative reward (once)")
+            say("training the SASRec of the collaborative reward (once)")
             with artifacts.committed(
                 path,
                 "collaborative",
                 artifacts.relevant_settings(experiment, "collaborative"),
-                [artifacts.stage_path(experiment, "data")],
+                [lineage.open_stage(experiment, "data")],
             ) as staging:
                 trained = sequential.train(
                     "sasrec",

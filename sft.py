@@ -15,21 +15,12 @@ from pathlib import Path
 
 from minionerec.errors import one_line_errors
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 
 
 def main() -> None:
-    experiment, _ = read_command_line(__doc__, own=())
-    from minionerec.experiment import artifacts, processes
-
-    path = artifacts.stage_path(experiment, "sft")
-    if artifacts.is_done(experiment, "sft"):
-        processes.say(
-            f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config"
-        )
-        return
-    with processes.locked(path):
-        train(experiment, path)
+    run_stage("sft", train, read_command_line(__doc__, own=())[0])
 
 
 def train(experiment: Experiment, path: Path) -> None:
@@ -39,7 +30,7 @@ def train(experiment: Experiment, path: Path) -> None:
     from minionerec.catalogue.rows import mixture
     from minionerec.catalogue.samples import fixed_subset, window_samples
     from minionerec.evaluation.ranking import validator
-    from minionerec.experiment import artifacts, processes
+    from minionerec.experiment import artifacts, lineage, processes
     from minionerec.model import backbone
     from minionerec.pages import plots
     from minionerec.training import run
@@ -51,10 +42,8 @@ def train(experiment: Experiment, path: Path) -> None:
     run.check_reporters(s.report_to, "sft.report_to")
 
     # Data
-    data_dir, sids_dir = (
-        artifacts.require_stage(experiment, "data"),
-        artifacts.require_stage(experiment, "sids"),
-    )
+    parents = [lineage.open_stage(experiment, stage) for stage in ("data", "sids")]
+    data_dir, sids_dir = (parent.path for parent in parents)
     samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
 
     # Model: SID tokens first, then what may learn
@@ -73,7 +62,7 @@ def train(experiment: Experiment, path: Path) -> None:
     )
     rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
     backbone.check_context(model, rows, "model.max_tokens")
-    processes.say(
+    say(
         f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {backbone.describe(model)}"
     )
 
@@ -101,7 +90,7 @@ def train(experiment: Experiment, path: Path) -> None:
     contents = trainers.CheckpointContents(
         "sft",
         artifacts.relevant_settings(experiment, "sft"),
-        [data_dir, sids_dir],
+        parents,
         sids_dir / "sids.json",
         template,
     )
@@ -127,11 +116,9 @@ def train(experiment: Experiment, path: Path) -> None:
         ) as staging:
             backbone.save(backbone.merged(whole), tokenizer, contents.sids_file, template, staging)
             plots.save_log(trainer, staging)
-    run.clean_up(experiment, "sft")
-    processes.say(
+    processes.processes().wait_for_everyone()
+    say(
         f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
-        f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "
-        f"{artifacts.COMMANDS['evaluate']} with --evaluate.checkpoint sft"
     )
 
 

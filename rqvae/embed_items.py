@@ -42,23 +42,21 @@ import pandas as pd
 from tqdm import tqdm
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.artifacts import (
-    committed,
+from minionerec.experiment.commit import committed
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import (
     folder_sha256,
     fsync,
     link_or_copy,
-    locked,
-    read_manifest,
-    relevant_settings,
-    require_stage,
-    settings_difference,
     sha256_file,
-    stage_path,
-    verify,
     write_json,
 )
-from minionerec.experiment.config import read_command_line
+from minionerec.experiment.lineage import open_stage, require_stage
+from minionerec.experiment.lock import locked
+from minionerec.experiment.manifest import Parent, read_manifest, verify
+from minionerec.experiment.run import is_main_process, run_stage, say
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_difference, settings_of, stage_path
 from rqvae.texts import TextStore, open_texts, read_items, store_texts, texts_sha256
 
 if TYPE_CHECKING:
@@ -76,35 +74,39 @@ PARTS, MOST_ITEMS_PER_PART = (
 
 
 def main(experiment: Experiment) -> None:
-    """Embed every item of the experiment's catalogue."""
-    final = stage_path(experiment, "embeddings")
+    """Embed every item of the experiment's catalogue, unless that was done before."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone and is_there(
-        experiment, final
-    ):  # before torch is imported: a run that has nothing to do says so at once
-        return
-    data = require_stage(experiment, "data")
+    with contextlib.nullcontext() if alone else this_launch().main_process_first():
+        if is_main_process():
+            reuse(experiment, stage_path(experiment, "embeddings"))
+    run_stage("embeddings", embed, experiment)
 
+
+def embed(experiment: Experiment, final: Path) -> None:
+    """Read, embed, commit; several processes share the texts."""
+    data = open_stage(experiment, "data")
+    state = this_launch()
+    started = time.perf_counter()
+    items = data.path / "items.parquet"
+    scratch = scratch_folder(experiment, items, final)
+    store = embed_texts(experiment, items, scratch, state)
+    if state.is_main_process:
+        write(experiment, final, data, store, scratch, started)
+        for parts in final.parent.glob(".embeddings.parts-*"):  # of other texts or encoders, too
+            shutil.rmtree(parts)
+    state.wait_for_everyone()
+
+
+def this_launch() -> PartialState:
+    """The processes of this launch; torch is imported here, after a run with nothing to do has ended.
+
+    Without cpu=True several processes on CPUs would each believe to be alone. They wait for the
+    slowest, however long.
+    """
     import torch
     from accelerate import PartialState
 
-    # Without cpu=True several CPU processes would each believe to be alone. They wait for the
-    # slowest, however long.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    with state.main_process_first():
-        if not alone and is_there(experiment, final):
-            return
-    started = time.perf_counter()
-    with locked(final) if state.is_main_process else contextlib.nullcontext():
-        scratch = scratch_folder(experiment, data / "items.parquet", final)
-        store = embed_texts(experiment, data / "items.parquet", scratch, state)
-        if state.is_main_process:
-            write(experiment, final, data, store, scratch, started)
-            for parts in final.parent.glob(
-                ".embeddings.parts-*"
-            ):  # also those of other texts or encoders
-                shutil.rmtree(parts)
-        state.wait_for_everyone()
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def embed_texts(
@@ -136,31 +138,42 @@ def embed_texts(
 # What is there already
 
 
-def is_there(experiment: Experiment, final: Path) -> bool:
-    """Whether the catalogue's texts need not be embedded.
-
-    This encoder did it before, here or in another experiment.
+def reuse(experiment: Experiment, final: Path) -> None:
+    """Take over embeddings that need not be computed: another experiment's, or those of older data.
 
     Raises:
-        UserError: the embeddings here were made with other settings, from other texts, or by a
-            folder that now holds
-            another model.
+        UserError: as ``check_own``.
     """
     data = stage_path(experiment, "data")
-    if not final.exists():
-        source = other_experiment(experiment, data) if data.exists() else None
-        if source is None:
-            return False
-        with locked(final):
-            commit_copy(experiment, source, final, data)
+    if final.exists():
+        if not check_own(experiment, final, data):
+            adopt(experiment, final)
         say(
-            f"{final}: item embeddings taken from {source}, which holds the same texts by the same "
-            "encoder."
+            f"{final}: item embeddings are there already, made from these texts with this encoder; "
+            "reused."
         )
-        return True
-    changed = settings_difference(
-        verify(final)["settings"], relevant_settings(experiment, "embeddings")
-    )
+        return
+    source = other_experiment(experiment, data) if data.exists() else None
+    if source is not None:
+        with locked(final):
+            commit_copy(experiment, source, final)
+        say(
+            f"{final}: item embeddings taken from {source}, "
+            "which holds the same texts by the same encoder."
+        )
+
+
+def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
+    """Whether this experiment's embeddings name the data that is there as their parent.
+
+    If not, they are at least of the same texts.
+
+    Raises:
+        UserError: the embeddings were made with other settings, from other texts, or by a folder
+            that now holds another model.
+    """
+    manifest = verify(final)
+    changed = settings_difference(manifest["settings"], settings_of(experiment, "embeddings"))
     now = encoder_digest(experiment.sids.encoder)
     before = embedding_facts(final).get("encoder_sha256", now)
     if before != now:
@@ -170,27 +183,16 @@ def is_there(experiment: Experiment, final: Path) -> bool:
             f"{final}: was made with other settings ({'; '.join(changed)}); "
             "delete it, or give this experiment another name with --name NAME"
         )
-    if (
-        data.exists()
-        and read_manifest(data)["manifest_sha256"] not in read_manifest(final)["parents"].values()
-    ):
-        if not holds(final, require_stage(experiment, "data") / "items.parquet"):
-            raise UserError(
-                f"{final}: was made from other items than {data} now holds; delete it and run "
-                "`bash rqvae/rqvae.sh` again"
-            )
-        adopt(experiment, final, data)
-    say(
-        f"{final}: item embeddings are there already, made from these texts with this encoder; "
-        "reused."
-    )
-    return True
-
-
-def say(text: str) -> None:
-    """Print from the first process only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+    if not data.exists():
+        return True
+    if read_manifest(data)["manifest_sha256"] in manifest["parents"].values():
+        return True
+    if not holds(final, require_stage(experiment, "data") / "items.parquet"):
+        raise UserError(
+            f"{final}: was made from other items than {data} now holds; "
+            "delete it and run `bash rqvae/rqvae.sh` again"
+        )
+    return False
 
 
 def embedding_facts(folder: Path) -> dict:
@@ -219,34 +221,34 @@ def other_experiment(experiment: Experiment, data: Path) -> Path | None:
     for folder in sorted(Path(experiment.output_dir).glob("*/embeddings")):
         with contextlib.suppress(UserError):
             settings = verify(folder)["settings"]
-            same = wanted.items() <= embedding_facts(
-                folder
-            ).items() and settings == relevant_settings(experiment, "embeddings")
+            same = wanted.items() <= embedding_facts(folder).items() and settings == settings_of(
+                experiment, "embeddings"
+            )
             if same and holds(folder, require_stage(experiment, "data") / "items.parquet"):
                 return folder
     return None
 
 
-def adopt(experiment: Experiment, final: Path, data: Path) -> None:
+def adopt(experiment: Experiment, final: Path) -> None:
     """Commit the same embeddings again, as made from the data that is there now."""
     renewed, old = final.with_name(".embeddings.renewed"), final.with_name(".embeddings.parts-old")
     with locked(final):
         for leftover in (renewed, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        commit_copy(experiment, final, renewed, data)
+        commit_copy(experiment, final, renewed)
         os.rename(final, old)
         os.rename(renewed, final)
         shutil.rmtree(old)
 
 
-def commit_copy(experiment: Experiment, source: Path, final: Path, data: Path) -> None:
+def commit_copy(experiment: Experiment, source: Path, final: Path) -> None:
     """Commit embeddings that are there already under another name or with another parent.
 
     The files are shared.
     """
-    with committed(
-        final, "embeddings", relevant_settings(experiment, "embeddings"), [data]
-    ) as staging:
+    data = open_stage(experiment, "data")
+    settings = settings_of(experiment, "embeddings")
+    with committed(final, "embeddings", settings, [data]) as staging:
         for name in ("embeddings.npy", "item_ids.json", "embeddings.json"):
             link_or_copy(source / name, staging / name)
 
@@ -469,14 +471,18 @@ def scratch_folder(experiment: Experiment, items: Path, final: Path) -> Path:
 
 
 def write(
-    experiment: Experiment, final: Path, data: Path, store: TextStore, scratch: Path, started: float
+    experiment: Experiment,
+    final: Path,
+    data: Parent,
+    store: TextStore,
+    scratch: Path,
+    started: float,
 ) -> None:
     """Commit ``runs/<name>/embeddings`` and say what was made."""
-    with committed(
-        final, "embeddings", relevant_settings(experiment, "embeddings"), [data]
-    ) as staging:
+    settings = settings_of(experiment, "embeddings")
+    with committed(final, "embeddings", settings, [data]) as staging:
         num_items, width = join_parts(store, scratch, staging / "embeddings.npy")
-        write_ids(staging / "item_ids.json", data / "items.parquet")
+        write_ids(staging / "item_ids.json", data.path / "items.parquet")
         write_json(
             staging / "embeddings.json",
             {
@@ -491,7 +497,7 @@ def write(
     seconds = time.perf_counter() - started
     print(
         f"{num_items} items embedded into {width} numbers each in {seconds:.0f} s "
-        f"({num_items / seconds:.0f} items/s) -> {final}"
+        f"({num_items / seconds:.0f} items/s)"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from minionerec.catalogue.prompts import Template, save_template
 from minionerec.catalogue.sids import SIDS_FILE
 from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import Parent
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 BEST_METRIC = "eval_NDCG@10"
@@ -27,7 +28,7 @@ class CheckpointContents:
 
     stage: str
     settings: dict[str, Any]
-    parents: list[Path]
+    parents: list[Parent]
     sids_file: Path
     template: Template
 

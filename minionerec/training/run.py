@@ -19,7 +19,8 @@ from transformers.integrations.integration_utils import (
 
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
-from minionerec.experiment.processes import processes, say
+from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.model import backbone
 from minionerec.training.checkpoints import last_checkpoint, step_of
@@ -164,10 +165,3 @@ def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: 
         "seconds": round(seconds, 3),
     }
     artifacts.append_log(run / artifacts.TIMING, row)
-
-
-def clean_up(experiment: Experiment, stage: str) -> None:
-    """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
-    processes().wait_for_everyone()
-    if processes().is_main_process:
-        artifacts.remove(artifacts.partial_path(experiment, stage))

@@ -212,7 +212,7 @@ def test_two_processes_write_the_same_bits_as_one(tmp_path, tiny_encoder, root):
     for num_processes in (1, 2):
         folder = tmp_path / str(num_processes)
         world(folder, encoder=str(tiny_encoder))
-        (folder / "demo.yaml").write_text(f"sids:\n  encoder: {tiny_encoder}\n")
+        (folder / "demo.yaml").write_text(f"seed: 0\nsids:\n  encoder: {tiny_encoder}\n")
         command = [
             sys.executable,
             "-m",
