@@ -439,7 +439,9 @@ class BaselineSettings:
     """Baselines on the same split and evaluator."""
 
     methods: list[str] = setting(
-        list(BASELINES), "which to run; text_knn, tgh and tiger need stage 1", choices=tuple(BASELINES)
+        list(BASELINES),
+        "which to run; text_knn, tgh and tiger need stage 1",
+        choices=tuple(BASELINES),
     )
     hidden_size: list[int] = setting(
         [128],
