@@ -74,6 +74,11 @@ class DataSettings:
             "categories",
         ),
     )
+    time_format: str = setting(
+        "",
+        "tables only: how times are written if not as numbers or ISO dates, e.g. "
+        "'%m/%d/%Y %I:%M:%S %p' (Python's strptime); empty: recognised",
+    )
     split: str = setting(
         "global_time",
         "global_time: 8:1:1 over all targets by time (paper); leave_one_out; own: the split the source carries",

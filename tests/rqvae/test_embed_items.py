@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, verify
 from minionerec.experiment.settings import Experiment
@@ -40,7 +41,7 @@ from tests.worlds import save_encoder
     ],
 )
 def test_text_is_plain_and_on_one_line(raw, text):
-    assert texts.clean(raw) == text
+    assert clean_text(raw) == text
 
 
 def test_an_item_without_any_text_is_named(tmp_path):
@@ -190,7 +191,7 @@ def test_embeddings_are_the_models_own_normalised_and_in_item_order(tmp_path, ti
     items = pd.read_parquet(stage_path(experiment, "data") / "items.parquet")
     reference = SentenceTransformer(str(tiny_encoder), device="cpu")
     words = [
-        texts.clean(f"{t} {d}") for t, d in zip(items["title"], items["description"], strict=True)
+        clean_text(f"{t} {d}") for t, d in zip(items["title"], items["description"], strict=True)
     ]
     expected = np.array([reference.encode(text) for text in words])
     np.testing.assert_allclose(
