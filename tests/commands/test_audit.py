@@ -1,6 +1,6 @@
 """The audit: every check has a world where it is ok and one where it is a problem, with figures worked by hand.
 
-python -m pytest tests/test_audit.py
+python -m pytest tests/commands/test_audit.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The shell scripts: lint, set-up, how a stage is started, and that a failure stops the chain where it happens.
 
-    bash test.sh tests/test_scripts.py
+    bash test.sh tests/commands/test_scripts.py
 
 Where bash functions of minionerec/launch.sh are called one by one, the programs around them (Python, nvidia-smi) are
 small scripts that write down how they were called.
