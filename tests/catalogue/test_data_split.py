@@ -1,6 +1,6 @@
 """Filters, splits, counts and the leak check of stage 0, against worked examples and a slow reference.
 
-python -m pytest tests/test_data_split.py
+python -m pytest tests/catalogue/test_data_split.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The shell scripts: lint, set-up, and that a failure stops the chain where it happens.
 
-    bash test.sh tests/test_scripts.py
+    bash test.sh tests/commands/test_scripts.py
 
 Where bash functions of minionerec/setup.sh are called one by one, the program around them (Python) are
 small scripts that write down how they were called.

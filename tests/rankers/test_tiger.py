@@ -1,4 +1,4 @@
-"""TIGER, the encoder-decoder baseline. Run: python -m pytest tests/test_tiger.py"""
+"""TIGER, the encoder-decoder baseline. Run: python -m pytest tests/rankers/test_tiger.py"""
 
 import itertools
 

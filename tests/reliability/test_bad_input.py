@@ -325,7 +325,7 @@ def test_a_changed_number_in_a_results_file_is_not_shown(trained, tmp_path, caps
 
 
 def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys):
-    """NaN, infinite, zero and equal rows: tests/test_sids_bad_input.py; here the file itself."""
+    """NaN, infinite, zero and equal rows: tests/rqvae/test_sids_bad_input.py; here the file itself."""
     from rqvae import build_sids
 
     (tmp_path / "item_ids.json").write_text('["i0"]')

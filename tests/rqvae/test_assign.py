@@ -1,6 +1,6 @@
 """Collisions: nearest free codes, spill-over, further level.
 
-python -m pytest tests/test_assign.py
+python -m pytest tests/rqvae/test_assign.py
 """
 
 from __future__ import annotations

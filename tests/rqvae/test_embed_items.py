@@ -1,6 +1,6 @@
 """Stage 1a: text, encoder, parts, memory, and when embeddings are made again.
 
-python -m pytest tests/test_embed_items.py
+python -m pytest tests/rqvae/test_embed_items.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Quantisers: k-means family, balanced transport, checks of inputs.
 
-python -m pytest tests/test_quantizers.py
+python -m pytest tests/rqvae/test_quantizers.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """RQ-VAE and RQ-KMeans+: loss, gradients, training, and what each of their options does.
 
-python -m pytest tests/test_rqvae.py
+python -m pytest tests/rqvae/test_rqvae.py
 """
 
 from __future__ import annotations
