@@ -216,6 +216,7 @@ def rank_with_tiger(inputs: Inputs, directory: Path, k: int) -> Ranking:
         inputs.samples,
         inputs.sids,
         inputs.experiment.seed,
+        inputs.experiment.data.max_history,
         inputs.experiment.baselines,
         shower("tiger"),
     )

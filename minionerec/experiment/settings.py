@@ -489,8 +489,14 @@ class BaselineSettings:
         [0.2], "tiger: rates to try (its paper: 0.1)", low=0, high=0.9
     )
     tiger_learning_rate: list[float] = setting([1e-3], "tiger: AdamW step sizes to try", above=0)
-    tiger_batch_size: int = setting(256, "tiger: samples per step (its paper)", low=1)
-    tiger_epochs: int = setting(100, "tiger: most passes over the train samples", low=1)
+    tiger_batch_size: int = setting(
+        32,
+        "tiger: windows of max_history + 1 items per step (some 150 targets; its paper: 256)",
+        low=1,
+    )
+    tiger_epochs: int = setting(
+        12, "tiger: most passes over the train sequences; the step size falls to 0 over them", low=1
+    )
 
 
 # Keys that have moved to the section that owns them: old name -> new name.
