@@ -16,7 +16,7 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from minionerec.evaluation.scoring import gini
+from minionerec.evaluation.exposure import gini
 from rqvae.assign import Sid, colliding, prefix_ids
 from rqvae.quantizers.rqkmeans import Quantised
 from rqvae.texts import clean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,6 +157,43 @@ class SidTrie:
     def items_of_leaf(self, leaf: int) -> list[int]:
         """Item indexes that share this SID, in item order; one item unless SIDs collide."""
         return self._leaf_items[self._leaf_start[leaf] : self._leaf_start[leaf + 1]].tolist()
+
+    def items_of_leaves(
+        self, leaves: Sequence[int], scores: Sequence[float], left_out: Collection[int] = ()
+    ) -> tuple[list[int], list[float]]:
+        """A ranked list of SIDs as a ranked list of items, each with its SID's score.
+
+        Items that share a SID all stand at its place, in item order.
+
+        Args:
+            leaves: best first; -1 where there is no further one.
+            scores: of the leaves.
+            left_out: items that the list must not hold.
+        """
+        items: list[int] = []
+        item_scores: list[float] = []
+        for leaf, score in zip(leaves, scores, strict=True):
+            if leaf < 0:
+                continue
+            for item in self.items_of_leaf(leaf):
+                if item not in left_out:
+                    items.append(item)
+                    item_scores.append(score)
+        return items, item_scores
+
+    def leaves_only_of(self, items: Collection[int]) -> list[int]:
+        """Leaves that hold none but these items, ascending.
+
+        To exclude items, exclude these leaves: a SID that an excluded item shares with another must
+        stay reachable for that one.
+        """
+        unwanted = set(items)
+        leaves = set()
+        for item in unwanted:
+            leaf = int(self.leaf_of_item[item])
+            if unwanted.issuperset(self.items_of_leaf(leaf)):
+                leaves.add(leaf)
+        return sorted(leaves)
 
     def path(self, nodes: Tensor, num_levels: int) -> Tensor:
         """Nodes from depth 1 down to the given nodes: ``(...,)`` -> ``(..., num_levels)``, root (0) where the node is less deep."""

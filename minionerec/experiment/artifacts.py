@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minionerec.errors import UserError
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.settings import BaselineSettings, Experiment
 
 if TYPE_CHECKING:
@@ -114,13 +115,7 @@ def baseline_path(experiment: Experiment, method: str) -> Path:
 
 def baseline_stage(method: str) -> str:
     """The key of ``SECTIONS`` that says on which settings a baseline depends."""
-    kinds = {
-        "sasrec": "baseline_networks",
-        "gru4rec": "baseline_networks",
-        "hstu": "baseline_networks",
-        "tiger": "baseline_tiger",
-    }
-    return kinds.get(method, "baselines")
+    return BASELINES[method].stage
 
 
 def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:

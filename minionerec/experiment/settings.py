@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from minionerec.experiment.baselines import BASELINES
+
 TASKS = (
     "sid_to_sid",
     "sid_to_title",
@@ -18,19 +20,6 @@ TASKS = (
     "description_to_sid",
 )
 RL_TASKS = ("sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid")
-BASELINES = (
-    "popularity",
-    "recent_popularity",
-    "repeat_last",
-    "markov",
-    "item_knn",
-    "text_knn",
-    "tgh",
-    "sasrec",
-    "gru4rec",
-    "hstu",
-    "tiger",
-)
 REWARDS = ("rule", "ranking", "semantic", "collaborative", "prefix")
 
 
@@ -450,7 +439,7 @@ class BaselineSettings:
     """Baselines on the same split and evaluator."""
 
     methods: list[str] = setting(
-        list(BASELINES), "which to run; text_knn, tgh and tiger need stage 1", choices=BASELINES
+        list(BASELINES), "which to run; text_knn, tgh and tiger need stage 1", choices=tuple(BASELINES)
     )
     hidden_size: list[int] = setting(
         [128],

@@ -1,25 +1,32 @@
-"""TIGER (Rajput et al., arXiv:2305.05065): a T5-style encoder-decoder from scratch over the experiment's own semantic IDs.
+"""TIGER (Rajput et al., arXiv:2305.05065): a T5-style encoder-decoder over semantic IDs.
 
-The encoder reads the SIDs of the history, the decoder writes the SID of the next item (section 3.2). Ranked by the same
-constrained beam search as the language models, so no invalid or repeated item comes out. Departures:
+The encoder reads the SIDs of the history, the decoder writes the SID of the next item (section
+3.2). Trained from scratch; ranked by the same constrained beam search as the language models, so no
+invalid or repeated item comes out. Departures from the paper:
 
 1. The SIDs are the experiment's, whatever ``sids.method``.
-2. Loss and scores are taken over the codes that may follow, not over the whole vocabulary: the model need not learn
-   which items exist.
-3. The encoder lets an item see itself and earlier items only. All targets of a window then share one pass of the encoder
-   (2.4 times fewer tokens on amazon_industrial, and the same validation curve), on the rows of the next-item networks.
+2. Loss and scores are taken over the codes that may follow, not over the whole vocabulary: the
+   model need not learn which items exist.
+3. The encoder lets an item see itself and earlier items only. All targets of a window then share
+   one pass of the encoder, on the rows of the next-item networks.
 4. No token for the user: the language models and networks beside it see none.
-5. Weights start at a fifth of T5's size, the output layer so that the first logits are of size 1: embeddings of size 1,
-   made for Adafactor, hardly move under AdamW's steps. Input and output have tables of their own.
-6. AdamW, with a warm-up and a cosine to 0; epoch and what else is open are chosen on validation NDCG@10.
+5. Weights start at a fifth of T5's size, the output layer so that the first logits are of size 1:
+   embeddings of size 1, made for Adafactor, hardly move under AdamW's steps. Input and output have
+   tables of their own.
+6. AdamW, with a warm-up and a cosine to 0; the epoch and what else is open are chosen on
+   validation NDCG@10.
 
-Shapes: B windows or histories, M blocks (targets or beams), L codes of a SID, T = items * L encoder tokens, D width.
+Shapes: B windows or histories, M blocks (targets or beams), L codes of a SID, T = items * L encoder
+tokens, D width.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +36,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 from minionerec.catalogue.samples import Sample, Samples, fixed_subset, windows
 from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.trie import SidTrie
-from minionerec.evaluation.metrics import find_target, ndcg_at_k
-from minionerec.evaluation.ranking import excluded_leaves
 from minionerec.experiment.settings import BaselineSettings
 from minionerec.model.beam_search import constrained_beam_search
 from minionerec.model.output_head import LogitsHead, children_logps, pick_child
+from minionerec.rankers.baseline import Inputs, Ranking, parameters_of, printer
 from minionerec.rankers.fitting import Log, Trained, cut_batches, fit, try_all
+from minionerec.rankers.places import find_target, ndcg_at_k
 
 PAD = 0  # starts the decoder, as in T5, and stands where a SID has fewer codes than L
 HEAD_SIZE = 32  # width of an attention head
@@ -43,6 +50,8 @@ WARM_UP = 0.05  # share of the steps in which the step size rises
 HIDDEN = torch.finfo(torch.float32).min  # added to an attention score that must not count
 VALID_ROWS = 1000  # a fixed random sample of the validation rows decides about early stopping
 RANKED_TOGETHER = 64  # histories per search
+
+Lists = list[list[Any]]
 
 
 class Vocabulary:
@@ -100,7 +109,7 @@ class EncoderDecoder:
         return self._last()[:, 0]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """One more code per beam: ``(B, W)`` tokens and the beams they continue -> ``(B, W, D)``."""
+        """One more code per beam: ``(B, W)`` tokens and the beams they continue; ``(B, W, D)``."""
         before = self._paths.gather(1, parents[..., None].expand(-1, -1, self._paths.shape[-1]))
         self._paths = torch.cat([before, tokens[..., None]], dim=-1)
         return self._last()
@@ -118,7 +127,7 @@ def encode(model: T5ForConditionalGeneration, ids: Tensor, levels: int) -> Tenso
 def decode(
     model: T5ForConditionalGeneration, blocks: Tensor, states: Tensor, seen: Tensor
 ) -> Tensor:
-    """Hidden states of the decoder for many short sequences of one history at once: blocks do not see each other.
+    """Hidden states of the decoder for many blocks per history, which do not see each other.
 
     Args:
         model: the network.
@@ -150,6 +159,43 @@ def item_mask(length: int, levels: int, device: torch.device) -> Tensor:
     return torch.where(item[None, :] <= item[:, None], 0.0, HIDDEN)[None, None]
 
 
+def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
+    """Train the model, save it in ``directory``, rank the test rows."""
+    sids = inputs.sids
+    if sids is None:
+        raise ValueError("the SIDs of stage 1 are not among these inputs")
+    trained = train(
+        inputs.samples,
+        sids,
+        inputs.experiment.seed,
+        inputs.experiment.data.max_history,
+        inputs.experiment.baselines,
+        printer(method),
+    )
+    trained.model.save_pretrained(directory)
+    ready = time.perf_counter()
+    items, scores = rank(
+        trained.model,
+        inputs.samples.splits["test"],
+        sids,
+        inputs.depth,
+        inputs.unwanted_of("test"),
+    )
+    return Ranking(
+        items,
+        scores,
+        facts={
+            "chosen": trained.chosen,
+            "tried": trained.tried,
+            "sids_sha256": sids.sha256,
+        },
+        parameters=parameters_of(trained.model),
+        ready=ready,
+        log=trained.log,
+        sids_tie=True,
+    )
+
+
 def train(
     samples: Samples,
     sids: SidTable,
@@ -158,13 +204,14 @@ def train(
     settings: BaselineSettings,
     show: Log = lambda row: None,
 ) -> Trained:
-    """Train every combination of ``tiger_dropout`` and ``tiger_learning_rate``; keep the best on validation NDCG@10.
+    """Train every combination of ``tiger_dropout`` and ``tiger_learning_rate``; keep the best.
 
-    Only train sequences are learnt from and only validation samples decide. The caller's random state is left as it was.
+    Only train sequences are learnt from and only validation samples decide. The caller's random
+    state is left as it was.
     """
     vocabulary = Vocabulary(sids)
 
-    def train_one(choice: dict[str, float], log: Log) -> T5ForConditionalGeneration:
+    def train_one(choice: dict[str, Any], log: Log) -> T5ForConditionalGeneration:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = new_model(vocabulary, settings, choice["dropout"])
@@ -182,11 +229,8 @@ def train(
             )
         return model
 
-    return try_all(
-        {"dropout": settings.tiger_dropout, "learning_rate": settings.tiger_learning_rate},
-        train_one,
-        show,
-    )
+    grid = {"dropout": settings.tiger_dropout, "learning_rate": settings.tiger_learning_rate}
+    return try_all(grid, train_one, show)
 
 
 def new_model(
@@ -221,7 +265,7 @@ def epoch_of(
     settings: BaselineSettings,
     seed: int,
 ) -> Callable[[], list[float]]:
-    """A function that trains one pass over the train sequences and returns the losses of its steps."""
+    """A function that trains one pass over the train sequences and returns its steps' losses."""
     rng = np.random.default_rng(seed)
     rows = len(windows(samples.train_sequences, max_history, np.random.default_rng(seed)))
     steps = settings.tiger_epochs * math.ceil(rows / settings.tiger_batch_size)
@@ -240,7 +284,7 @@ def epoch_of(
 
 
 def step_size(step: int, steps: int) -> float:
-    """Share of the largest step size: up in a line over ``WARM_UP`` of all steps, then down along a cosine to 0.
+    """Share of the largest step size: up in a line over ``WARM_UP``, then down a cosine to 0.
 
     >>> [round(step_size(step, 101), 2) for step in (0, 4, 53, 101)]
     [0.2, 1.0, 0.5, 0.0]
@@ -257,7 +301,11 @@ def train_step(
     vocabulary: Vocabulary,
     rows: Sequence[Sequence[int]],
 ) -> float:
-    """One optimiser step on windows of items, whose every item after the first is a target; returns the loss, a mean over codes."""
+    """One optimiser step on windows of items; every item after a window's first is a target.
+
+    Returns:
+        The loss, a mean over codes.
+    """
     device = model.device
     longest = max(map(len, rows)) - 1
     items = torch.full((len(rows), longest + 1), -1)
@@ -302,15 +350,11 @@ def validator(
     sid_of = dict(enumerate(sids.codes))
 
     def validate() -> float:
-        lists = rank(model, rows, sids, num_beams=10)[0]
-        return float(
-            np.mean(
-                [
-                    ndcg_at_k(find_target(items, sample.target, sid_of), 10)
-                    for items, sample in zip(lists, rows, strict=True)
-                ]
-            )
-        )
+        lists, _ = rank(model, rows, sids, num_beams=10)
+        values = []
+        for items, sample in zip(lists, rows, strict=True):
+            values.append(ndcg_at_k(find_target(items, sample.target, sid_of), 10))
+        return float(np.mean(values))
 
     return validate if rows else None
 
@@ -322,40 +366,42 @@ def rank(
     sids: SidTable,
     num_beams: int,
     unwanted: Sequence[Collection[int]] | None = None,
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Item indexes, best first, and their log-probabilities: items that share a SID all stand at its place.
+) -> tuple[Lists, Lists]:
+    """Item indexes, best first, and their log-probabilities, a list each per row.
+
+    Items that share a SID all stand at its place.
 
     Args:
-        model: as trained; evaluated without dropout, whatever mode it is in.
+        model: evaluated without dropout, whatever mode it is in.
         rows: whose histories are read.
-        sids: the SIDs it was trained on.
-        num_beams: distinct SIDs per row.
+        sids: of the catalogue.
+        num_beams: SIDs per row; a smaller catalogue is ranked whole.
         unwanted: per row, items that must not be ranked.
     """
-    was_training = model.training
     vocabulary = Vocabulary(sids)
     trie = vocabulary.trie.to(model.device)
+    was_training = model.training
     decoder = EncoderDecoder(model.eval(), vocabulary.levels)
+    # Histories of similar length share a search, which saves padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].history))
-    items: list[list[int]] = [[] for _ in rows]
-    scores: list[list[float]] = [[] for _ in rows]
+    items: Lists = [[] for _ in rows]
+    scores: Lists = [[] for _ in rows]
     for start in range(0, len(rows), RANKED_TOGETHER):
         batch = order[start : start + RANKED_TOGETHER]
+        excluded = None
+        if unwanted:
+            excluded = [trie.leaves_only_of(unwanted[i]) for i in batch]
         beams = constrained_beam_search(
             decoder,
             [vocabulary.prompt(rows[i].history) for i in batch],
             trie,
             min(num_beams, trie.num_leaves),
             normalize="trie",
-            excluded=[excluded_leaves(trie, unwanted[i]) for i in batch] if unwanted else None,
+            excluded=excluded,
         )
-        for i, leaves, values in zip(
-            batch, beams.leaves.tolist(), beams.scores.tolist(), strict=True
-        ):
-            for leaf, value in zip(leaves, values, strict=True):
-                there = trie.items_of_leaf(leaf) if leaf >= 0 else []
-                wanted = [item for item in there if not unwanted or item not in unwanted[i]]
-                items[i] += wanted
-                scores[i] += [value] * len(wanted)
+        found = zip(batch, beams.leaves.tolist(), beams.scores.tolist(), strict=True)
+        for i, leaves, values in found:
+            left_out = unwanted[i] if unwanted else ()
+            items[i], scores[i] = trie.items_of_leaves(leaves, values, left_out)
     model.train(was_training)
     return items, scores

@@ -47,7 +47,7 @@ def test_a_ring_is_learnt_from_train_samples_and_the_best_epoch_is_kept():
 
 
 def item_logps(model, history: tuple[int, ...]) -> list[float]:
-    """Reference: the whole model once per item, as transformers runs it, with softmax over the codes that may follow."""
+    """Reference: transformers' own forward per item, softmax over the codes that may follow."""
     vocabulary = tiger.Vocabulary(SIDS)
     ids = torch.tensor([vocabulary.prompt(history)])
     states = tiger.encode(model, ids, levels=2)
@@ -67,7 +67,7 @@ def item_logps(model, history: tuple[int, ...]) -> list[float]:
 
 
 def test_scores_are_the_log_probabilities_of_whole_sids_read_alone(untrained):
-    """Every beam of every item decoded in one row of blocks agrees with one decoder run per item."""
+    """Beams decoded as blocks of one row agree with one run of the decoder per item."""
     expected = item_logps(untrained, (1, 4, 2))
     items, scores = tiger.rank(untrained, [Sample("u7", (1, 4, 2), 0, 0)], SIDS, num_beams=9)
     assert items[0] == sorted(range(9), key=lambda item: -expected[item])

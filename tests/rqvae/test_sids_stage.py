@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minionerec.errors import UserError
-from minionerec.evaluation.scoring import gini
+from minionerec.evaluation.exposure import gini
 from minionerec.experiment.artifacts import (
     committed,
     relevant_settings,
