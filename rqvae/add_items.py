@@ -70,8 +70,9 @@ FOREIGN = 2.0  # times the old items' error; 300 items held out of Amazon Indust
 def main() -> None:
     """Read, embed, assign, commit: from top to bottom."""
     experiment, flags = read_command_line(__doc__, own=("items", "to"))
-    target = dataclasses.replace(experiment, name=flags.get("to", f"{experiment.name}-extended"))
-    check_names(experiment, target, flags.get("items", ""))
+    name = flags.get("to", f"{experiment.name}-extended")
+    check_names(experiment, name, flags.get("items", ""))
+    target = experiment.changed({"name": name})
     for stage in ("data", "sids"):
         is_done(experiment, stage)  # settings that differ from what is on disk are refused
     data, sids = require_stage(experiment, "data"), require_stage(experiment, "sids")
@@ -118,20 +119,20 @@ def main() -> None:
     print(summary(facts, target, experiment))
 
 
-def check_names(experiment: Experiment, target: Experiment, items: str) -> None:
+def check_names(experiment: Experiment, name: str, items: str) -> None:
     """Refuse flags that cannot work before anything is read."""
     problems = []
     if not items:
         problems.append("--items is missing; name a file with new items, e.g. --items new.csv")
     elif not Path(items).is_file():
         problems.append(f"--items: {items}: no such file")
-    if target.name == experiment.name:
+    if name == experiment.name:
         problems.append(
-            f"--to: got '{target.name}', expected another name than the experiment's own, which "
-            "stays as it is"
+            f"--to: got '{name}', expected another name than the experiment's own, "
+            "which stays as it is"
         )
-    if not target.name or Path(target.name).name != target.name or target.name.startswith("."):
-        problems.append(f"--to: got '{target.name}', expected a plain folder name")
+    if not name or Path(name).name != name or name.startswith("."):
+        problems.append(f"--to: got '{name}', expected a plain folder name")
     if problems:
         raise UserError("\n".join(problems))
 

@@ -8,7 +8,6 @@ from are the ones on disk, so that a model is never paired with another catalogu
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import functools
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from minionerec.errors import UserError
 from minionerec.experiment.baselines import BASELINES
-from minionerec.experiment.settings import BaselineSettings, Experiment
+from minionerec.experiment.settings import BaselineSettings, Experiment, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +45,7 @@ COMMANDS = {
     "audit": "python data/audit.py",
 }
 BASELINE_SETTINGS = ("seed", "evaluate.bootstrap_samples", "evaluate.exclude_history")
-_BASELINES = [
-    f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings) if key.name != "methods"
-]
+_BASELINES = [f"baselines.{key}" for key in BaselineSettings.model_fields if key != "methods"]
 TIGER_SETTINGS = (
     "baselines.weight_decay",
     "baselines.patience",
@@ -126,10 +123,8 @@ def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
         value = getattr(experiment, owner)
         if key:
             flat[section] = getattr(value, key)
-        elif dataclasses.is_dataclass(value):
-            flat.update(
-                {f"{owner}.{name}": item for name, item in dataclasses.asdict(value).items()}
-            )
+        elif isinstance(value, Settings):
+            flat.update({f"{owner}.{name}": item for name, item in value.model_dump().items()})
         else:
             flat[owner] = value
     return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}

@@ -14,7 +14,6 @@ whose codebooks are zero outside their own part of the vector).
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from safetensors.numpy import load, save
 
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import write_json
+from minionerec.experiment.choices import QUANTIZERS
 from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.fsq import add_fsq_level, grid_codes
@@ -34,9 +34,7 @@ from rqvae.quantizers.opq import fit_opq, rotate
 from rqvae.quantizers.rqkmeans import Quantised, fit_random, fit_rqkmeans, nearest
 
 WEIGHTS, FACTS = "quantizer.safetensors", "quantizer.json"
-METHODS = next(
-    key.metadata["choices"] for key in dataclasses.fields(SidSettings) if key.name == "method"
-)
+METHODS = QUANTIZERS
 NETWORKS = ("rqvae", "rqkmeans_plus")
 
 

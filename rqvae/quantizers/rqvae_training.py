@@ -7,7 +7,6 @@ training continues to the same bits.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -296,9 +295,7 @@ class Run:
 
 def fingerprint(embeddings: np.ndarray, settings: SidSettings, seed: int) -> str:
     """What a progress file must agree on to be continued."""
-    digest = hashlib.sha256(
-        json.dumps([dataclasses.asdict(settings), seed, embeddings.shape]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, embeddings.shape]).encode())
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
 

@@ -21,8 +21,9 @@ from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, row_metrics
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.experiment import artifacts
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.config import read_experiment
-from minionerec.experiment.settings import BASELINES, BaselineSettings, Experiment
+from minionerec.experiment.settings import BaselineSettings, Experiment
 from minionerec.rankers import rules
 from minionerec.rankers import scores as scores_of_items
 from minionerec.rankers.baseline import Inputs, rank_test

@@ -5,7 +5,6 @@ python -m pytest tests/test_sids_stage.py
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -136,7 +135,7 @@ def read_sids(experiment: Experiment) -> dict:
 
 
 def changed(experiment: Experiment, **sids) -> Experiment:
-    return dataclasses.replace(experiment, sids=dataclasses.replace(experiment.sids, **sids))
+    return experiment.changed({f"sids.{key}": value for key, value in sids.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
