@@ -1,5 +1,6 @@
 """Prompts: one wording for every stage, no target in any of them, the oldest items dropped first."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -357,3 +358,40 @@ def test_rows_of_a_real_catalogue_have_the_ids_of_tokenizer_calls(real_data, mak
                 start + ids for ids in tokenizer(texts)["input_ids"]
             ]
             assert renderer._pieces_are_exact(task)
+
+
+WHOLE = dataclasses.asdict(TEMPLATES["compact"])
+BAD_TEMPLATES = {
+    "a task is missing": {**WHOLE, "before": {"sid_to_sid": ""}},
+    "a number for a text": {**WHOLE, "after": {**WHOLE["after"], "sid_to_sid": 3}},
+    "null": {**WHOLE, "sid_separator": None},
+    "a list": {**WHOLE, "before": [1]},
+    "half a character": {**WHOLE, "title_separator": "\ud83d"},
+    "a key too many": {**WHOLE, "prompt": "x"},
+    "no object": [WHOLE],
+    "null alone": None,
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEMPLATES)
+def test_a_file_that_is_no_template_is_one_line(tmp_path, case):
+    (tmp_path / "prompt_template.json").write_text(json.dumps(BAD_TEMPLATES[case]))
+    with pytest.raises(UserError) as caught:
+        load_template(tmp_path, "compact")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/prompt_template.json: is not a prompt template (")
+    assert "\n" not in said and len(said) < 500
+    said.encode()  # what is shown can be shown
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 50_000])
+def test_a_template_that_cannot_be_parsed_is_one_line(tmp_path, content):
+    (tmp_path / "prompt_template.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"prompt_template.json: is not a prompt template \("):
+        load_template(tmp_path, "compact")
+
+
+def test_a_saved_template_is_read_as_it_was(tmp_path):
+    for name, template in TEMPLATES.items():
+        save_template(template, tmp_path)
+        assert load_template(tmp_path, name) == template

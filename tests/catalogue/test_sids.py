@@ -226,3 +226,21 @@ def test_a_tokenizer_of_another_catalogue_is_refused(tmp_path):
     table = load_sids(write(tmp_path / "sids.json", {"x": [0, 2]}))
     with pytest.raises(UserError, match=r"the tokenizer lacks 6 SID tokens \(<a_0>, ...\)"):
         table.token_ids(word_tokenizer(["drill"]))
+
+
+@pytest.mark.parametrize(
+    "sizes", ["[Infinity]", "[1e400]", "[NaN]", "[1000000000000]", "[0]", "[-3]", "[]", "null", "7"]
+)
+def test_codebook_sizes_that_no_catalogue_has_are_one_line(tmp_path, sizes):
+    """The tokens of 10**12 codes would fill the memory before anything is said."""
+    path = tmp_path / "sids.json"
+    path.write_text(f'{{"sids": {{"a": [0]}}, "codebook_sizes": {sizes}}}')
+    with pytest.raises(UserError, match=f"^{path}: ") as caught:
+        load_sids(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sid_file_nested_too_deeply_is_one_line(tmp_path):
+    (tmp_path / "sids.json").write_text("[" * 50_000)
+    with pytest.raises(UserError, match="is not a SID file"):
+        load_sids(tmp_path / "sids.json")
