@@ -40,7 +40,8 @@ from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import RLSettings
 from minionerec.model import backbone
 from minionerec.model.beam_search import NotFinite
-from minionerec.model.token_trees import base_causal_lm, pack_trees
+from minionerec.model.token_trees import pack_trees
+from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches, GroupedSampler, MicroBatchSeeds, seed_of
 from minionerec.training.callbacks import (
     EpochOrder,

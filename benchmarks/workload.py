@@ -31,7 +31,7 @@ from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.sources import embedded
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.model.token_trees import enable_trees
+from minionerec.model.tree_attention import enable_trees
 
 
 @dataclass(frozen=True)

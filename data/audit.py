@@ -19,7 +19,8 @@ import pandas as pd
 
 from minionerec.catalogue.samples import Samples, load_samples
 from minionerec.errors import one_line_errors
-from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
+from minionerec.evaluation.audit_checks import audit
+from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts
 from minionerec.experiment.choices import TASKS
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line

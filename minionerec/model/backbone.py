@@ -1,7 +1,8 @@
 """The language model: from a checkpoint or from scratch, with the SID tokens, its adapters, and back to disk.
 
-A checkpoint folder of this pipeline is a plain Hugging Face one (``AutoModelForCausalLM.from_pretrained`` needs nothing
-of ours) plus ``sids.json`` and ``prompt_template.json``: what its tokens and its prompts mean.
+A checkpoint folder of this pipeline is a plain Hugging Face one
+(``AutoModelForCausalLM.from_pretrained`` needs nothing of ours) plus ``sids.json`` and
+``prompt_template.json``: what its tokens and its prompts mean.
 """
 
 from __future__ import annotations
@@ -11,20 +12,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
-from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from minionerec.catalogue.prompts import Template, save_template
@@ -32,8 +30,12 @@ from minionerec.catalogue.rows import Row
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
 from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
-from minionerec.model.token_trees import base_causal_lm, enable_trees
+from minionerec.model.loading import load_causal_lm, load_tokenizer
+from minionerec.model.probes import reads_from_left_to_right
+from minionerec.model.tree_attention import base_causal_lm, enable_trees
+from minionerec.model.vocabulary import extend_vocabulary, train_tokenizer
 
 SCRATCH = "scratch"
 
@@ -58,75 +60,97 @@ def build(
         tokenizer = train_tokenizer(texts, settings.text_vocab_size)
         tokenizer.add_tokens(sids.tokens(), special_tokens=True)
         model = _from_config(settings.config, tokenizer)
+        name = f"model.config: a '{settings.config.get('model_type')}' model"
         add_dropout(model, dropout)
     else:
-        model, tokenizer = load(settings.backbone, torch.float32, settings.trust_remote_code)
+        trust = settings.trust_remote_code
+        model = load_causal_lm(settings.backbone, torch.float32, trust).eval()
+        tokenizer = load_tokenizer(settings.backbone, trust)
+        name = f"model '{settings.backbone}'"
+        _say_what_is_known(settings.backbone, tokenizer, sids)
         extend_vocabulary(model, tokenizer, sids, seed)
-    return warn_if_slow(enable_trees(model)), tokenizer
+    return _ready(model, tokenizer, name), tokenizer
 
 
 def load(
     source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint and its tokenizer by hub name or folder, in eval mode, with ``policy.enable_trees``.
+    """A checkpoint and its tokenizer by hub name or folder, in eval mode, with ``enable_trees``.
 
     Raises:
         UserError: nothing loadable is there.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        expected = "expected a hub name or a folder in hub format (config.json, model.safetensors, tokenizer.json)"
-        if "custom code" in reason:
-            expected = "if you trust whoever wrote that code, set model.trust_remote_code: true"
-        raise UserError(f"model '{source}': cannot be loaded: {reason}; {expected}") from error
+    model = load_causal_lm(source, dtype, trust_remote_code).eval()
+    tokenizer = load_tokenizer(source, trust_remote_code)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
-            f"model '{source}': its tokenizer has {len(tokenizer)} tokens, its model only {rows}: they do not belong together; "
-            "use the tokenizer that was saved with the model"
+            f"model '{source}': its tokenizer has {len(tokenizer)} tokens, its model only {rows}: "
+            "they do not belong together; use the tokenizer that was saved with the model"
         )
-    if tokenizer.eos_token_id is None:
+    return _ready(model, tokenizer, f"model '{source}'"), tokenizer
+
+
+def _ready(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> PreTrainedModel:
+    """Give a model its tree forward, or say that it has none.
+
+    Raises:
+        UserError: later tokens change its earlier logits.
+    """
+    if not reads_from_left_to_right(model):
         raise UserError(
-            f"model '{source}': its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json"
+            f"{name}: is no causal language model: later tokens change what it says about earlier "
+            "ones, so that it would see what it is to predict; use a decoder"
         )
-    return warn_if_slow(enable_trees(model.eval())), tokenizer
-
-
-def warn_if_slow(model: PreTrainedModel) -> PreTrainedModel:
-    """Say so where prefixes cannot be shared; results are the same."""
+    model.generation_config = greedy(tokenizer)
+    enable_trees(model)
     if not model.takes_trees and os.environ.get("RANK", "0") == "0":
         print(
-            f"warning: {type(model).__name__} takes no token trees; using the exact but slow way without shared prefixes"
+            f"warning: {type(model).__name__} takes no token trees; "
+            "using the exact but slow way without shared prefixes"
         )
     return model
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the catalogue's text; every string can be encoded and decoded back."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
+def greedy(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Settings for generation that every checkpoint carries instead of its backbone's.
+
+    A chat model's sampling settings would silently break beam search elsewhere, and where they contradict
+    each other the library refuses to save them, after the first validation.
+    """
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
 
 
-def _from_config(config: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _say_what_is_known(source: str, tokenizer: PreTrainedTokenizerBase, sids: SidTable) -> None:
+    """Tell when a backbone has SID tokens already: what they mean to it may be another catalogue."""
+    vocabulary = tokenizer.get_vocab()
+    wanted = sids.tokens()
+    known = sum(token in vocabulary for token in wanted)
+    if not known:
+        return
+    file = Path(source) / SIDS_FILE
+    if file.is_file() and load_sids(file).sha256 == sids.sha256:
+        meaning = "they mean the same SIDs"
+    elif file.is_file():
+        meaning = "they meant another catalogue's SIDs"
+    else:
+        meaning = "what they meant is not known"
+    say(
+        f"model '{source}': has {known} of the {len(wanted)} SID tokens already and keeps their "
+        f"rows; {meaning}"
+    )
+
+
+def _from_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model with random weights for the tokenizer's vocabulary.
+
+    Raises:
+        UserError: the config cannot be built, or its sizes do not fit together.
+    """
     settings = {
         **config,
         "vocab_size": len(tokenizer),
@@ -138,9 +162,12 @@ def _from_config(config: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     try:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
         model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit together show only here
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the library's classes check a config in many ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"model.config: cannot build a '{model_type}' model: {str(error).strip().splitlines()[0]}"
+            f"model.config: cannot build a '{model_type}' model: {lines[0].strip()}"
         ) from error
     return model
 
@@ -167,36 +194,6 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
     ]
     for module in [model.get_input_embeddings(), *blocks]:
         module.register_forward_hook(hook)
-
-
-def extend_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sids: SidTable, seed: int
-) -> list[int]:
-    """Add the SID tokens and give each a row of its own, on the input and on the output side.
-
-    New rows are drawn around the mean of the rows in use with their spread, also where a checkpoint has spare padding
-    rows that would otherwise be taken over as they are. The matrices grow if needed and never shrink.
-
-    Returns:
-        The token ids whose rows were initialised; empty when the tokenizer knows all tokens already.
-    """
-    used = len(tokenizer)
-    known = tokenizer.get_vocab()
-    new = [token for token in sids.tokens() if token not in known]
-    tokenizer.add_tokens(new, special_tokens=True)
-    new_ids = tokenizer.convert_tokens_to_ids(new)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    sides = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings().weight is not sides[0]:
-        sides.append(model.get_output_embeddings().weight)
-    for weight in sides if new else []:
-        with torch.no_grad():
-            old = weight[:used].float()
-            noise = torch.randn(len(new), weight.shape[1], generator=generator).to(weight.device)
-            weight[new_ids] = (old.mean(0) + noise * old.std(0)).to(weight.dtype)
-    return new_ids
 
 
 def add_adapters(
@@ -238,11 +235,7 @@ def save(
     template: Template,
     directory: Path,
 ) -> None:
-    """Write a complete checkpoint folder; sampling settings of the backbone's generation config are left behind."""
-    if isinstance(model, PreTrainedModel):
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
+    """Write a complete checkpoint folder."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     save_template(template, directory)

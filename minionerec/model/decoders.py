@@ -9,13 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from minionerec.model.output_head import LogitsHead, output_head
-from minionerec.model.token_trees import (
-    Blocks,
-    attention_over_blocks,
-    base_causal_lm,
-    common_prefix,
-    pack_trees,
-)
+from minionerec.model.token_trees import Blocks, common_prefix, pack_trees
+from minionerec.model.tree_attention import attention_over_blocks, base_causal_lm
 
 BEGINNING_TOKENS = 16  # a common beginning shorter than this is not worth a forward of its own
 

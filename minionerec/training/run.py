@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pickle
 import sys
@@ -11,6 +12,10 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
@@ -53,7 +58,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """``TrainingArguments`` from the ``sft`` or ``rl`` section."""
     s = getattr(experiment, stage)
-    report_to = [name.strip() for name in s.report_to.split(",")]
+    report_to = reporters(s.report_to)
     _, bf16 = backbone.precision(experiment.model.dtype)
     os.environ.setdefault(
         "TENSORBOARD_LOGGING_DIR", str(artifacts.partial_path(experiment, stage) / "tensorboard")
@@ -88,6 +93,30 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         **specific,
     )
+
+
+def reporters(report_to: str) -> list[str]:
+    """The names in ``report_to``."""
+    return [name.strip() for name in report_to.split(",")]
+
+
+def check_reporters(report_to: str, setting: str) -> None:
+    """Check before anything is loaded that every tracker is known and installed.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name in reporters(report_to):
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            close = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "none, tensorboard or wandb"
+            raise UserError(f"{setting}: unknown tracker '{name}'; {hint}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(
+                f"{setting}: '{name}' is not installed; pip install {name}, or set {setting}: none"
+            )
 
 
 def train_or_resume(trainer: Trainer) -> None:

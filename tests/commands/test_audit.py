@@ -1,6 +1,6 @@
 """The audit: every check has a world where it is ok and one where it is a problem, with figures worked by hand.
 
-python -m pytest tests/test_audit.py
+python -m pytest tests/commands/test_audit.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minionerec.catalogue import inputs
 from minionerec.catalogue.prompts import TEMPLATES, Renderer
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.evaluation import audit_checks
-from minionerec.evaluation.audit_checks import Evidence, Prompts
+from minionerec.evaluation.audit_evidence import Evidence, Prompts
 from minionerec.experiment.artifacts import committed, opened, stage_path
 from minionerec.model import backbone
 from tests.worlds import tiny_run

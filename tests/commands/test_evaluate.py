@@ -1,6 +1,7 @@
 """Stage 4: the same bytes however it is shared, cut or continued; nothing of another run; refusals. A random model will do."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -180,7 +181,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
     command = [
         sys.executable,
         "-m",
-        "minionerec.experiment.launch",
+        "minionerec.experiment.accelerated",
         "--config_file",
         str(ROOT / "configs/accelerate/cpu_processes.yaml"),
         str(ROOT / "tests/stages.py"),
@@ -392,3 +393,72 @@ def test_parts_left_by_a_kill_between_commit_and_end_are_forgotten_when_the_fini
     assert parts_path(path).exists()  # a question changes nothing
     run_stage("evaluate", evaluate.evaluate, experiment)
     assert not parts_path(path).exists()
+
+
+def test_popularity_and_novelty_count_what_was_taken_in_train(whole, tmp_path):
+    """Recomputed from the tables: valid and test interactions make nothing popular."""
+    _, metrics = whole
+    data = artifacts.stage_path(world(tmp_path, "none")[0], "data")
+    table = pd.read_parquet(data / "interactions.parquet")
+    counts = table[table["split"] == "train"]["item_id"].value_counts().to_dict()
+    rows = [json.loads(line) for line in whole[0].splitlines()]
+    shown = [item for row in rows for item in row["item_ids"][:5]]
+    popularity = sum(counts.get(item, 0) for item in shown) / len(shown)
+    assert metrics["mean_popularity@5"] == pytest.approx(popularity)
+    total = sum(counts.values()) + 24
+    bits = [-math.log2((counts.get(item, 0) + 1) / total) for item in shown]
+    assert metrics["novelty@5"] == pytest.approx(sum(bits) / len(bits))
+    # Strictly more popular items have less than a third of all train interactions: head.
+    above = {
+        item: sum(count for count in counts.values() if count > counts[item]) for item in counts
+    }
+    head = {item for item in counts if 3 * above[item] < sum(counts.values())}
+    targets = table[table["split"] == "test"]["item_id"]
+    found = metrics["slices"]["target_popularity"]["head"]["count"]
+    assert found == sum(target in head for target in targets)
+
+
+def test_the_validation_split_is_sliced_by_its_own_histories(tmp_path, checkpoint):
+    """A valid history ends before the valid target; the same user's test history is one longer."""
+    _, metrics = run(tmp_path, checkpoint, split="valid")
+    data = artifacts.stage_path(world(tmp_path, "none")[0], "data")
+    lengths = []
+    repeats = 0
+    for _, table in pd.read_parquet(data / "interactions.parquet").groupby("user_id"):
+        items = table["item_id"].tolist()
+        history = items[:-2][-5:]  # at most data.max_history
+        lengths.append(len(history))
+        repeats += items[-2] in history
+    slices = metrics["slices"]
+    expected = {"2-4": sum(2 <= n <= 4 for n in lengths), "5-9": sum(n >= 5 for n in lengths)}
+    assert {name: row["count"] for name, row in slices["history_length"].items()} == expected
+    assert slices["target_in_history"]["yes"]["count"] == repeats
+
+
+def remade(experiment):
+    """The data with another catalogue order of titles, and SIDs of it with the same codes."""
+    data, sids = (artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
+    for stage, path, parent in (("data", data, None), ("sids", sids, data)):
+        before = path.rename(path.with_name(f"{path.name}.before"))
+        settings = artifacts.relevant_settings(experiment, stage)
+        parents = [artifacts.opened(parent)] if parent else []
+        with artifacts.committed(path, stage, settings, parents) as staging:
+            for file in before.iterdir():
+                if file.name != artifacts.MANIFEST:
+                    (staging / file.name).write_bytes(file.read_bytes())
+            if stage == "data":
+                table = pd.read_parquet(staging / "interactions.parquet")
+                first = table.groupby("user_id").cumcount() == 1
+                table.loc[first, "item_id"] = "i7"  # every history holds another second item
+                table.to_parquet(staging / "interactions.parquet")
+
+
+def test_parts_are_not_reused_after_the_data_was_made_again(tmp_path, checkpoint, capsys):
+    """Catalogue, SIDs, rows and checkpoint are the same; the histories are not."""
+    killed(tmp_path / "a", checkpoint, dies_at(parts, "write_part", 3))
+    for folder in ("a", "b"):
+        remade(world(tmp_path / folder, checkpoint)[0])
+    predictions, metrics = run(tmp_path / "a", checkpoint)
+    assert "held parts of another evaluation (data: " in capsys.readouterr().out
+    assert metrics["cost"]["users"] == USERS
+    assert predictions == run(tmp_path / "b", checkpoint)[0]

@@ -1,4 +1,4 @@
-"""What a run cost: python -m pytest tests/test_cost.py"""
+"""What a run cost: python -m pytest tests/reliability/test_cost.py"""
 
 import pytest
 

@@ -128,3 +128,20 @@ def test_every_room_is_on_the_page_about_files():
     line = next(line for line in text_of("README.md").splitlines() if "`minionerec/`" in line)
     for room in rooms - {"minionerec", "sources"}:
         assert room in line, room
+
+
+def source_files() -> list[Path]:
+    """Every Python and shell file, tests too."""
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    return [*style.product_files(), *tests, *ROOT.glob("*.sh"), *ROOT.glob("*/*.sh")]
+
+
+def test_every_file_that_a_docstring_or_comment_names_exists():
+    """Also the command at the head of a test that runs it."""
+    missing = []
+    for path in source_files():
+        head = re.findall(r'^""".*?"""|^# .*$', path.read_text(), re.DOTALL | re.MULTILINE)
+        for named in re.findall(rf"\b((?:{FOLDERS})/[\w./-]+\.(?:py|sh|md|yaml))", "\n".join(head)):
+            if not (ROOT / named).exists():
+                missing.append(f"{path.relative_to(ROOT)}: {named}")
+    assert missing == []

@@ -6,13 +6,9 @@ import pytest
 import torch
 
 from minionerec.model.output_head import output_head, vocab_logps
-from minionerec.model.token_trees import (
-    ancestors,
-    cheapest_block_length,
-    enable_trees,
-    pack_trees,
-    takes_trees,
-)
+from minionerec.model.probes import takes_trees
+from minionerec.model.token_trees import ancestors, cheapest_block_length, pack_trees
+from minionerec.model.tree_attention import enable_trees
 from minionerec.training.group_logps import label_pairs
 from tests.worlds import ARCHITECTURES, WINDOWED, plain_logps, tiny_model
 
