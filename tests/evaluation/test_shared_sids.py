@@ -6,6 +6,7 @@ python -m pytest tests/evaluation/test_shared_sids.py
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,7 +122,9 @@ def test_validation_pairs_every_list_with_its_own_user(world):
     samples, sids, model, renderer, trie = world
     rows = samples.splits["valid"][:20]
     assert len({len(row.history) for row in rows}) > 2  # batches are in the order of lengths
-    found = ranking.validator(rows, renderer, trie, sids, num_beams=8)(model)
+    catalogue = SimpleNamespace(sids=sids)
+    policy = SimpleNamespace(catalogue=catalogue, renderer=renderer, trie=trie, normalize="vocab")
+    found = ranking.validator(policy, rows, 8, torch.device("cpu"))(model)
     alone = [record for row in rows for record in ranked(world, [row])]
     level, _ = row_metrics(alone, ranking.sid_of(sids))
     for key in ("HR@1", "HR@5", "NDCG@5"):
