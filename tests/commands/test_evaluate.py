@@ -436,7 +436,8 @@ def remade(experiment):
     for stage, path, parents in (("data", data, []), ("sids", sids, [data])):
         before = path.rename(path.with_name(f"{path.name}.before"))
         settings = artifacts.relevant_settings(experiment, stage)
-        with artifacts.committed(path, stage, settings, parents) as staging:
+        opened = [artifacts.opened(parent) for parent in parents]
+        with artifacts.committed(path, stage, settings, opened) as staging:
             for file in before.iterdir():
                 if file.name != artifacts.MANIFEST:
                     (staging / file.name).write_bytes(file.read_bytes())
