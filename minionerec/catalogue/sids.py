@@ -29,6 +29,7 @@ class SidTable:
     codebook_sizes: list[int]
     sha256: str
     path: Path = Path(SIDS_FILE)  # where it was read from, for messages
+    raw: bytes = b""  # the file's bytes: what a checkpoint carries, whatever is on the disk later
 
     def tokens(self) -> list[str]:
         """Every SID token of every level, ``<a_0> <a_1> ... <b_0> ...``, used by an item or not."""
@@ -102,7 +103,7 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
         )
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
-    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path)
+    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path, raw)
 
 
 def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple[int, ...]:

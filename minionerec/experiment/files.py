@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
         ends += handle.read(END)
     digest = hashlib.sha256(ends).hexdigest()
     return {"size": status.st_size, "changed_ns": status.st_mtime_ns, "ends_sha256": digest}
+
+
+def fingerprints(paths: Iterable[Path]) -> dict[str, Any]:
+    """The fingerprint of every source file, by its path as it was given."""
+    return {str(path): fingerprint(path) for path in paths}
 
 
 def sha256_json(value: Any) -> str:

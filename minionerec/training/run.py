@@ -38,6 +38,16 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
     return micro, own // micro
 
 
+def adapters_off_is_reference(experiment: Experiment) -> bool:
+    """Whether RL's reference is the policy without its adapters: the SFT model below them.
+
+    Not so where the reference moves, or where FSDP shards the weights below the adapters.
+    """
+    has_adapters = experiment.model.tune != "full"
+    is_sharded = processes().distributed_type == "FSDP"
+    return has_adapters and not experiment.rl.sync_ref_steps and not is_sharded
+
+
 def training_arguments(
     experiment: Experiment, stage: str, *, eval_steps: int, total_steps: int, **specific: Any
 ) -> TrainingArguments:

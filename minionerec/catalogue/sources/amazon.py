@@ -36,6 +36,7 @@ from minionerec.catalogue import split
 from minionerec.catalogue.sources import cells, files, readers, times
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, Source
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -75,6 +76,7 @@ def load(settings: DataSettings) -> Source:
         UserError: a file is missing, damaged or not of a known layout.
     """
     reviews_path, metadata_path = find_files(settings)
+    files = fingerprints([reviews_path, metadata_path])
     layout = detect(reviews_path, "user")
     if detect(metadata_path, "item") != layout:
         raise UserError(
@@ -110,6 +112,7 @@ def load(settings: DataSettings) -> Source:
         timestamps=times.source_of(reviews.unit),
         notes=notes,
         filtered=True,
+        files=files,
     )
 
 

@@ -28,6 +28,7 @@ from minionerec.catalogue.sources.items import convert_items
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, SPLITS, Source
 from minionerec.catalogue.sources.table import Table
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
 TOKEN = re.compile(r"<([a-z]+)_(\d+)>")
@@ -56,8 +57,11 @@ def load(settings: DataSettings) -> Source:
             f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and "
             "the CSV files"
         )
-    items, notes = read_items(_find_json(folder, settings.items, "item"))
+    items_path = _find_json(folder, settings.items, "item")
     index_path = _find_json(folder, "", "index")
+    samples_paths = {split: _find_csv(folder, split) for split in SPLITS}
+    files = fingerprints([items_path, index_path, *samples_paths.values()])
+    items, notes = read_items(items_path)
     sids = read_index(index_path)
     missing = [item for item in items["item_id"] if item not in sids]
     if missing:
@@ -68,9 +72,9 @@ def load(settings: DataSettings) -> Source:
     known = set(items["item_id"])
     rows: list[Row] = []
     for split in SPLITS:
-        rows += read_samples(_find_csv(folder, split), split, known, sids)
+        rows += read_samples(samples_paths[split], split, known, sids)
     given_sids = {item: codes_of(sids[item]) for item in items["item_id"]}
-    return Source(items, chain(rows), given_sids, timestamps="order only", notes=notes)
+    return Source(items, chain(rows), given_sids, timestamps="order only", notes=notes, files=files)
 
 
 def _find_json(folder: Path, name: str, word: str) -> Path:

@@ -26,6 +26,7 @@ from minionerec.catalogue.sources.readers import SUFFIXES, is_table
 from minionerec.catalogue.sources.source import Source
 from minionerec.catalogue.sources.table import SHOWN
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
 
@@ -38,6 +39,7 @@ def load(settings: DataSettings) -> Source:
     folder = Path(settings.path)
     interactions_path = find_file(folder, settings.interactions, "interactions")
     items_path = find_file(folder, settings.items, "items")
+    files = fingerprints([interactions_path, items_path])
     problems: list[str] = []
     items_table = read_items(items_path, settings.columns)
     items, notes = convert_items(items_table, problems)
@@ -50,7 +52,7 @@ def load(settings: DataSettings) -> Source:
     if problems:
         raise UserError("\n".join(problems))
     notes = items_table.notes + notes + interactions.notes
-    return Source(items, frame, timestamps=interactions.timestamps, notes=notes)
+    return Source(items, frame, timestamps=interactions.timestamps, notes=notes, files=files)
 
 
 def find_file(folder: Path, name: str, word: str) -> Path:
