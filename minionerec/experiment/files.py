@@ -131,10 +131,15 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
 
 
 def timings(run: Path, stage: str) -> list[dict[str, Any]]:
-    """The lines of ``timing.jsonl`` about a stage; lines cut off by a kill or a full disk are skipped."""
-    rows: list[dict[str, Any]] = []
+    """The lines of ``timing.jsonl`` about a stage; what is no such line is skipped.
+
+    A kill or a full disk may have cut one off, and nothing may fail because of a clock's notes.
+    """
     file = run / TIMING
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if row["stage"] == stage]
+    rows = []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.get("stage") == stage:
+                rows.append(row)
+    return rows

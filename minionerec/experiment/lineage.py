@@ -171,10 +171,13 @@ def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
     """
     settings = manifest["settings"]
     name = manifest.get("method", manifest["stage"])
+    names = {name}
     if manifest["stage"] == "evaluate":
-        checkpoint = Path(settings["evaluate.checkpoint"]).name
-        name = f"{checkpoint}-{settings['evaluate.split']}"
-    if path.name != name:
+        checkpoint = Path(settings["evaluate.checkpoint"])
+        name = f"{checkpoint.name}-{settings['evaluate.split']}"
+        # A path may lead through a link; the directory is called after what it leads to.
+        names = {name, f"{checkpoint.resolve().name}-{settings['evaluate.split']}"}
+    if path.name not in names:
         raise UserError(
             f"{path}: holds something else than its name says ({MANIFEST}: it was made as "
             f"'{name}'); rename it back, or delete it and make it again"
