@@ -17,6 +17,7 @@ guess. Times are not in these files; the timestamp is a running number in the or
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def load(settings: DataSettings) -> Source:
             each other.
     """
     folder = Path(settings.path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
             f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and "
             "the CSV files"
