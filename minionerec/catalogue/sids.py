@@ -34,11 +34,10 @@ class SidTable:
 
     def tokens(self) -> list[str]:
         """Every SID token of every level, ``<a_0> <a_1> ... <b_0> ...``, used by an item or not."""
-        return [
-            f"<{LEVELS[level]}_{code}>"
-            for level, size in enumerate(self.codebook_sizes)
-            for code in range(size)
-        ]
+        tokens = []
+        for level, size in enumerate(self.codebook_sizes):
+            tokens += [f"<{LEVELS[level]}_{code}>" for code in range(size)]
+        return tokens
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Each item's SID as token ids.
@@ -47,7 +46,10 @@ class SidTable:
             UserError: the tokenizer does not know a SID token: it belongs to another catalogue.
         """
         levels = self.level_token_ids(tokenizer)
-        return [[levels[level][code] for level, code in enumerate(codes)] for codes in self.codes]
+        found = []
+        for codes in self.codes:
+            found.append([levels[level][code] for level, code in enumerate(codes)])
+        return found
 
     def level_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """For each level, the token id of each of its codes."""
@@ -59,10 +61,10 @@ class SidTable:
                 f"was trained on other SIDs than {self.sha256[:12]}; run the stage that trained "
                 "it again"
             )
-        return [
-            [vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)]
-            for level, size in enumerate(self.codebook_sizes)
-        ]
+        levels = []
+        for level, size in enumerate(self.codebook_sizes):
+            levels.append([vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)])
+        return levels
 
 
 def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
