@@ -199,7 +199,10 @@ def test_damaged_stale_and_foreign_results_are_refused_in_one_line(tmp_path):
     shutil.rmtree(stage_path(experiment, "sids"))
     tiny_sids = stage_path(experiment, "sids")
     with committed(
-        tiny_sids, "sids", {"sids.method": "another"}, [artifacts.opened(stage_path(experiment, "data"))]
+        tiny_sids,
+        "sids",
+        {"sids.method": "another"},
+        [artifacts.opened(stage_path(experiment, "data"))],
     ) as staging:
         artifacts.write_json(staging / "sids.json", {"sids": {}})
     with pytest.raises(
