@@ -106,7 +106,7 @@ def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool)
         UserError: a split has no targets.
     """
     users = pd.factorize(interactions["user_id"])[0]
-    target = split.positions(users) > 0
+    target = split.is_target(users)
     if own:
         splits = interactions["split"].to_numpy(object)
     elif settings.split == "leave_one_out":

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from minionerec.catalogue.sources.source import SPLITS
+from minionerec.catalogue.split import is_target
 from minionerec.errors import UserError
-
-SPLITS = ("train", "valid", "test")
 
 
 class Sample(NamedTuple):
@@ -87,7 +87,7 @@ def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> Non
 def build_samples(
     interactions: pd.DataFrame, item_index: dict[str, int], max_history: int
 ) -> tuple[dict[str, list[Sample]], list[list[int]]]:
-    """Every interaction of a user but the first is a target.
+    """Cut the interactions into samples, one for each target (``split.is_target``).
 
     Args:
         interactions: ``user_id, item_id, timestamp, split`` with each user's rows in the user's
@@ -102,14 +102,14 @@ def build_samples(
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     seen: dict[str, list[int]] = {}
     train_sequences: dict[str, list[int]] = {}
-    columns = (interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split"))
-    for user_id, item_id, timestamp, split in zip(*columns, strict=True):
+    columns = [interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split")]
+    targets = is_target(pd.factorize(interactions["user_id"])[0])
+    for user_id, item_id, timestamp, split, target in zip(*columns, targets, strict=True):
         item = item_index[item_id]
         before = seen.setdefault(user_id, [])
-        if before:
-            splits[split].append(
-                Sample(user_id, tuple(before[-max_history:]), item, int(timestamp))
-            )
+        if target:
+            shown = tuple(before[-max_history:])
+            splits[split].append(Sample(user_id, shown, item, int(timestamp)))
         before.append(item)
         if split == "train":
             train_sequences.setdefault(user_id, []).append(item)
@@ -151,13 +151,12 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
     rows = pd.read_parquet(
         data_dir / "interactions.parquet", columns=["user_id", "item_id", "split"]
     )
+    wanted = is_target(pd.factorize(rows["user_id"])[0]) & (rows["split"] == split).to_numpy()
     before: dict[str, set[int]] = {}
     found = []
-    for user_id, item_id, of_split in zip(
-        rows["user_id"], rows["item_id"], rows["split"], strict=True
-    ):
+    for user_id, item_id, is_wanted in zip(rows["user_id"], rows["item_id"], wanted, strict=True):
         seen = before.setdefault(user_id, set())
-        if seen and of_split == split:
+        if is_wanted:
             found.append(frozenset(seen))
         seen.add(index[item_id])
     return found

@@ -14,6 +14,7 @@ from minionerec.errors import UserError
 
 SIDS_FILE = "sids.json"
 LEVELS = "abcdefghijklmnopqrstuvwxyz"
+MOST_CODES = 2**20  # of a level; each is a token
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,22 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
-        sids, sizes = content["sids"], [int(size) for size in content["codebook_sizes"]]
+        sids = dict(content["sids"])
+        sizes = [int(size) for size in content["codebook_sizes"]]
     except FileNotFoundError:
         raise UserError(
             f"{path} not found; run `bash rqvae/rqvae.sh` with the same --config first"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a SID file ({type(error).__name__}: {error}); expected the keys sids "
             "and codebook_sizes"
         ) from None
+    if not 1 <= len(sizes) <= len(LEVELS) or not all(1 <= size <= MOST_CODES for size in sizes):
+        raise UserError(
+            f"{path}: codebook_sizes: got {str(sizes)[:60]}, expected 1 to {len(LEVELS)} whole "
+            f"numbers from 1 to {MOST_CODES:,}"
+        )
     order = list(sids) if item_ids is None else list(item_ids)
     for item_id in order:
         if item_id not in sids:
@@ -95,7 +102,8 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
                 "again"
             )
     if len(order) != len(sids):
-        surplus = next(item_id for item_id in sids if item_id not in set(order))
+        known = set(order)
+        surplus = next(item_id for item_id in sids if item_id not in known)
         raise UserError(
             f"{path}: item '{surplus}' is not in the catalogue ({len(sids)} SIDs, {len(order)} "
             "items); run `bash rqvae/rqvae.sh` again"

@@ -128,6 +128,20 @@ def positions(users: np.ndarray) -> np.ndarray:
     return pd.Series(users).groupby(users, sort=False).cumcount().to_numpy()
 
 
+def is_target(users: np.ndarray) -> np.ndarray:
+    """``(n,)`` bool: every interaction of a user but the first is a target.
+
+    This is the only place that says so: a first interaction has no history to be predicted from.
+
+    Args:
+        users: ``(n,)`` codes with each user's interactions in the user's order.
+
+    >>> is_target(np.array([0, 1, 0, 0, 1]))
+    array([False, False,  True,  True,  True])
+    """
+    return positions(users) > 0
+
+
 def leave_one_out(users: np.ndarray) -> np.ndarray:
     """Each user's last interaction is test, the last but one valid, the others train.
 
@@ -244,7 +258,7 @@ def statistics(
         max_history: the items before a target that a prompt may show.
     """
     place = positions(users)
-    target = place > 0
+    target = is_target(users)
     repeat = pd.DataFrame({"user": users, "item": items}).duplicated().to_numpy()
     shown = target_in_history(users, items, max_history)
     in_train = np.isin(items, np.unique(items[splits == "train"]))

@@ -324,6 +324,11 @@ def test_a_changed_number_in_a_results_file_is_not_shown(trained, tmp_path, caps
     )
 
 
+HUGE_HEADER = b"\x93NUMPY\x01\x00v\x00" + (
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 384), }".ljust(117) + b"\n"
+)
+
+
 def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys):
     """NaN, infinite, zero and equal rows: tests/rqvae/test_sids_bad_input.py; here the file itself."""
     from rqvae import build_sids
@@ -333,6 +338,7 @@ def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys)
         (b"", "is not an array of numbers"),
         (b"PK\x03\x04", "is not an array of numbers"),
         (b"not", "is not an array"),
+        (HUGE_HEADER, "is not an array of numbers"),
     ):
         (tmp_path / "embeddings.npy").write_bytes(content)
         said = ended(capsys, lambda: build_sids.read_embeddings(tmp_path, ["i0"]))

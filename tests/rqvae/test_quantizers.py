@@ -221,6 +221,16 @@ def test_balanced_assignment_is_the_cheapest_there_is(num_rows, columns, seed, d
     np.testing.assert_allclose(chosen + price[codes], (cost + price).min(axis=1), atol=1e-9)
 
 
+def test_the_items_that_are_left_over_go_to_the_codes_that_are_wanted_most():
+    """Eight items, three codes: two codes get three. Item by item 1, 2, 2, 2, 2, 2, 1, 1 is nearest, and 0 is nobody's."""
+    nearest_code = np.array([1, 2, 2, 2, 2, 2, 1, 1])
+    cost = np.abs(nearest_code[:, None] - np.arange(3)).astype(float)
+    codes, _ = balanced_assignment(cost, np.zeros(3))
+    assert np.bincount(codes, minlength=3).tolist() == [2, 3, 3]
+    mirrored, _ = balanced_assignment(cost[:, ::-1], np.zeros(3))
+    assert np.bincount(mirrored, minlength=3).tolist() == [3, 3, 2]
+
+
 def test_balanced_kmeans_fills_every_code_at_every_level_within_one():
     for num_items, sizes in ((60, [7, 4, 9]), (64, [8, 8]), (61, [60])):
         fitted = fit_balanced_rqkmeans(cloud(num_items), sizes, 20, 0)

@@ -16,7 +16,7 @@ from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.rqkmeans import relative_error
 from rqvae.quantizers.rqvae import RQVAE, balanced_codes, code_distances, rotated
-from rqvae.quantizers.training import (
+from rqvae.quantizers.rqvae_training import (
     Run,
     build_model,
     fit_rqvae,

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import fsync
 from minionerec.experiment.settings import SidSettings
-from rqvae.assign import colliding
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
+from rqvae.quantizers.collisions import colliding
 from rqvae.quantizers.rqkmeans import Quantised, kmeans, nearest, sample
 from rqvae.quantizers.rqvae import RQVAE, measure, quantise_items
 
