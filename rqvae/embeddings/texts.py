@@ -76,13 +76,16 @@ def store_texts(
 ) -> TextStore:
     """Write the store into ``folder``, or open the one that an interrupted run left there."""
     if not (folder / "texts.npz").exists():
-        sizes, tokens, digests = [], [], []  # arrays: a list of numbers is 36 bytes each
+        # Of arrays: a list of numbers is 36 bytes each
+        sizes: list[np.ndarray] = []
+        tokens: list[np.ndarray] = []
+        digests: list[np.ndarray] = []
         with open(folder / "texts.bin", "wb") as handle:
             for _, texts in read_items(items):
                 sizes.append(np.array([handle.write(text.encode()) for text in texts], np.int64))
                 tokens.append(np.array(count_tokens(texts), np.int32))
                 digests.append(digests_of(texts))
-        write_index(folder, *map(np.concatenate, (sizes, tokens, digests)))
+        write_index(folder, np.concatenate(sizes), np.concatenate(tokens), np.concatenate(digests))
     return open_texts(folder)
 
 

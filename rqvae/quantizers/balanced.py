@@ -137,11 +137,10 @@ def move_surplus(
     codes = codes.copy()
     excess = np.bincount(codes, minlength=len(capacity)) - capacity
     step, mover = np.full((len(capacity),) * 2, np.inf), np.zeros((len(capacity),) * 2, np.int64)
-    stale = range(len(capacity))
+    stale = list(range(len(capacity)))
     while True:
-        for (
-            column
-        ) in stale:  # step[a, b]: cheapest change of cost when one row of column a goes to column b
+        # step[a, b]: cheapest change of cost when one row of column a goes to column b
+        for column in stale:
             members = np.flatnonzero(codes == column)
             if len(members):
                 change = (

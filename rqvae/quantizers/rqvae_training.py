@@ -12,6 +12,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,9 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             learnt, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
         )
-        self.epoch, self.best, self.log = 0, {}, []
+        self.epoch = 0
+        self.best: dict[str, torch.Tensor] = {}
+        self.log: list[dict[str, Any]] = []
         self.forget()
 
     def forget(self) -> None:
@@ -363,10 +366,10 @@ def initialise_codebooks(model: RQVAE, x: Tensor, settings: SidSettings, seed: i
     rows = sample(np.arange(len(x)), max(map(len, model.codebooks)), seed)
     residual = model.encoder(x[torch.from_numpy(rows).to(x.device)]).cpu().numpy()
     if settings.method == "rqkmeans_plus":
-        centroids = fit_balanced_rqkmeans(
+        starts = fit_balanced_rqkmeans(
             residual, list(map(len, model.codebooks)), settings.kmeans_iterations, seed
         ).codebooks
-        for codebook, start in zip(model.codebooks, centroids, strict=True):
+        for codebook, start in zip(model.codebooks, starts, strict=True):
             codebook.copy_(torch.from_numpy(start))
         return
     for level, codebook in enumerate(model.codebooks):

@@ -103,7 +103,8 @@ def load(seed: int) -> Source:
 
 def make_catalogue(rng: np.random.Generator) -> Catalogue:
     """Every department x category x system in four variants, with brands and texts."""
-    rows, keys = [], []
+    rows: list[dict[str, object]] = []
+    keys = []
     for d, department in enumerate(DEPARTMENTS):
         for c, leaf in enumerate(department.leaves):
             for s in range(len(department.systems)):
@@ -125,8 +126,8 @@ def make_catalogue(rng: np.random.Generator) -> Catalogue:
     launch = FIRST_DAY + np.where(late, rng.random(len(rows)) * LATE_UNTIL * PERIOD, 0)
     fits = (department[:, None] == department) & (system[:, None] == system) & (leaf > 0)  # (N, N)
     steps = np.array(STEPS)[(leaf[None, :] - leaf[:, None]) % len(STEPS)]  # (N, N)
-    brand = items["brand"].to_numpy()
-    follow = fits * steps * np.where(brand[:, None] == brand, SAME_BRAND, 1.0)  # (N, N)
+    brands = items["brand"].to_numpy()
+    follow = fits * steps * np.where(brands[:, None] == brands, SAME_BRAND, 1.0)  # (N, N)
     kind = (department * len(STEPS) + leaf) * len(DEPARTMENTS[0].systems) + system
     return Catalogue(
         items,

@@ -147,20 +147,24 @@ def read_index(path: Path) -> dict[str, str]:
     """``{item_id: "<a_1><b_2><c_3>"}`` from ``{"0": ["<a_1>", "<b_2>", "<c_3>"], ...}``."""
     sids = {}
     for item, tokens in _read_json_object(path).items():
-        fine = (
-            isinstance(tokens, list)
-            and tokens
-            and all(isinstance(t, str) and TOKEN.fullmatch(t) for t in tokens)
-        )
-        if not fine or [TOKEN.fullmatch(t)[1] for t in tokens] != [
-            chr(ord("a") + level) for level in range(len(tokens))
-        ]:
+        if not _is_sid(tokens):
             raise UserError(
                 f"{path}: item '{item}': got {cells.shorten(tokens)}, expected tokens such as "
                 "['<a_1>', '<b_2>', '<c_3>']"
             )
         sids[item] = "".join(tokens)
     return sids
+
+
+def _is_sid(tokens: object) -> bool:
+    """Whether these are tokens of the levels a, b, c, ... in their order."""
+    if not isinstance(tokens, list) or not tokens:
+        return False
+    for level, token in enumerate(tokens):
+        match = TOKEN.fullmatch(token) if isinstance(token, str) else None
+        if match is None or match[1] != chr(ord("a") + level):
+            return False
+    return True
 
 
 def codes_of(sid: str) -> list[int]:
