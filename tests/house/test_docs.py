@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.stages import STAGES
 from tests import style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def test_every_file_that_a_page_names_exists(name):
     missing = []
     for code in code_in(text_of(name)):
         for path in re.findall(FILE, code.replace("/X.yaml", "/cpu.yaml")):
-            if not (ROOT / path).exists():
+            if "NAME" not in path and not (ROOT / path).exists():
                 missing.append(f"{path} in `{code}`")
     assert missing == []
 
@@ -114,6 +115,15 @@ def test_the_table_of_the_readme_holds_the_figures_of_the_results_page():
         cells = [figure.removeprefix("0") for figure in figures.split()]
         row = " | ".join([*cells, f"{low.removeprefix('0')}-{high.removeprefix('0')}"])
         assert row in results
+
+
+def test_the_readme_shows_the_table_of_stages():
+    rows = []
+    for stage in STAGES.values():
+        if not stage.part_of:
+            row = f"| `{stage.name}` | {stage.what} | `{stage.command}` | `{stage.next}` |"
+            rows.append(row)
+    assert "\n".join(rows) in text_of("README.md")
 
 
 def test_the_version_is_the_same_everywhere():
