@@ -1,16 +1,22 @@
-"""Decoding 50 beams per user: ours against Hugging Face ``generate`` with ``prefix_allowed_tokens_fn``.
+"""Decoding 50 beams per user.
+
+Ours against Hugging Face ``generate`` with ``prefix_allowed_tokens_fn``.
 
     python benchmarks/decode.py --shape tiny --device cpu --repeats 5
     python benchmarks/decode.py --shape qwen0.5b --device cpu --repeats 5 --batch 4
 
-Both sides decode the same real prompts with the same model object, turn by turn in one process; medians are compared.
+Both sides decode the same real prompts with the same model object, turn by turn in one process;
+medians are compared.
 
-* ``levels + end``: the score of ``generate``, forced end-of-sequence token included. Parity: the same lists.
-* ``levels``: the SID's tokens alone, ``normalize: vocab``, what the stages use. Parity: the same 50 items.
-* ``children``: ``normalize: trie``; another distribution, so it has no counterpart on the stock side.
+* ``levels + end``: the score of ``generate``, forced end-of-sequence token included. Parity: the
+same lists.
+* ``levels``: the SID's tokens alone, ``normalize: vocab``, what the stages use. Parity: the same 50
+items.
+* ``children``: ``normalize: trie``; another distribution, so it has no counterpart on the stock
+side.
 
-Parity is checked in float32, where both sides are exact, on as many prompts as ``--parity`` says; in bfloat16 rounding
-makes near-ties swap on both sides.
+Parity is checked in float32, where both sides are exact, on as many prompts as ``--parity`` says;
+in bfloat16 rounding makes near-ties swap on both sides.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import torch
 
 from benchmarks import workload as w
 from minionerec.errors import one_line_errors
-from minionerec.model.beam_search import constrained_beam_search
+from minionerec.model.beam_search import Beams, constrained_beam_search
 from minionerec.model.decoders import make_decoder
 
 EOS = 0
@@ -32,7 +38,10 @@ EOS = 0
 def stock_decoder(
     model: torch.nn.Module, sids: list[list[int]], num_beams: int, end: bool = True
 ) -> Callable[[list[list[int]]], tuple]:
-    """Prompts -> (SID token lists, scores), the usual way: left padding, a dict of prefixes, ``generate``; with the forced ``end``."""
+    """Prompts -> (SID token lists, scores), the usual way.
+
+    Left padding, a dict of prefixes, ``generate``; with the forced ``end``.
+    """
     allowed: dict[tuple[int, ...], set[int]] = {}
     for sid in sids:
         path = [*sid, EOS]
@@ -82,7 +91,10 @@ def main(
     threads: int = 1,
     stock: bool = True,
 ) -> None:
-    """Print seconds per user of every mode, ratios, parity, memory and the share of the GEMM peak."""
+    """Print seconds per user of every mode, ratios, parity.
+
+    Memory and the share of the GEMM peak.
+    """
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     model = w.build_model(sizes, device=device)
@@ -95,7 +107,7 @@ def main(
     middle = prompts[len(prompts) // 2 - batch // 2 :][:batch]
     decoder, reference = make_decoder(model), stock_decoder(model, sids, beams)
 
-    def ours(mode: str, some: list[list[int]]):
+    def ours(mode: str, some: list[list[int]]) -> Beams:
         return constrained_beam_search(
             decoder,
             some,
@@ -127,8 +139,10 @@ def main(
         }
     own = sum(len(p) - shared for p in middle) / batch
     print(
-        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of "
-        f"{len(middle[0])} to {len(middle[-1])} tokens of which {shared} are the same for all; GEMM peak {peak / 1e9:.0f} GFLOP/s"
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x "
+        f"{beams} beams, prompts of "
+        f"{len(middle[0])} to {len(middle[-1])} tokens of which {shared} are the same for all; "
+        f"GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
     flops = {
         "levels + end": 2 * sizes.body * (own + 3 * beams) + 2 * sizes.head * (1 + 3 * beams),
@@ -137,7 +151,8 @@ def main(
     }
     for name, value in seconds.items():
         floor = (
-            f", {flops[name] / 1e9:.2f} GFLOP/user, {flops[name] * batch / value / peak:.0%} of the GEMM peak"
+            f", {flops[name] / 1e9:.2f} GFLOP/user, {flops[name] * batch / value / peak:.0%} of "
+            "the GEMM peak"
             if name in flops
             else ""
         )
@@ -175,7 +190,8 @@ def check_parity(
     )
     gap = (whole.scores.cpu() - torch.tensor(expected_scores)).abs().max().item()
     print(
-        f"float32 parity on {len(prompts)} prompts: {lists} lists identical, {sets} sets identical, scores within {gap:.1e}"
+        f"float32 parity on {len(prompts)} prompts: {lists} lists identical, {sets} sets "
+        f"identical, scores within {gap:.1e}"
     )
     model.to(dtype)
     return lists == sets == len(prompts) and gap <= 1e-4

@@ -1,11 +1,15 @@
-"""Peak memory of the encoder stage as the catalogue grows, against the stock way (``SentenceTransformer.encode`` of a list).
+"""Peak memory of the encoder stage as the catalogue grows.
 
-    python benchmarks/embeddings.py                              # 20,000 and 200,000 items
-    python benchmarks/embeddings.py --items 100000,1000000 --ways disk      # the stage with a constant instead of a network
+Against the stock way (``SentenceTransformer.encode`` of a list).
 
-The encoder is a random one-layer BERT with 384-wide output, so that memory and not the model is what is measured. Each run
-is a process of its own; its peak resident memory includes Python, torch and the mapped output. Parity: on the smallest
-catalogue both ways give the same vectors within 1e-5.
+    python benchmarks/embeddings.py                              # 20,000 and 200,000 items python
+    benchmarks/embeddings.py --items 100000,1000000 --ways disk      # the stage with a constant
+    instead of a network
+
+The encoder is a random one-layer BERT with 384-wide output, so that memory and not the model is
+what is measured. Each run is a process of its own; its peak resident memory includes Python, torch
+and the mapped output. Parity: on the smallest catalogue both ways give the same vectors within
+1e-5.
 """
 
 from __future__ import annotations
@@ -17,9 +21,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fire
 import numpy as np
+
+if TYPE_CHECKING:
+    from minionerec.experiment.settings import Experiment
 
 WORDS = [
     "steel",
@@ -61,7 +69,8 @@ def main(
                 )
                 row = json.loads(done.stdout.splitlines()[-1])
                 print(
-                    f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} {size / row['seconds']:>8.0f}",
+                    f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} "
+                    f"{size / row['seconds']:>8.0f}",
                     flush=True,
                 )
             if size == min(sizes) and {"stock", "ours"} <= set(ways):
@@ -119,7 +128,7 @@ def stock(folder: Path, size: int) -> None:
     np.save(folder / "stock.npy", rows)
 
 
-def experiment(folder: Path, size: int):
+def experiment(folder: Path, size: int) -> Experiment:
     """Where a catalogue of this size lives."""
     from minionerec.experiment.settings import Experiment, SidSettings
 

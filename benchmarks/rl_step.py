@@ -1,12 +1,15 @@
-"""One RL micro-batch (rollouts, reference, policy forward and backward): shared prompts against replicated ones.
+"""One RL micro-batch (rollouts, reference, policy forward and backward).
+
+Shared prompts against replicated ones.
 
     python benchmarks/rl_step.py --shape tiny --device cpu --repeats 5 --groups 4
     python benchmarks/rl_step.py --shape qwen0.5b --device cpu --repeats 5 --groups 2
 
-Prompts are a mixture of the paper's three RL tasks, G completions each. The stock side rolls out with ``generate`` and
-``prefix_allowed_tokens_fn``, repeats every prompt G times, and takes log-softmax of the completion's logits
-(``logits_to_keep``), as TRL does. Both sides use the same loss: clipped ratio plus k3 KL. Parity, in float32 on
-``--parity`` prompts: the same completions, log-probabilities, loss and gradients.
+Prompts are a mixture of the paper's three RL tasks, G completions each. The stock side rolls out
+with ``generate`` and ``prefix_allowed_tokens_fn``, repeats every prompt G times, and takes
+log-softmax of the completion's logits (``logits_to_keep``), as TRL does. Both sides use the same
+loss: clipped ratio plus k3 KL. Parity, in float32 on ``--parity`` prompts: the same completions,
+log-probabilities, loss and gradients.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from minionerec.catalogue.rows import Row, mixture
 from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.training.objective import group_advantages, k3_kl
+from minionerec.training.rollouts import Rollouts
 from minionerec_trainer import GRPOTrainer, TrainingArguments
 
 LEVELS = 3
@@ -150,11 +154,11 @@ def main(
     reference = Stock(model, ref_model, sids, generations, settings.beta)
     ok = check_parity(trainer, reference, rows[:parity], sids)
 
-    def our_update(rollouts) -> None:
+    def our_update(rollouts: Rollouts) -> None:
         model.zero_grad(set_to_none=True)
         trainer.loss_of(model, rollouts, list(range(groups)))[0].backward()
 
-    def stock_update(completions) -> None:
+    def stock_update(completions: list) -> None:
         model.zero_grad(set_to_none=True)
         reference.loss(rows, completions)[0].backward()
 
@@ -172,14 +176,16 @@ def main(
     memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
     lengths = [len(row.prompt) for row in rows]
     print(
-        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to "
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of "
+        f"{min(lengths)} to "
         f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     for name, value in seconds.items():
         own = max(0, memory.get(name, 0) - gradients) / 2**20 / groups
         used = (
-            f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the gradients"
+            f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the "
+            "gradients"
             if name in memory
             else ""
         )
@@ -190,18 +196,21 @@ def main(
         )
         print(f"{name:>14}: {value / groups:.4f} s per prompt{ratio}{used}")
     whole = seconds["rollouts"] + seconds["update"]
-    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and completions without shared prefixes
+    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and
+    # completions without shared prefixes
     flops = sum(
         5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations))
         for n in lengths
     )
     print(
-        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP at most, "
+        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP "
+        "at most, "
         f"{flops / whole / peak:.0%} of the GEMM peak"
     )
     if stock:
         print(
-            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: {'ok' if ok else 'FAILED'}"
+            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: "
+            f"{'ok' if ok else 'FAILED'}"
         )
     sys.exit(not ok)
 
@@ -223,7 +232,10 @@ def pick_mixture(rows: list[Row], count: int) -> list[Row]:
 def check_parity(
     trainer: GRPOTrainer, reference: Stock, rows: list[Row], sids: list[list[int]]
 ) -> bool:
-    """Completions equal, log-probabilities and gradients within 2e-5, loss within 1e-6, in float32."""
+    """Completions equal, log-probabilities and gradients within 2e-5, loss within 1e-6.
+
+    In float32.
+    """
     model, dtype = trainer.model, trainer.model.dtype
     model.float(), trainer.ref_model.float()
     rollouts, completions = trainer.roll_out(rows), reference.roll_out(rows)
@@ -243,8 +255,10 @@ def check_parity(
     gap = (rollouts.old_logps.view(-1, LEVELS) - logps).abs().max().item()
     worst = w.gradient_gap(model, gradients)
     print(
-        f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, log-probabilities within {gap:.1e}, "
-        f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of each tensor's largest"
+        f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, "
+        f"log-probabilities within {gap:.1e}, "
+        f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of "
+        "each tensor's largest"
     )
     model.to(dtype), trainer.ref_model.to(dtype)
     return equal and gap <= 2e-5 and abs(loss.item() - expected.item()) <= 1e-6 and worst <= 2e-5

@@ -1,18 +1,22 @@
-"""One SFT micro-batch, forward and backward: packed prefix trees against padded rows with whole logits.
+"""One SFT micro-batch, forward and backward.
 
-    python benchmarks/sft_step.py --shape tiny --device cpu --repeats 5 --batch 16
-    python benchmarks/sft_step.py --shape qwen0.5b --device cpu --repeats 5 --batch 4
-    python benchmarks/sft_step.py --shape qwen0.5b --batch 16 --stock False      # the stock way needs more than 20 GB here
+Packed prefix trees against padded rows with whole logits.
 
-Rows are a random draw from the mixture of the five tasks, as ``sft.py`` trains on them. The stock side pads to the longest
-row and gives ``labels`` to the model's own loss. Both sides include making the batch. Parity: loss and every gradient in
-float32, on ``--parity`` of the rows.
+    python benchmarks/sft_step.py --shape tiny --device cpu --repeats 5 --batch 16 python
+    benchmarks/sft_step.py --shape qwen0.5b --device cpu --repeats 5 --batch 4 python
+    benchmarks/sft_step.py --shape qwen0.5b --batch 16 --stock False      # the stock way needs more
+    than 20 GB here
+
+Rows are a random draw from the mixture of the five tasks, as ``sft.py`` trains on them. The stock
+side pads to the longest row and gives ``labels`` to the model's own loss. Both sides include making
+the batch. Parity: loss and every gradient in float32, on ``--parity`` of the rows.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import fire
@@ -46,7 +50,11 @@ def our_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
     return -sft_logp(model, tensors) / len(tensors["shift_labels"])
 
 
-def step(loss_of, model: torch.nn.Module, rows: list[Row]) -> float:
+def step(
+    loss_of: Callable[[torch.nn.Module, list[Row]], torch.Tensor],
+    model: torch.nn.Module,
+    rows: list[Row],
+) -> float:
     """Forward and backward; the gradients stay."""
     model.zero_grad(set_to_none=True)
     loss = loss_of(model, rows)
@@ -67,7 +75,10 @@ def main(
     stock: bool = True,
     checkpointing: bool = False,
 ) -> None:
-    """Print seconds per micro-batch, tokens, memory, ratio and parity; with gradient checkpointing on both sides if asked for."""
+    """Print seconds per micro-batch, tokens, memory, ratio and parity.
+
+    With gradient checkpointing on both sides if asked for.
+    """
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     rows = mixture(
@@ -114,7 +125,8 @@ def main(
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
     print(
         f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: "
-        f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; "
+        f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of "
+        f"real), {labels:.0f} rows of logits; "
         f"GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
     for name, value in seconds.items():

@@ -1,4 +1,7 @@
-"""What a model can do, tried on a few tokens: does it read from left to right, does it take token trees?"""
+"""What a model can do, tried on a few tokens.
+
+Does it read from left to right, and does it take token trees?
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from minionerec.model.token_trees import pack_trees
 def mixes_tokens_otherwise(model: PreTrainedModel) -> bool:
     """Whether layers carry information between tokens by other means than attention.
 
-    A recurrent state (Mamba, RWKV) or a convolution over time (LFM2, Jamba) cannot be told what a tree
-    is: neighbours in the packed row would leak into each other.
+    A recurrent state (Mamba, RWKV) or a convolution over time (LFM2, Jamba) cannot be told what a
+    tree is: neighbours in the packed row would leak into each other.
     """
     if model._is_stateful:
         return True
@@ -32,8 +35,9 @@ def mixes_tokens_otherwise(model: PreTrainedModel) -> bool:
 def takes_trees(model: PreTrainedModel) -> bool:
     """Whether a tree forward of this model gives what plain forwards give.
 
-    False for architectures whose layers mix tokens by other means than attention, or whose attention does
-    more than ``block_attention`` does. The model must have its ``tree`` keyword already.
+    False for architectures whose layers mix tokens by other means than attention, or whose
+    attention does more than ``block_attention`` does. The model must have its ``tree`` keyword
+    already.
     """
     if mixes_tokens_otherwise(model):
         return False
@@ -84,7 +88,7 @@ def _equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 @contextlib.contextmanager
 def _probing(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, no gradients, and layers that act as if their weights were of a trained model's size."""
+    """Eval mode, no gradients, and weights as large as those of a trained model."""
     was_training = model.training
     model.eval()
     hooks = _with_unit_gain(model) if model.dtype == torch.float32 else []
@@ -100,8 +104,8 @@ def _probing(model: PreTrainedModel) -> Iterator[None]:
 def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
     """Scale up what small linear and convolutional layers give; returns the hooks that do it.
 
-    At initialisation weights are so small (.02) that a block hardly changes the residual stream: a token
-    that leaked into its neighbour would stay below any tolerance.
+    At initialisation weights are so small (.02) that a block hardly changes the residual stream: a
+    token that leaked into its neighbour would stay below any tolerance.
     """
     hooks = []
     for module in model.modules():

@@ -1,9 +1,9 @@
 """Token trees: every prefix that sequences share stands once.
 
-The sequences of a batch (prompt + completion) are merged into prefix trees and laid out as one row of
-tokens without padding, parents before children. Layers see that row as any other; only attention knows
-the tree (``tree_attention.py``): the row is cut into blocks of queries, and ``Blocks`` says which keys
-each of them sees.
+The sequences of a batch (prompt + completion) are merged into prefix trees and laid out as one row
+of tokens without padding, parents before children. Layers see that row as any other; only attention
+knows the tree (``tree_attention.py``): the row is cut into blocks of queries, and ``Blocks`` says
+which keys each of them sees.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class TokenTree:
         input_ids: ``(T,)``; ``(rows, width)`` right-padded where nothing is shared.
         position_ids: of the same shape, depth of each token in its own sequence.
         nodes: for each sequence, in the order given, the flat slot of each of its tokens.
-        blocks: None where every sequence has a row of its own, for models whose attention takes no trees.
+        blocks: None where every sequence has a row of its own, for models whose attention takes no
+            trees.
     """
 
     input_ids: Tensor

@@ -1,4 +1,4 @@
-"""The tokens of a model: a tokenizer made for a catalogue, and SID tokens added to one that is there."""
+"""The tokens of a model: a tokenizer for a catalogue, and SID tokens added to one."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def extend_vocabulary(
 ) -> list[int]:
     """Add the SID tokens and give each a row of its own, on the input and on the output side.
 
-    New rows are drawn around the mean of the rows in use with their spread, also where a checkpoint has
-    spare padding rows that would otherwise be taken over as they are. Tokens of the tokenizer for which
-    the checkpoint has no row get one in the same way. The matrices grow if needed and never shrink.
+    New rows are drawn around the mean of the rows in use with their spread, also where a checkpoint
+    has spare padding rows that would otherwise be taken over as they are. Tokens of the tokenizer
+    for which the checkpoint has no row get one in the same way. The matrices grow if needed and
+    never shrink.
 
     Returns:
-        The token ids whose rows were initialised; empty when the tokenizer knows all tokens already.
+        The token ids whose rows were initialised; empty when the tokenizer knows all tokens
+        already.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     used = min(len(tokenizer), rows)

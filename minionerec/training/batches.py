@@ -40,8 +40,9 @@ class GroupedSampler(Sampler[int]):
 
 
 class GlobalBatches(BatchSampler):
-    """The rows of every optimiser step, cut into micro-batches that accelerate deals to the
-    processes one by one.
+    """The rows of every optimiser step, cut into micro-batches.
+
+    Accelerate deals them to the processes one by one.
 
     Micro-batches are of equal size or one row less. The last batch of an epoch has what rows are
     left: none is repeated or dropped, and a micro-batch may be empty.
@@ -80,8 +81,9 @@ class GlobalBatches(BatchSampler):
 
 
 class MicroBatchSeeds:
-    """Seeds dropout from the run's seed, the step and the micro-batch's place in it, whichever
-    process has it.
+    """Seeds dropout from the run's seed, the step and the micro-batch's place in it.
+
+    The draws do not depend on which process has the micro-batch.
 
     Args:
         seed: of the run.

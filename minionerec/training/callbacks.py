@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
 
+from minionerec.experiment.processes import say
 from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
@@ -38,8 +39,7 @@ class EpochOrder(TrainerCallback):
 
 
 class StopSignal(TrainerCallback):
-    """Turns SIGTERM or SIGINT of any process into a saved checkpoint and an ordinary end in all of
-    them.
+    """Turns SIGTERM or SIGINT of any process into a checkpoint and a stop of all.
 
     A second signal ends a process that is alone at once.
     """
@@ -109,10 +109,7 @@ class Narrator(TrainerCallback):
             if key in metrics
         )
         with tqdm.external_write_mode():
-            print(
-                f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}",
-                flush=True,
-            )
+            say(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""

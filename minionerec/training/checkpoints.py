@@ -63,8 +63,7 @@ class CheckpointKeeper:
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[Path]:
-        """Inside, ``staging`` is where a checkpoint is written; the folder of this step in it is
-        yielded.
+        """Inside, a checkpoint is written in ``staging``; yields the folder of this step there.
 
         Raises:
             UserError: the disk is full; says how much a checkpoint needs and which one is intact.

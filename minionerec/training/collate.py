@@ -81,8 +81,9 @@ def _no_rows(share: bool) -> dict[str, Any]:
 
 
 def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to the arguments of ``roll_out``, with a label for each, because the Trainer
-    counts labels.
+    """Numbered rows to the arguments of ``roll_out``.
+
+    There is a label for each row, because the Trainer counts labels.
     """
     numbers = [number for number, _ in numbered]
     rows = [row for _, row in numbered]

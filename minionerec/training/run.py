@@ -27,8 +27,9 @@ from minionerec.training.checkpoints import last_checkpoint, step_of
 
 
 def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
-    """Rows per forward and process, and forwards per optimiser step, whose product over all
-    processes is ``batch_size``.
+    """Rows per forward and process, and forwards per optimiser step.
+
+    Their product over all processes is ``batch_size``.
 
     Raises:
         UserError: the processes do not divide the batch.
@@ -165,8 +166,9 @@ def train_or_resume(trainer: Trainer) -> None:
 
 
 def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:
-    """Add one process's part of a training to ``runs/<name>/timing.jsonl``; ``evaluation.cost``
-    adds the parts up.
+    """Add one process's part of a training to ``runs/<name>/timing.jsonl``.
+
+    ``evaluation.cost`` adds the parts up.
     """
     row = {
         "stage": stage,

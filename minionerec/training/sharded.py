@@ -28,8 +28,9 @@ class WholeCopy:
 
     @torch.no_grad()
     def gather(self, sharded: nn.Module) -> nn.Module:
-        """Bring the copy up to date and return it; every process must call this at the same
-        time.
+        """Bring the copy up to date and return it.
+
+        Every process must call this at the same time.
         """
         pairs = zip(self.model.parameters(), sharded.parameters(), strict=True)
         for whole, shard in pairs:
