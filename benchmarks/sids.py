@@ -10,7 +10,7 @@ Time of an epoch on equal terms, then both recipes for as many steps.
 1. Equal terms: both sides train the same model from the same weights on the same batches, turn by
    turn; the medians are compared. Parity: in float64, where rounding cannot send an item to another
    code, mean losses agree to 1e-9.
-2. Recipes: ours as ``rqvae/quantizers/training.py`` has it, and the reference's (raw embeddings,
+2. Recipes: ours as ``rqvae/quantizers/rqvae_training.py`` has it, and the reference's (raw embeddings,
    all items in one batch, constant 1e-3, the residual through the straight-through value, no
    dead-code restarts), for the same number of optimiser steps; seconds, loss, share of variance
    lost, collision rate. The losses are on different scales (ours is of embeddings with mean square
@@ -42,7 +42,7 @@ from minionerec.experiment.settings import SidSettings
 from rqvae.assign import colliding
 from rqvae.quantizers.rqkmeans import kmeans
 from rqvae.quantizers.rqvae import RQVAE, measure
-from rqvae.quantizers.training import (
+from rqvae.quantizers.rqvae_training import (
     WEIGHT_DECAY,
     Run,
     build_model,

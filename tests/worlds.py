@@ -167,7 +167,7 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
     sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
     sids_dir = artifacts.stage_path(experiment, "sids")
     with artifacts.committed(
-        sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [data]
+        sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [artifacts.opened(data)]
     ) as staging:
         artifacts.write_json(
             staging / "sids.json", {"sids": sids, "codebook_sizes": [8, 8], "method": "test"}

@@ -28,7 +28,8 @@ from minionerec.catalogue.prompts import Template, save_template
 from minionerec.catalogue.rows import Row
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
-from minionerec.experiment.processes import processes, say
+from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
 from minionerec.model.loading import load_causal_lm, load_tokenizer
 from minionerec.model.probes import reads_from_left_to_right

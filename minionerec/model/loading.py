@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from minionerec.errors import UserError
-from minionerec.experiment.processes import say
+from minionerec.experiment.run import say
 
 # What wrappers put before the names of weights: DDP, torch.compile, PEFT (which has two parts).
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
 
-from minionerec.experiment.processes import say
+from minionerec.experiment.run import say
 from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC

@@ -19,7 +19,8 @@ from transformers.integrations.integration_utils import (
 
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
-from minionerec.experiment.processes import processes, say
+from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.model import backbone
 from minionerec.training.checkpoints import last_checkpoint, step_of
@@ -42,6 +43,16 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
     own = batch_size // count
     micro = next(size for size in range(min(micro_batch_size, own), 0, -1) if own % size == 0)
     return micro, own // micro
+
+
+def adapters_off_is_reference(experiment: Experiment) -> bool:
+    """Whether RL's reference is the policy without its adapters: the SFT model below them.
+
+    Not so where the reference moves, or where FSDP shards the weights below the adapters.
+    """
+    has_adapters = experiment.model.tune != "full"
+    is_sharded = processes().distributed_type == "FSDP"
+    return has_adapters and not experiment.rl.sync_ref_steps and not is_sharded
 
 
 def training_arguments(
@@ -174,10 +185,3 @@ def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: 
         "seconds": round(seconds, 3),
     }
     artifacts.append_log(run / artifacts.TIMING, row)
-
-
-def clean_up(experiment: Experiment, stage: str) -> None:
-    """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
-    processes().wait_for_everyone()
-    if processes().is_main_process:
-        artifacts.remove(artifacts.partial_path(experiment, stage))

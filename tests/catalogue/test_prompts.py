@@ -1,5 +1,6 @@
 """Prompts: one wording for every stage, no target in any of them, the oldest items dropped first."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -195,7 +196,7 @@ def test_the_template_travels_with_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "text", ["{", "[1]", '{"name": "x"}', '{"name": "x", "before": {}, "after": {}, "style": 1}']
 )
-def test_a_file_that_is_no_template_is_one_line(tmp_path, text):
+def test_a_text_that_is_no_template_is_one_line(tmp_path, text):
     (tmp_path / "prompt_template.json").write_text(text)
     with pytest.raises(UserError, match="is not a prompt template") as error:
         load_template(tmp_path, "alpaca")
@@ -393,3 +394,40 @@ def test_a_special_token_written_out_in_a_title_is_text(make, template):
         assert tokenizer.decode(completion[:-1]) == titles[item]
     in_prompt = [token for token in renderer.prompt("sid_to_title", [1]) if token in special]
     assert in_prompt[-2:] == sid_ids[1]  # SIDs that are shown are still tokens
+
+
+WHOLE = dataclasses.asdict(TEMPLATES["compact"])
+BAD_TEMPLATES = {
+    "a task is missing": {**WHOLE, "before": {"sid_to_sid": ""}},
+    "a number for a text": {**WHOLE, "after": {**WHOLE["after"], "sid_to_sid": 3}},
+    "null": {**WHOLE, "sid_separator": None},
+    "a list": {**WHOLE, "before": [1]},
+    "half a character": {**WHOLE, "title_separator": "\ud83d"},
+    "a key too many": {**WHOLE, "prompt": "x"},
+    "no object": [WHOLE],
+    "null alone": None,
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEMPLATES)
+def test_a_template_of_another_shape_is_one_line(tmp_path, case):
+    (tmp_path / "prompt_template.json").write_text(json.dumps(BAD_TEMPLATES[case]))
+    with pytest.raises(UserError) as caught:
+        load_template(tmp_path, "compact")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/prompt_template.json: is not a prompt template (")
+    assert "\n" not in said and len(said) < 500
+    said.encode()  # what is shown can be shown
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 50_000])
+def test_a_template_that_cannot_be_parsed_is_one_line(tmp_path, content):
+    (tmp_path / "prompt_template.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"prompt_template.json: is not a prompt template \("):
+        load_template(tmp_path, "compact")
+
+
+def test_a_saved_template_is_read_as_it_was(tmp_path):
+    for name, template in TEMPLATES.items():
+        save_template(template, tmp_path)
+        assert load_template(tmp_path, name) == template

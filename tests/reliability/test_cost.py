@@ -73,7 +73,10 @@ def quickstart(folder: Path, monkeypatch) -> Experiment:
         for item, code in zip(items, codes, strict=False)
     }
     with committed(
-        stage_path(experiment, "sids"), "sids", relevant_settings(experiment, "sids"), [data]
+        stage_path(experiment, "sids"),
+        "sids",
+        relevant_settings(experiment, "sids"),
+        [artifacts.opened(data)],
     ) as staging:
         artifacts.write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": sizes})
     return experiment

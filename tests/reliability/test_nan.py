@@ -175,7 +175,7 @@ def spoil_embeddings(experiment) -> None:
     folder.rename(folder.with_name("spoilt"))
     data = artifacts.stage_path(experiment, "data")
     with artifacts.committed(
-        folder, "sids", artifacts.relevant_settings(experiment, "sids"), [data]
+        folder, "sids", artifacts.relevant_settings(experiment, "sids"), [artifacts.opened(data)]
     ) as staging:
         for name in ("sids.json", "embeddings.npy"):
             artifacts.link_or_copy(folder.with_name("spoilt") / name, staging / name)

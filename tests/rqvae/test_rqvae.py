@@ -1,6 +1,6 @@
 """RQ-VAE and RQ-KMeans+: loss, gradients, training, and what each of their options does.
 
-python -m pytest tests/test_rqvae.py
+python -m pytest tests/rqvae/test_rqvae.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.rqkmeans import relative_error
 from rqvae.quantizers.rqvae import RQVAE, balanced_codes, code_distances, rotated
-from rqvae.quantizers.training import (
+from rqvae.quantizers.rqvae_training import (
     Run,
     build_model,
     fit_rqvae,
