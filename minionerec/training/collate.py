@@ -18,7 +18,7 @@ def collate_sft(
     rows: Sequence[Row],
     share: bool = True,
     trie: SidTrie | None = None,
-    paths: Sequence[Sequence[int]] | None = None,
+    paths: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
     """Rows to one packed tree with its J pairs (slot, label), what ``sft_logp`` reads.
 
@@ -55,8 +55,9 @@ def collate_sft(
 
     token_is_sid = torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))  # (J,)
     children = torch.empty(0, 1, dtype=torch.long)
-    if above:
+    if trie is not None and above:
         children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64)))  # (S, F)
+    # Plain tensors under plain names, which accelerate moves to the device
     return {
         "tree": tree,
         "slots": slots,
