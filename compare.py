@@ -34,7 +34,7 @@ from minionerec.evaluation.comparison import (
     find_reference,
 )
 from minionerec.evaluation.methods import read_methods
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import write_json
 from minionerec.pages.comparison import comparison_text
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(comparison_text(figures))
     if options.json:
         try:
-            artifacts.write_json(Path(options.json), figures)
+            write_json(Path(options.json), figures)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise UserError(f"--json {options.json}: cannot be written: {reason}") from error

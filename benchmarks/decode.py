@@ -1,4 +1,6 @@
-"""Decoding 50 beams per user, ours against Hugging Face ``generate`` with a prefix function.
+"""Decoding 50 beams per user.
+
+Ours against Hugging Face ``generate`` with ``prefix_allowed_tokens_fn``.
 
     python benchmarks/decode.py --shape tiny --device cpu --repeats 5
     python benchmarks/decode.py --shape qwen0.5b --device cpu --repeats 5 --batch 4
@@ -7,11 +9,11 @@ Both sides decode the same real prompts with the same model object, turn by turn
 medians are compared.
 
 * ``levels + end``: the score of ``generate``, forced end-of-sequence token included. Parity: the
-  same lists.
+same lists.
 * ``levels``: the SID's tokens alone, ``normalize: vocab``, what the stages use. Parity: the same 50
-  items.
+items.
 * ``children``: ``normalize: trie``; another distribution, so it has no counterpart on the stock
-  side.
+side.
 
 Parity is checked in float32, where both sides are exact, on as many prompts as ``--parity`` says;
 in bfloat16 rounding makes near-ties swap on both sides.
@@ -31,17 +33,14 @@ from minionerec.model.beam_search import Beams, constrained_beam_search
 from minionerec.model.decoders import make_decoder
 
 EOS = 0
-# (prompts, with_scores) -> per prompt SIDs as token tuples, and their scores
-Decode = Callable[[list[list[int]], bool], tuple[list[list[tuple[int, ...]]], list[list[float]]]]
 
 
 def stock_decoder(
     model: torch.nn.Module, sids: list[list[int]], num_beams: int, end: bool = True
-) -> Decode:
-    """Prompts -> (SIDs, scores) the usual way: padding, a dict of prefixes, ``generate``.
+) -> Callable[[list[list[int]]], tuple]:
+    """Prompts -> (SID token lists, scores), the usual way.
 
-    Args:
-        end: also generate the forced end token.
+    Left padding, a dict of prefixes, ``generate``; with the forced ``end``.
     """
     allowed: dict[tuple[int, ...], set[int]] = {}
     for sid in sids:
@@ -51,7 +50,7 @@ def stock_decoder(
     tables = {prefix: sorted(tokens) for prefix, tokens in allowed.items()}
 
     def decode(
-        prompts: list[list[int]], with_scores: bool
+        prompts: list[list[int]], with_scores: bool = False
     ) -> tuple[list[list[tuple[int, ...]]], list[list[float]]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[EOS] * (width - len(p)) + p for p in prompts], device=model.device)
@@ -92,7 +91,10 @@ def main(
     threads: int = 1,
     stock: bool = True,
 ) -> None:
-    """Print seconds per user of every mode, ratios, parity, memory, share of the GEMM peak."""
+    """Print seconds per user of every mode, ratios, parity.
+
+    Memory and the share of the GEMM peak.
+    """
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     model = w.build_model(sizes, device=device)
@@ -126,13 +128,13 @@ def main(
         shared = decoder.read_beginning(prompts)  # once per run, as ``search_batches`` does
         sides = {mode: lambda mode=mode: ours(mode, middle) for mode in modes}
         seconds = w.in_turns(
-            ({"stock": lambda: reference(middle, False)} if stock else {}) | sides, repeats, device
+            ({"stock": lambda: reference(middle)} if stock else {}) | sides, repeats, device
         )
         peak = w.gemm_peak(sizes.dtype, device)
         memory = {
             name: w.peak_memory(side, device)
             for name, side in (
-                ({"stock": lambda: reference(middle, False)} if stock else {}) | sides
+                ({"stock": lambda: reference(middle)} if stock else {}) | sides
             ).items()
         }
     own = sum(len(p) - shared for p in middle) / batch
@@ -150,7 +152,7 @@ def main(
     for name, value in seconds.items():
         floor = (
             f", {flops[name] / 1e9:.2f} GFLOP/user, {flops[name] * batch / value / peak:.0%} of "
-            f"the GEMM peak"
+            "the GEMM peak"
             if name in flops
             else ""
         )
@@ -173,20 +175,19 @@ def check_parity(
     dtype = model.dtype
     model.float()
     sids = work.sids.token_ids(work.tokenizer)
-    expected, expected_scores = stock_decoder(model, sids, beams)(prompts, True)
+    expected, expected_scores = stock_decoder(model, sids, beams)(prompts, with_scores=True)
     decoder = make_decoder(model)
     whole = constrained_beam_search(decoder, prompts, work.trie, beams, score_eos=EOS)
     levels = constrained_beam_search(decoder, prompts, work.trie, beams)
-
-    def tokens_of(leaves: list[int]) -> list[tuple[int, ...]]:
-        return [tuple(sids[work.trie.items_of_leaf(leaf)[0]]) for leaf in leaves]
-
-    lists = 0
-    sets = 0
-    found = zip(whole.leaves.tolist(), levels.leaves.tolist(), expected, strict=True)
-    for with_end, without_end, want in found:
-        lists += tokens_of(with_end) == want
-        sets += set(tokens_of(without_end)) == set(want)
+    tokens_of = lambda leaf: tuple(sids[work.trie.items_of_leaf(leaf)[0]])  # noqa: E731
+    lists = sum(
+        [tokens_of(leaf) for leaf in row] == want
+        for row, want in zip(whole.leaves.tolist(), expected, strict=True)
+    )
+    sets = sum(
+        {tokens_of(leaf) for leaf in row} == set(want)
+        for row, want in zip(levels.leaves.tolist(), expected, strict=True)
+    )
     gap = (whole.scores.cpu() - torch.tensor(expected_scores)).abs().max().item()
     print(
         f"float32 parity on {len(prompts)} prompts: {lists} lists identical, {sets} sets "

@@ -1,7 +1,10 @@
-"""Peak memory of the encoder stage as the catalogue grows, against ``encode`` of a whole list.
+"""Peak memory of the encoder stage as the catalogue grows.
 
-    python benchmarks/embeddings.py                                      # 20,000 and 200,000 items
-    python benchmarks/embeddings.py --items 100000,1000000 --ways disk   # no network, a constant
+Against the stock way (``SentenceTransformer.encode`` of a list).
+
+    python benchmarks/embeddings.py                              # 20,000 and 200,000 items python
+    benchmarks/embeddings.py --items 100000,1000000 --ways disk      # the stage with a constant
+    instead of a network
 
 The encoder is a random one-layer BERT with 384-wide output, so that memory and not the model is
 what is measured. Each run is a process of its own; its peak resident memory includes Python, torch
@@ -17,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fire
 import numpy as np
 
-from minionerec.experiment.settings import Experiment, SidSettings
+if TYPE_CHECKING:
+    from minionerec.experiment.settings import Experiment
 
 WORDS = [
     "steel",
@@ -80,7 +84,7 @@ def main(
 def one(folder: str, size: int, way: str) -> None:
     """One size one way, in a process of its own; prints peak memory and seconds as JSON."""
     start = time.perf_counter()
-    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), size)
+    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), int(size))
     print(
         json.dumps(
             {
@@ -102,13 +106,9 @@ def disk(folder: Path, size: int) -> None:
     """The stage with a network that costs nothing: what texts, parts and output take."""
     from rqvae import embed_items
 
-    def constant(texts: list[str]) -> np.ndarray:
-        return np.full((len(texts), 384), 384**-0.5, np.float32)
-
-    def encode_with(model: object) -> Callable[[list[str]], np.ndarray]:
-        return constant
-
-    embed_items.encode_with = encode_with
+    embed_items.encode_with = lambda _: (
+        lambda texts: np.full((len(texts), 384), 384**-0.5, np.float32)
+    )
     embed_items.main(experiment(folder, size))
 
 
@@ -130,6 +130,8 @@ def stock(folder: Path, size: int) -> None:
 
 def experiment(folder: Path, size: int) -> Experiment:
     """Where a catalogue of this size lives."""
+    from minionerec.experiment.settings import Experiment, SidSettings
+
     return Experiment(
         name="bench",
         output_dir=str(folder / f"ours-{size}"),
@@ -172,6 +174,6 @@ def save_wide_encoder(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
-        one(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        one(*sys.argv[2:])
     else:
         fire.Fire(main)

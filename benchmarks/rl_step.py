@@ -1,4 +1,6 @@
-"""One RL micro-batch, rollouts to backward: shared prompts against replicated ones.
+"""One RL micro-batch (rollouts, reference, policy forward and backward).
+
+Shared prompts against replicated ones.
 
     python benchmarks/rl_step.py --shape tiny --device cpu --repeats 5 --groups 4
     python benchmarks/rl_step.py --shape qwen0.5b --device cpu --repeats 5 --groups 2
@@ -15,7 +17,6 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 
 import fire
@@ -49,10 +50,7 @@ class Stock:
         group: int,
         beta: float,
     ):
-        self.model = model
-        self.ref_model = ref_model
-        self.group = group
-        self.beta = beta
+        self.model, self.ref_model, self.group, self.beta = model, ref_model, group, beta
         self.decode = stock_decoder(model, sids, group, end=False)
         self.item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(sids)))}
 
@@ -60,7 +58,7 @@ class Stock:
         """G completions per prompt."""
         self.model.eval()
         with torch.no_grad():
-            completions, _ = self.decode([row.prompt for row in rows], False)
+            completions, _ = self.decode([row.prompt for row in rows])
         self.model.train()
         return completions
 
@@ -78,15 +76,15 @@ class Stock:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and per-token log-probabilities of the given completions."""
         width = max(len(row.prompt) for row in rows)
-        id_rows = []
-        mask_rows = []
+        ids, mask = [], []
         for row, group in zip(rows, completions, strict=True):
             for completion in group:
-                padding = [0] * (width - len(row.prompt))
-                id_rows.append(padding + row.prompt + list(completion))
-                mask_rows.append(padding + [1] * (len(row.prompt) + LEVELS))
-        ids = torch.tensor(id_rows, device=self.model.device)
-        mask = torch.tensor(mask_rows, device=self.model.device)
+                ids.append([0] * (width - len(row.prompt)) + row.prompt + list(completion))
+                mask.append([0] * (width - len(row.prompt)) + [1] * (len(row.prompt) + LEVELS))
+        ids, mask = (
+            torch.tensor(ids, device=self.model.device),
+            torch.tensor(mask, device=self.model.device),
+        )
         items = torch.tensor(
             [[self.item_of[c] for c in group] for group in completions], device=self.model.device
         )
@@ -122,8 +120,11 @@ def main(
     rows = mixture(
         settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0
     )
-    wording = w.preamble(work, preamble)
-    rows = [replace(row, prompt=wording + row.prompt) for row in rows]
+    rows = (
+        [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows]
+        if preamble
+        else rows
+    )
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
@@ -157,16 +158,13 @@ def main(
         model.zero_grad(set_to_none=True)
         trainer.loss_of(model, rollouts, list(range(groups)))[0].backward()
 
-    def stock_update(completions: list[list[tuple[int, ...]]]) -> None:
+    def stock_update(completions: list) -> None:
         model.zero_grad(set_to_none=True)
         reference.loss(rows, completions)[0].backward()
 
     peak = w.gemm_peak(sizes.dtype, device)
     rollouts = trainer.roll_out(rows)
-    sides: dict[str, Callable[[], object]] = {
-        "rollouts": lambda: trainer.roll_out(rows),
-        "update": lambda: our_update(rollouts),
-    }
+    sides = {"rollouts": lambda: trainer.roll_out(rows), "update": lambda: our_update(rollouts)}
     if stock:
         completions = reference.roll_out(rows)
         sides |= {
@@ -187,7 +185,7 @@ def main(
         own = max(0, memory.get(name, 0) - gradients) / 2**20 / groups
         used = (
             f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the "
-            f"gradients"
+            "gradients"
             if name in memory
             else ""
         )
@@ -198,48 +196,49 @@ def main(
         )
         print(f"{name:>14}: {value / groups:.4f} s per prompt{ratio}{used}")
     whole = seconds["rollouts"] + seconds["update"]
-    # A forward each for rollouts, reference and policy, and a backward of two, over prompt and
+    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and
     # completions without shared prefixes
     flops = sum(
         5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations))
         for n in lengths
     )
     print(
-        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} "
-        f"GFLOP at most, "
+        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP "
+        "at most, "
         f"{flops / whole / peak:.0%} of the GEMM peak"
     )
     if stock:
         print(
-            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  "
-            f"parity: {'ok' if ok else 'FAILED'}"
+            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: "
+            f"{'ok' if ok else 'FAILED'}"
         )
     sys.exit(not ok)
 
 
 def pick_mixture(rows: list[Row], count: int) -> list[Row]:
     """Tasks in turn, so that a few rows are a mixture too."""
-    tasks: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.task):
-        tasks.setdefault(row.task, []).append(row)
-    turns: list[Row] = []
-    for together in zip(*tasks.values(), strict=False):
-        turns += together
-        if len(turns) >= count:
-            break
+    tasks = {
+        task: [row for row in rows if row.task == task]
+        for task in sorted({row.task for row in rows})
+    }
+    turns = [
+        row
+        for together in zip(*(own[:count] for own in tasks.values()), strict=False)
+        for row in together
+    ]
     return turns[:count]
 
 
 def check_parity(
     trainer: GRPOTrainer, reference: Stock, rows: list[Row], sids: list[list[int]]
 ) -> bool:
-    """In float32: completions equal, log-probabilities and gradients within 2e-5, loss 1e-6."""
-    model = trainer.model
-    dtype = model.dtype
-    for one in (model, reference.ref_model):
-        one.float()
-    rollouts = trainer.roll_out(rows)
-    completions = reference.roll_out(rows)
+    """Completions equal, log-probabilities and gradients within 2e-5, loss within 1e-6.
+
+    In float32.
+    """
+    model, dtype = trainer.model, trainer.model.dtype
+    model.float(), trainer.ref_model.float()
+    rollouts, completions = trainer.roll_out(rows), reference.roll_out(rows)
     codes, levels = trainer.trie.code, trainer.trie.level_tokens
     paths = trainer.trie.path(rollouts.nodes, LEVELS)
     found = torch.stack(
@@ -259,10 +258,9 @@ def check_parity(
         f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, "
         f"log-probabilities within {gap:.1e}, "
         f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of "
-        f"each tensor's largest"
+        "each tensor's largest"
     )
-    for one in (model, reference.ref_model):
-        one.to(dtype)
+    model.to(dtype), trainer.ref_model.to(dtype)
     return equal and gap <= 2e-5 and abs(loss.item() - expected.item()) <= 1e-6 and worst <= 2e-5
 
 

@@ -1,6 +1,7 @@
 """The tokenised SFT set: one tokenizer call per row against ``mixture`` with its pieces.
 
-    python benchmarks/rows.py --data FOLDER    # as in benchmarks/workload.py
+    python benchmarks/rows.py --data FOLDER        # as in benchmarks/workload.py; without one the
+    embedded catalogue
 
 The rows are the five tasks on the train samples. The usual way renders each prompt and each
 completion as text and calls the tokenizer on it; ours starts from a new ``Renderer``, with nothing
@@ -39,7 +40,7 @@ def one_call_per_row(
 ) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion of every row, each from a tokenizer call on its text.
 
-    Rows that are too long lose their oldest item.
+    Too long ones lose their oldest item.
     """
     titles, names = (
         items["title"].tolist(),
@@ -65,21 +66,24 @@ def one_call_per_row(
 
 
 def timed(build: Callable[[], list]) -> tuple[list, tuple[float, float]]:
-    """What a build gives, and its seconds on the wall clock and of CPU time."""
+    """What a build gives.
+
+    And its seconds on the wall clock and of CPU time (which other programs disturb less).
+    """
     wall, cpu = time.perf_counter(), time.process_time()
     rows = build()
     return rows, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def main(data: str = "", repeats: int = 5, template: str = "alpaca") -> None:
-    """Build the set ``repeats`` times each way in turns; print seconds, ratio and parity."""
+    """Build the set ``repeats`` times each way in turns.
+
+    Print seconds, their ratio and whether all rows are identical.
+    """
     work = w.load_workload(w.data_folder(data), vocabulary=31_000)
     items, samples, tokenizer = work.samples.items, work.samples.splits["train"], work.tokenizer
     sids = work.sids.token_ids(tokenizer)
-
-    def new() -> Renderer:
-        return Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)
-
+    new = lambda: Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)  # noqa: E731
     stock, ours = [], []
     for _ in range(repeats):
         plain, seconds = timed(lambda: one_call_per_row(tokenizer, new(), items, samples, sids))

@@ -18,6 +18,7 @@ from minionerec.catalogue.sources import times
 from minionerec.errors import one_line_errors
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.lineage import require_unchanged
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of
@@ -30,13 +31,15 @@ def main() -> None:
 
 def prepare(experiment: Experiment, path: Path) -> None:
     """Source, filters, split, files: from top to bottom."""
-    with committed(path, "data", settings_of(experiment, "data"), parents=[]) as staging:
-        source = prepared.load_source(experiment)
-        own = prepared.keeps_own_split(experiment.data)
-        choose = prepared.keep_as_is if own else prepared.apply_filters
-        items, interactions, dropped = choose(source, experiment.data)
-        interactions = prepared.assign_splits(interactions, experiment.data, own)
-        stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
+    source = prepared.load_source(experiment)
+    require_unchanged(source.files)
+    own = prepared.keeps_own_split(experiment.data)
+    choose = prepared.keep_as_is if own else prepared.apply_filters
+    items, interactions, dropped = choose(source, experiment.data)
+    interactions = prepared.assign_splits(interactions, experiment.data, own)
+    stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
+    settings = settings_of(experiment, "data")
+    with committed(path, "data", settings, parents=[], sources=source.files) as staging:
         prepared.write(staging, items, interactions, stats, source.given_sids)
     for note in source.notes:
         print(f"note: {note}")

@@ -10,8 +10,8 @@ Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.p
 and the embeddings that the SIDs were made from.
 
 Departures from the reference code: (1) the default is residual k-means, which needs no training;
-(2) collisions are resolved by minimum-cost assignment to free codes (``quantizers/collisions.py``); (3) of an
-RQ-VAE the best epoch is kept, not the last.
+(2) collisions are resolved by minimum-cost assignment to free codes
+(``quantizers/collisions.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
 """
 
 from __future__ import annotations

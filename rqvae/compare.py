@@ -113,9 +113,10 @@ def build(experiment: Experiment, final: Path) -> Report:
             report = build_sids.build(experiment, final)
         seconds = sum(report["seconds"].values())
         print(f"{method}: {seconds:.1f} s. {report['verdict']['line']}", flush=True)
-    took = timings(final.parent, final.name)
+    notes = timings(final.parent, final.name)
+    took = [note["seconds"] for note in notes if isinstance(note.get("seconds"), dict)]
     report = json.loads((final / "report.json").read_text(encoding="utf-8"))
-    return report | {"seconds": took[-1]["seconds"] if took else {}}
+    return report | {"seconds": took[-1] if took else {}}
 
 
 def write(folder: Path, name: str, reports: Reports) -> None:

@@ -7,6 +7,7 @@ task. Which split a sample belongs to is the split of its target. Item ids becom
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +132,14 @@ def windows(
     """
     cut = []
     for sequence in sequences:
-        first = (
-            max_history
-            if len(sequence) <= max_history + 1
-            else int(rng.integers(1, max_history + 1))
-        )
-        ends = range(first, len(sequence) - 1 + max_history, max_history)
-        cut += [sequence[max(0, end - max_history) : end + 1] for end in ends]
-    return [cut[i] for i in rng.permutation(len(cut)) if len(cut[i]) > 1]
+        first = max_history
+        if len(sequence) > max_history + 1:
+            first = int(rng.integers(1, max_history + 1))
+        for end in range(first, len(sequence) - 1 + max_history, max_history):
+            start = max(0, end - max_history)
+            cut.append(sequence[start : end + 1])
+    shuffled = [cut[i] for i in rng.permutation(len(cut))]
+    return [window for window in shuffled if len(window) > 1]
 
 
 def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
@@ -171,11 +172,12 @@ def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: i
     histories that slide along a long sequence share nothing. ``user_id`` is the window's number,
     ``timestamp`` the place of the target in it.
     """
-    return [
-        Sample(f"window {number}", tuple(row[:place]), row[place], place)
-        for number, row in enumerate(windows(sequences, max_history, np.random.default_rng(seed)))
-        for place in range(1, len(row))
-    ]
+    found = []
+    rng = np.random.default_rng(seed)
+    for number, row in enumerate(windows(sequences, max_history, rng)):
+        for place in range(1, len(row)):
+            found.append(Sample(f"window {number}", tuple(row[:place]), row[place], place))
+    return found
 
 
 def fixed_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
@@ -185,12 +187,11 @@ def fixed_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample
     """
     if not size or size >= len(samples):
         return list(samples)
-    return [
-        samples[i] for i in sorted(np.random.default_rng(seed).permutation(len(samples))[:size])
-    ]
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [samples[i] for i in sorted(order[:size])]
 
 
 def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
     """``(N,)`` how often each item occurs in the train interactions."""
-    flat = [item for sequence in sequences for item in sequence]
-    return np.bincount(np.asarray(flat, dtype=np.int64), minlength=num_items)
+    flat = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)
+    return np.bincount(flat, minlength=num_items)

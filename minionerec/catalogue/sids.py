@@ -30,14 +30,14 @@ class SidTable:
     codebook_sizes: list[int]
     sha256: str
     path: Path = Path(SIDS_FILE)  # where it was read from, for messages
+    raw: bytes = b""  # the file's bytes: what a checkpoint carries, whatever is on the disk later
 
     def tokens(self) -> list[str]:
         """Every SID token of every level, ``<a_0> <a_1> ... <b_0> ...``, used by an item or not."""
-        return [
-            f"<{LEVELS[level]}_{code}>"
-            for level, size in enumerate(self.codebook_sizes)
-            for code in range(size)
-        ]
+        tokens = []
+        for level, size in enumerate(self.codebook_sizes):
+            tokens += [f"<{LEVELS[level]}_{code}>" for code in range(size)]
+        return tokens
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Each item's SID as token ids.
@@ -46,7 +46,10 @@ class SidTable:
             UserError: the tokenizer does not know a SID token: it belongs to another catalogue.
         """
         levels = self.level_token_ids(tokenizer)
-        return [[levels[level][code] for level, code in enumerate(codes)] for codes in self.codes]
+        found = []
+        for codes in self.codes:
+            found.append([levels[level][code] for level, code in enumerate(codes)])
+        return found
 
     def level_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """For each level, the token id of each of its codes."""
@@ -58,10 +61,10 @@ class SidTable:
                 f"was trained on other SIDs than {self.sha256[:12]}; run the stage that trained "
                 "it again"
             )
-        return [
-            [vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)]
-            for level, size in enumerate(self.codebook_sizes)
-        ]
+        levels = []
+        for level, size in enumerate(self.codebook_sizes):
+            levels.append([vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)])
+        return levels
 
 
 def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
@@ -110,7 +113,7 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
         )
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
-    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path)
+    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path, raw)
 
 
 def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from minionerec.evaluation.methods import Method, notes_on
 from minionerec.evaluation.metrics import KEYS
 from minionerec.evaluation.rankings import Ranking, check_rows
 from minionerec.evaluation.statistics import bootstrap_intervals, holm, paired_difference
-from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import read_manifest
 
 LEVEL = 0.05  # two-sided, after Holm's correction over all printed comparisons
 TABLE_KEYS = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10")
@@ -98,6 +98,7 @@ def check_comparable(rankings: Sequence[Ranking]) -> None:
     Raises:
         UserError: naming what differs between which two.
     """
+    check_copies(rankings)
     first = rankings[0]
     for other in rankings[1:]:
         split = other.metrics["split"]
@@ -110,6 +111,21 @@ def check_comparable(rankings: Sequence[Ranking]) -> None:
         check_rows(other.path / "predictions.jsonl", other.pairs, first.pairs, str(first.path))
 
 
+def check_copies(rankings: Sequence[Ranking]) -> None:
+    """Refuse one ranking under two names: a copy is neither a method nor a seed of its own.
+
+    Raises:
+        UserError: naming the two.
+    """
+    first_with: dict[str, Ranking] = {}
+    for ranking in rankings:
+        if ranking.digest is None:
+            continue
+        first = first_with.setdefault(ranking.digest, ranking)
+        if first is not ranking:
+            raise UserError(f"{ranking.path}: is a copy of {first.path}; name one of them")
+
+
 def check_same_data(first: Ranking, other: Ranking) -> None:
     """Refuse rankings made from different data; what is unknown or gone is not compared.
 
@@ -118,8 +134,8 @@ def check_same_data(first: Ranking, other: Ranking) -> None:
     """
     if first.data is None or other.data is None:
         return
-    ours = artifacts.read_manifest(first.data)["files"]
-    theirs = artifacts.read_manifest(other.data)["files"]
+    ours = read_manifest(first.data)["files"]
+    theirs = read_manifest(other.data)["files"]
     for name in ("items.parquet", "interactions.parquet"):
         digest = theirs[name]["sha256"]
         expected = ours[name]["sha256"]

@@ -16,7 +16,8 @@ import numpy as np
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, Values
 from minionerec.evaluation.rankings import Ranking, is_ranking, read_ranking
-from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import MANIFEST, read_manifest
+from minionerec.experiment.stages import COMMANDS, settings_difference
 
 MOST_CHANGES = 4  # settings that a note names
 
@@ -138,7 +139,7 @@ def rankings_of(experiment: Path) -> list[Path]:
         raise UserError(
             f"{experiment}: is neither a ranking (predictions.jsonl, metrics.json) nor an "
             f"experiment with baselines/* or evaluate/*-test; run "
-            f"`{artifacts.COMMANDS['evaluate']}` or `{artifacts.COMMANDS['baselines']}` first"
+            f"`{COMMANDS['evaluate']}` or `{COMMANDS['baselines']}` first"
         )
     return found
 
@@ -174,9 +175,9 @@ def lineage(path: Path) -> dict[str, Any]:
 
     ``{"sft: sft.epochs": 10, "sft: seed": 42, ...}``; empty where the pipeline did not write it.
     """
-    if not (path / artifacts.MANIFEST).is_file():
+    if not (path / MANIFEST).is_file():
         return {}
-    manifest = artifacts.read_manifest(path)
+    manifest = read_manifest(path)
     settings = {}
     for key, value in manifest["settings"].items():
         if key != "evaluate.checkpoint":  # a path may lie elsewhere in another experiment
@@ -203,7 +204,7 @@ def are_seeds(group: Sequence[Path], path: Path) -> bool:
 
 def changed_settings(old: Path, new: Path) -> list[str]:
     """In which settings two lineages differ, seeds left out."""
-    return artifacts.settings_difference(without_seeds(lineage(old)), without_seeds(lineage(new)))
+    return settings_difference(without_seeds(lineage(old)), without_seeds(lineage(new)))
 
 
 def check_seeds(paths: Sequence[Path]) -> None:

@@ -18,11 +18,15 @@ import numpy as np
 
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, Values, row_metrics
+from minionerec.evaluation.results import check_name
 from minionerec.evaluation.statistics import row_keys
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import sha256_file
+from minionerec.experiment.lineage import check_parents
+from minionerec.experiment.manifest import MANIFEST, verify
 
 ROW_TYPES = {"user_id": str, "target_item_id": str, "item_ids": list, "scores": list}
 SHOWN_CHARACTERS = 40  # of a wrong value, in a message
+STAGES = ("baselines", "evaluate")  # folders of an experiment that hold rankings
 SAME = 1e-9  # means of the same rows may be added up in another order
 
 Row = dict[str, Any]
@@ -39,11 +43,12 @@ class Ranking:
     pairs: list[Pair]  # of every row, sorted
     item_level: Values  # what is measured, in the order of the pairs
     longest: int  # items in the longest list
+    digest: str | None  # of its manifest; None where the pipeline did not write it
 
 
 def is_ranking(path: Path) -> bool:
     """Whether a directory looks like an evaluation or a baseline."""
-    names = ("predictions.jsonl", "metrics.json", artifacts.MANIFEST)
+    names = ("predictions.jsonl", "metrics.json", MANIFEST)
     return any((path / name).exists() for name in names)
 
 
@@ -55,13 +60,15 @@ def read_ranking(path: Path) -> Ranking:
             name, or holds what is no ranking.
     """
     manifest: dict[str, Any] = {}
-    if (path / artifacts.MANIFEST).is_file():
-        manifest = artifacts.verify(path)
-        artifacts.check_parents(path, manifest)
+    if (path / MANIFEST).is_file():
+        manifest = verify(path)
+        check_parents(path, manifest)
     for name in ("predictions.jsonl", "metrics.json"):
         if not (path / name).is_file():
             raise UserError(f"{path}: has no {name}; expected an evaluation or a baseline")
     metrics = read_metrics(path / "metrics.json")
+    if manifest and path.parent.name in STAGES:  # elsewhere, its name is what the user likes
+        check_name(path, manifest, metrics)
     file = path / "predictions.jsonl"
     rows = read_predictions(file)
     data = parent(path, manifest, "data")
@@ -79,6 +86,7 @@ def read_ranking(path: Path) -> Ranking:
         pairs=sorted(pairs_of(rows)),
         item_level={key: values[key][order] for key in KEYS if key in metrics},
         longest=max(len(row["item_ids"]) for row in rows),
+        digest=manifest.get("manifest_sha256"),
     )
 
 
@@ -103,7 +111,7 @@ def sids_of(
         return None
     digest = str(metrics.get("sids_sha256", "?"))
     sids = parent(path, manifest, "sids")
-    if not sids or artifacts.sha256_file(sids / "sids.json") != digest:
+    if not sids or sha256_file(sids / "sids.json") != digest:
         raise UserError(
             f"{path}: several of its items share a SID, and the SIDs it was made with "
             f"({digest[:12]}) are not where its manifest says; rank again"

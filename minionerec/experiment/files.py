@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"size": status.st_size, "changed_ns": status.st_mtime_ns, "ends_sha256": digest}
 
 
+def fingerprints(paths: Iterable[Path]) -> dict[str, Any]:
+    """The fingerprint of every source file, by its path as it was given."""
+    return {str(path): fingerprint(path) for path in paths}
+
+
 def sha256_json(value: Any) -> str:
     """Digest of a value that JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -125,10 +131,15 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
 
 
 def timings(run: Path, stage: str) -> list[dict[str, Any]]:
-    """The lines of ``timing.jsonl`` about a stage; lines cut off by a kill or a full disk are skipped."""
-    rows: list[dict[str, Any]] = []
+    """The lines of ``timing.jsonl`` about a stage; what is no such line is skipped.
+
+    A kill or a full disk may have cut one off, and nothing may fail because of a clock's notes.
+    """
     file = run / TIMING
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if row["stage"] == stage]
+    rows = []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.get("stage") == stage:
+                rows.append(row)
+    return rows

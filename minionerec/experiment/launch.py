@@ -27,15 +27,6 @@ PACKAGES = ("yaml", "pydantic", "torch", "transformers", "accelerate")
 ADVICE = (
     "run `bash quickstart.sh` once, or `pip install -r requirements.txt` in an active environment"
 )
-# What a stage runs, in this order, and whether several processes may share the work
-SCRIPTS = {
-    "data": {"data/prepare.py": False},
-    "sids": {"rqvae/embed_items.py": True, "rqvae/build_sids.py": False},
-    "baselines": {"baselines/run.py": False},
-    "sft": {"sft.py": True},
-    "rl": {"rl.py": True},
-    "evaluate": {"evaluate.py": True},
-}
 # Of every stage, unless the caller has set them
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -62,13 +53,13 @@ def main(argv: list[str]) -> int:
     if not all(map(has_package, PACKAGES)):
         raise UserError(f"{sys.executable} lacks packages of requirements.txt; {ADVICE}")
     # Only now: these import the packages
-    from minionerec.experiment import preflight
+    from minionerec.experiment import preflight, stages
 
     if preflight.main(argv) == preflight.NOTHING_TO_DO:
         return 0
     stage, *arguments = argv
-    scripts = SCRIPTS[stage]
-    commands = [command_of(script, arguments, is_shared) for script, is_shared in scripts.items()]
+    rows = stages.scripts_of(stage)
+    commands = [command_of(row.script, arguments, row.parallel) for row in rows]
     for name, default in DEFAULTS.items():
         os.environ.setdefault(name, default)
     for command in commands[:-1]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minionerec.errors import UserError
 from minionerec.experiment.files import fingerprint
@@ -17,6 +17,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import (
     COMMANDS,
     OF_EACH_STAGE,
+    TRAINED,
     WITHOUT_EFFECT,
     flat_settings,
     outputs,
@@ -65,6 +66,47 @@ def open_folder(experiment: Experiment, path: Path, digests: bool = True) -> Par
     check_parents(path, manifest)
     check_settings(experiment, path, manifest)
     return Parent(path, manifest["manifest_sha256"])
+
+
+class Checkpoint(NamedTuple):
+    """The folder of a model, as it was when it was opened."""
+
+    path: Path
+    digest: str  # its manifest's, or of a foreign folder that of its files
+    parents: list[Parent]  # itself; a foreign folder has no manifest and is nobody's parent
+    sources: dict[str, Any]  # of a foreign folder: its path and fingerprint, for the manifest
+
+
+def open_checkpoint(experiment: Experiment, name: str) -> Checkpoint:
+    """The checkpoint that ``evaluate.checkpoint`` names: a stage, or any folder.
+
+    Raises:
+        UserError: there is none, or as ``open_stage``.
+    """
+    folder = stage_path(experiment, name) if name in TRAINED else Path(name)
+    if name not in TRAINED and not (folder / "config.json").is_file():
+        raise UserError(
+            f"evaluate.checkpoint: got '{name}', expected sft, rl or a folder with a config.json"
+        )
+    if name not in TRAINED and not (folder / MANIFEST).is_file():
+        found = fingerprint(folder)
+        return Checkpoint(folder, found["sha256"], [], {name: found})
+    parent = open_stage(experiment, name) if name in TRAINED else open_folder(experiment, folder)
+    return Checkpoint(folder, parent.digest, [parent], {})
+
+
+def require_unchanged(sources: dict[str, Any]) -> None:
+    """Refuse source files that changed while they were read; commits look at parents themselves.
+
+    Args:
+        sources: path -> fingerprint before it was read.
+
+    Raises:
+        UserError: naming the path.
+    """
+    for name, before in sources.items():
+        if fingerprint(Path(name)) != before:
+            raise UserError(f"{name}: changed while it was read; run the same command again")
 
 
 def is_finished(experiment: Experiment, stage: str) -> bool:
@@ -129,10 +171,13 @@ def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
     """
     settings = manifest["settings"]
     name = manifest.get("method", manifest["stage"])
+    names = {name}
     if manifest["stage"] == "evaluate":
-        checkpoint = Path(settings["evaluate.checkpoint"]).name
-        name = f"{checkpoint}-{settings['evaluate.split']}"
-    if path.name != name:
+        checkpoint = Path(settings["evaluate.checkpoint"])
+        name = f"{checkpoint.name}-{settings['evaluate.split']}"
+        # A path may lead through a link; the directory is called after what it leads to.
+        names = {name, f"{checkpoint.resolve().name}-{settings['evaluate.split']}"}
+    if path.name not in names:
         raise UserError(
             f"{path}: holds something else than its name says ({MANIFEST}: it was made as "
             f"'{name}'); rename it back, or delete it and make it again"

@@ -246,6 +246,13 @@ def needs_of(experiment: Experiment, stage: str) -> list[str]:
     return [name for name in STAGES if name in named - made_on_the_way]
 
 
+def scripts_of(stage: str) -> list[Stage]:
+    """The rows whose scripts a stage's command runs, one after the other; its own comes last."""
+    own = STAGES[stage]
+    on_the_way = [row for row in _TABLE if row.part_of == stage and row.script != own.script]
+    return [*on_the_way, own]
+
+
 def parts_path(path: Path) -> Path:
     """Where long work that will be called ``path`` keeps its finished parts."""
     return path.with_name(f".{path.name}.parts")

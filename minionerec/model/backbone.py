@@ -1,4 +1,4 @@
-"""The language model: from a checkpoint or from scratch, with the SID tokens, its adapters, and back to disk.
+"""The language model: loaded or made, with SID tokens and adapters, and back to disk.
 
 A checkpoint folder of this pipeline is a plain Hugging Face one
 (``AutoModelForCausalLM.from_pretrained`` needs nothing of ours) plus ``sids.json`` and
@@ -8,7 +8,6 @@ A checkpoint folder of this pipeline is a plain Hugging Face one
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -58,6 +57,7 @@ def build(
     torch.manual_seed(seed)
     if settings.backbone == SCRATCH:
         tokenizer = train_tokenizer(texts, settings.text_vocab_size)
+        # Special: they are never merged with text around them, nor split
         tokenizer.add_tokens(sids.tokens(), special_tokens=True)
         model = _from_config(settings.config, tokenizer)
         name = f"model.config: a '{settings.config.get('model_type')}' model"
@@ -106,8 +106,8 @@ def _ready(
         )
     model.generation_config = greedy(tokenizer)
     enable_trees(model)
-    if not model.takes_trees and os.environ.get("RANK", "0") == "0":
-        print(
+    if not model.takes_trees:
+        say(
             f"warning: {type(model).__name__} takes no token trees; "
             "using the exact but slow way without shared prefixes"
         )
@@ -117,8 +117,8 @@ def _ready(
 def greedy(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Settings for generation that every checkpoint carries instead of its backbone's.
 
-    A chat model's sampling settings would silently break beam search elsewhere, and where they contradict
-    each other the library refuses to save them, after the first validation.
+    A chat model's sampling settings would silently break beam search elsewhere, and where they
+    contradict each other the library refuses to save them, after the first validation.
     """
     return GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -126,7 +126,10 @@ def greedy(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 
 def _say_what_is_known(source: str, tokenizer: PreTrainedTokenizerBase, sids: SidTable) -> None:
-    """Tell when a backbone has SID tokens already: what they mean to it may be another catalogue."""
+    """Tell when a backbone has SID tokens already.
+
+    What they mean to it may be another catalogue.
+    """
     vocabulary = tokenizer.get_vocab()
     wanted = sids.tokens()
     known = sum(token in vocabulary for token in wanted)
@@ -173,9 +176,10 @@ def _from_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def add_dropout(model: PreTrainedModel, p: float) -> None:
-    """Dropout on the embeddings and on what each attention and MLP block adds to the residual stream, while training.
+    """Dropout on the embeddings and on what each block adds to the residual stream.
 
-    Hooks instead of config keys: the families name (or lack) them differently, and a checkpoint must not inherit them.
+    Hooks instead of config keys: the families name (or lack) them differently, and a checkpoint
+    must not inherit them.
     """
 
     def hook(
@@ -199,12 +203,17 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
 def add_adapters(
     model: PreTrainedModel, settings: ModelSettings, sid_token_ids: list[int]
 ) -> PreTrainedModel | PeftModel:
-    """Choose which weights learn: all; LoRA plus the rows of the SID tokens; or those rows alone."""
+    """Choose which weights learn.
+
+    All; LoRA plus the rows of the SID tokens; or those rows alone.
+    """
     if settings.tune == "full":
         return model
+    # Untied models have a second matrix, whose rows for new tokens must learn too
     tables = [model.get_input_embeddings()]
     if model.get_output_embeddings().weight is not tables[0].weight:
         tables.append(model.get_output_embeddings())
+    # PEFT wants the last part of a module's name
     names = [name for table in tables for name, module in model.named_modules() if module is table]
     rows = {name.rpartition(".")[2]: sid_token_ids for name in names}
     if settings.tune == "new_tokens":
@@ -246,8 +255,9 @@ def save(
 def check_sids(checkpoint: Path, sids: SidTable) -> None:
     """Refuse a checkpoint to which the experiment's SIDs mean something else.
 
-    Every item that it was trained with must have the same codes from the same codebooks. The experiment may have further
-    items (``rqvae/add_items.py``): their codes have tokens, and the trie reaches them.
+    Every item that it was trained with must have the same codes from the same codebooks. The
+    experiment may have further items (``rqvae/add_items.py``): their codes have tokens, and the
+    trie reaches them.
 
     Raises:
         UserError: naming an item that has another SID.
@@ -256,20 +266,22 @@ def check_sids(checkpoint: Path, sids: SidTable) -> None:
     if not file.is_file():
         return
     trained = load_sids(file)
-    ours = dict(zip(sids.item_ids, map(list, sids.codes), strict=True))
-    theirs = dict(zip(trained.item_ids, map(list, trained.codes), strict=True))
-    moved = [
-        f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}"
-        for item, codes in theirs.items()
-        if ours.get(item) != codes
-    ]
+    ours = dict(zip(sids.item_ids, sids.codes, strict=True))
+    moved = []
+    for item, codes in zip(trained.item_ids, trained.codes, strict=True):
+        own = ours.get(item)
+        if own is None or list(own) != list(codes):
+            found = "no SID" if own is None else list(own)
+            moved.append(f"item '{item}' has {found}, there {list(codes)}")
     if trained.codebook_sizes != sids.codebook_sizes:
         moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained.codebook_sizes}")
     if moved:
         raise UserError(
-            f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; {len(moved)} differences between "
-            f"{file}, sha256 {trained.sha256[:12]}, and {sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was "
-            "trained on them, or train again"
+            f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; "
+            f"{len(moved)} differences between {file}, sha256 {trained.sha256[:12]}, and "
+            f"{sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was trained on "
+            "them, "
+            "or train again"
         )
 
 
@@ -286,20 +298,19 @@ def fits_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(
-            error, torch.OutOfMemoryError | MemoryError
-        ) and "DefaultCPUAllocator" not in str(error):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "DefaultCPUAllocator" not in str(error):
             raise
-        reason = (
-            str(error).strip().splitlines()[0]
-            if str(error).strip()
-            else "the machine's memory is used up"
-        )
-        raise UserError(f"out of memory: {reason}; lower {advice}") from error
+        lines = str(error).strip().splitlines() or ["the machine's memory is used up"]
+        raise UserError(f"out of memory: {lines[0]}; lower {advice}") from error
 
 
 def precision(name: str) -> tuple[torch.dtype, bool]:
-    """dtype to load a model in for inference, and whether training autocasts to bfloat16 (weights then stay float32)."""
+    """The dtype for inference, and whether training autocasts to bfloat16.
+
+    Weights that are trained stay float32.
+    """
+    # On a CPU bfloat16 is slower than float32 and only asked for by name
     bf16 = name == "bfloat16" or (name == "auto" and torch.cuda.is_available())
     return (torch.bfloat16 if bf16 else torch.float32), bf16
 
@@ -311,22 +322,27 @@ def check_context(model: nn.Module, rows: Sequence[Row], setting: str) -> None:
         UserError: naming the setting to lower.
     """
     longest = max(len(row.prompt) + len(row.completion) for row in rows)
-    context = getattr(
-        base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None
-    )
+    config = base_causal_lm(model).config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)  # models with a state have none
     if context and longest > context:
         raise UserError(
-            f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, the model's context is {context}; lower it"
+            f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, "
+            f"the model's context is {context}; lower it"
         )
 
 
 def describe(model: nn.Module) -> str:
     """``0.91 M parameters, 0.91 M of them trained, on cpu``."""
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
+    total = 0
+    trained = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+    device = f"CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return (
+        f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, "
+        f"on {processes().num_processes} x {device}"
     )
-    return f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, on {processes().num_processes} x {device}"

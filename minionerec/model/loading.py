@@ -1,8 +1,8 @@
 """A causal language model from a folder or hub, or one line that says why there is none.
 
-``transformers`` fills weights that a checkpoint lacks with random numbers, drops those that it does not
-know, and says so in a log that nobody reads. Here both are refused: every weight of the model must be
-in the checkpoint, and every weight of the checkpoint must be known.
+``transformers`` fills weights that a checkpoint lacks with random numbers, drops those that it does
+not know, and says so in a log that nobody reads. Here both are refused: every weight of the model
+must be in the checkpoint, and every weight of the checkpoint must be known.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def load_causal_lm(
 
 
 def check_encoder(source: str | Path, trust_remote_code: bool = False) -> dict[str, str]:
-    """Check that a text encoder's weights are all there and all known; no weight is read into memory.
+    """Check that a text encoder's weights are all there and all known.
+
+    No weight is read into memory.
 
     Args:
         source: folder or hub name of the transformer itself, inside a sentence-transformers folder
@@ -99,8 +101,8 @@ def check_encoder(source: str | Path, trust_remote_code: bool = False) -> dict[s
         trust_remote_code: run the code that comes with it.
 
     Returns:
-        ``key_mapping`` for ``AutoModel.from_pretrained`` (``model_kwargs`` of ``SentenceTransformer``);
-        empty unless a wrapper's prefix must be stripped.
+        ``key_mapping`` for ``AutoModel.from_pretrained`` (``model_kwargs`` of
+        ``SentenceTransformer``); empty unless a wrapper's prefix must be stripped.
 
     Raises:
         UserError: weights are missing, unknown or of other sizes, or it cannot be loaded.
@@ -113,8 +115,8 @@ def look_into(source: str | Path) -> None:
     """Look at a folder's files before anything is loaded; a hub name is left to the library.
 
     Raises:
-        UserError: it holds no model but an adapter, a quantised model, Git LFS pointers, or a config
-            with values that no model has.
+        UserError: it holds no model but an adapter, a quantised model, Git LFS pointers, or a
+            config with values that no model has.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -145,8 +147,8 @@ def look_into(source: str | Path) -> None:
     if quantised:
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised
         raise UserError(
-            f"model '{source}': is quantised ({method}); quantised weights can neither be trained nor get "
-            "tokens added; use the model that it was made from"
+            f"model '{source}': is quantised ({method}); quantised weights can neither be trained "
+            "nor get tokens added; use the model that it was made from"
         )
     if isinstance(layers, int) and not 1 <= layers <= MOST_LAYERS:
         raise UserError(
@@ -163,11 +165,14 @@ def check_weights(
     """Compare names and sizes of a checkpoint's weights with those of its model; none is read.
 
     Returns:
-        ``key_mapping`` for ``from_pretrained``, which strips a wrapper's prefix; empty if there is none.
+        ``key_mapping`` for ``from_pretrained``, which strips a wrapper's prefix; empty if there is
+        none.
 
     Raises:
         UserError: weights are missing, unknown or of other sizes; some are listed.
     """
+    # On the meta device a checkpoint of any size is compared within a second, and a config with a
+    # vocabulary of 10^12 allocates nothing. One round per wrapper, as wrappers may be nested.
     key_mapping: dict[str, str] = {}
     for _ in range(len(WRAPPERS) + 1):
         model, report = _on_meta(auto_class, source, trust_remote_code, key_mapping)
@@ -177,6 +182,7 @@ def check_weights(
             break
         stripped = "".join(re.escape(part) for part in [*_stripped(key_mapping), prefix])
         key_mapping = {f"^{stripped}": ""}
+    # Tied weights and buffers that are computed are not among the missing ones
     missing = set(report["missing_keys"])
     if auto_class is AutoModel:
         missing = {name for name in missing if not UNUSED_BY_ENCODERS.search(name)}
@@ -216,14 +222,15 @@ def _common_wrapper(unknown: Collection[str]) -> str | None:
 
 
 def _stripped(key_mapping: dict[str, str]) -> list[str]:
-    """The prefixes in a key mapping: ``{"^module\\\\.": ""}`` -> ``["module."]``."""
+    """The prefixes that a key mapping strips: they are written as regular expressions."""
     return [pattern.removeprefix("^").replace("\\", "") for pattern in key_mapping]
 
 
 def _inside_body(unknown: Collection[str], model: PreTrainedModel) -> set[str]:
     """Those of the unknown weights that an encoder's body would hold, such as a layer too many.
 
-    Others belong to a head for another task (masked tokens, classes), which an encoder does not use.
+    Others belong to a head for another task (masked tokens, classes), which an encoder does not
+    use.
     """
     body = {name.partition(".")[0] for name in model.state_dict()}
     own_prefix = f"{model.base_model_prefix}."
@@ -246,8 +253,8 @@ def _refuse(
         )
     if problems:
         raise UserError(
-            f"model '{source}': {'; '.join(problems)}; use a checkpoint whose weights and config.json "
-            "belong together"
+            f"model '{source}': {'; '.join(problems)}; use a checkpoint whose weights and "
+            "config.json belong together"
         )
 
 

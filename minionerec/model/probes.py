@@ -1,4 +1,7 @@
-"""What a model can do, tried on a few tokens: does it read from left to right, does it take token trees?"""
+"""What a model can do, tried on a few tokens.
+
+Does it read from left to right, and does it take token trees?
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from minionerec.model.token_trees import pack_trees
 def mixes_tokens_otherwise(model: PreTrainedModel) -> bool:
     """Whether layers carry information between tokens by other means than attention.
 
-    A recurrent state (Mamba, RWKV) or a convolution over time (LFM2, Jamba) cannot be told what a tree
-    is: neighbours in the packed row would leak into each other.
+    A recurrent state (Mamba, RWKV) or a convolution over time (LFM2, Jamba) cannot be told what a
+    tree is: neighbours in the packed row would leak into each other.
     """
     if model._is_stateful:
         return True
@@ -32,8 +35,9 @@ def mixes_tokens_otherwise(model: PreTrainedModel) -> bool:
 def takes_trees(model: PreTrainedModel) -> bool:
     """Whether a tree forward of this model gives what plain forwards give.
 
-    False for architectures whose layers mix tokens by other means than attention, or whose attention does
-    more than ``block_attention`` does. The model must have its ``tree`` keyword already.
+    False for architectures whose layers mix tokens by other means than attention, or whose
+    attention does more than ``block_attention`` does. The model must have its ``tree`` keyword
+    already.
     """
     if mixes_tokens_otherwise(model):
         return False
@@ -43,6 +47,8 @@ def takes_trees(model: PreTrainedModel) -> bool:
         sequences.append([token % vocabulary for token in sequence])
     tree = pack_trees(sequences, block_length=6).to(model.device)
     slots = torch.from_numpy(np.concatenate(tree.nodes)).to(model.device)
+    # Three sequences that branch twice, in blocks that end inside a sequence: every case of the
+    # layout
     everything = torch.arange(model.config.get_text_config().vocab_size, device=model.device)
     with _probing(model):
         expected = torch.cat([_logits(model, sequence) for sequence in sequences])
@@ -53,6 +59,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
                 readout=lambda hidden, head: head.columns(hidden, everything),
             )
         except (TypeError, ValueError, RuntimeError, AttributeError):
+            # layers that know nothing of ``blocks``, or have no attention interface
             return False
     return _equal(found, expected, 1e-3 if model.dtype == torch.float32 else 5e-2)
 
@@ -64,6 +71,8 @@ def reads_from_left_to_right(model: PreTrainedModel) -> bool:
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     one = [token % vocabulary for token in (5, 6, 7, 8)]
+    # A causal model gives the first three the same logits to the last bit, or nearly so with
+    # experts
     other = [*one[:3], (one[3] + 1) % vocabulary]
     with _probing(model):
         before = _logits(model, one)[:3]
@@ -84,7 +93,7 @@ def _equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 @contextlib.contextmanager
 def _probing(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, no gradients, and layers that act as if their weights were of a trained model's size."""
+    """Eval mode, no gradients, and weights as large as those of a trained model."""
     was_training = model.training
     model.eval()
     hooks = _with_unit_gain(model) if model.dtype == torch.float32 else []
@@ -100,8 +109,8 @@ def _probing(model: PreTrainedModel) -> Iterator[None]:
 def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
     """Scale up what small linear and convolutional layers give; returns the hooks that do it.
 
-    At initialisation weights are so small (.02) that a block hardly changes the residual stream: a token
-    that leaked into its neighbour would stay below any tolerance.
+    At initialisation weights are so small (.02) that a block hardly changes the residual stream: a
+    token that leaked into its neighbour would stay below any tolerance.
     """
     hooks = []
     for module in model.modules():
@@ -109,6 +118,8 @@ def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableH
             continue
         if module is model.get_output_embeddings():
             continue
+        # Unit gain: outputs of about the size of the inputs. 64 rows tell the weights' size well
+        # enough.
         sample = module.weight.detach()[:64].float()
         inputs = module.weight.shape[0] if isinstance(module, Conv1D) else sample[0].numel()
         gain = float(sample.std()) * math.sqrt(inputs)

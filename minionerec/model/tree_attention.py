@@ -1,13 +1,13 @@
 """Attention over token trees inside stock Hugging Face models.
 
-``enable_trees`` gives a model a second way through its own ``forward``:
-``model(tree=..., slots=..., readout=...)`` runs the body on the tree and hands the hidden states of the
-wanted slots, with the output head, to ``readout``. Going through ``forward`` keeps DDP, FSDP, autocast,
-gradient checkpointing and PEFT working as they do for any other call. The same attention reads a search's
+``enable_trees`` gives a model a second way through its own ``forward``: ``model(tree=...,
+slots=..., readout=...)`` runs the body on the tree and hands the hidden states of the wanted slots,
+with the output head, to ``readout``. Going through ``forward`` keeps DDP, FSDP, autocast, gradient
+checkpointing and PEFT working as they do for any other call. The same attention reads a search's
 beams against a cache in which the prompt stands once.
 
-Shapes: R blocks of Q queries and K keys; T tokens in the row, S keys in all (cached ones first); H heads
-of width d; M wanted slots.
+Shapes: R blocks of Q queries and K keys; T tokens in the row, S keys in all (cached ones first); H
+heads of width d; M wanted slots.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def block_attention(
     Returns:
         ``(1, T, H, d)``, and no weights.
     """
+    # Blocks become the batch: attention within each of them is an ordinary masked one
     q = _gather(query, blocks.queries)  # (R, H, Q, d)
     k = _gather(key, blocks.keys)  # (R, H', K, d)
     v = _gather(value, blocks.keys)
@@ -104,8 +105,8 @@ def _gather(states: Tensor, places: Tensor) -> Tensor:
 def attention_over_blocks(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model's layers call ``block_attention``.
 
-    With gradient checkpointing the layers run again in the backward pass, after this context: then the
-    switch stays on until the next plain forward (``enable_trees``) turns it off.
+    With gradient checkpointing the layers run again in the backward pass, after this context: then
+    the switch stays on until the next plain forward (``enable_trees``) turns it off.
     """
     model.config._attn_implementation = ATTENTION
     try:
@@ -118,9 +119,10 @@ def attention_over_blocks(model: PreTrainedModel) -> Iterator[None]:
 def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
     """Give the model's ``forward`` the keywords ``tree``, ``slots`` and ``readout``.
 
-    ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``. For a tree
-    without blocks it takes the model's plain way to the logits, whatever the architecture, and ``hidden``
-    are those logits. Every other call is unchanged. ``model.takes_trees`` says whether blocks work.
+    ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``. For a
+    tree without blocks it takes the model's plain way to the logits, whatever the architecture, and
+    ``hidden`` are those logits. Every other call is unchanged. ``model.takes_trees`` says whether
+    blocks work.
     """
     # Of the class: a deep copy of the model must not run the original's forward
     plain_forward = type(model).forward

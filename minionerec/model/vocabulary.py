@@ -1,4 +1,4 @@
-"""The tokens of a model: a tokenizer made for a catalogue, and SID tokens added to one that is there."""
+"""The tokens of a model: a tokenizer for a catalogue, and SID tokens added to one."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ def extend_vocabulary(
 ) -> list[int]:
     """Add the SID tokens and give each a row of its own, on the input and on the output side.
 
-    New rows are drawn around the mean of the rows in use with their spread, also where a checkpoint has
-    spare padding rows that would otherwise be taken over as they are. Tokens of the tokenizer for which
-    the checkpoint has no row get one in the same way. The matrices grow if needed and never shrink.
+    New rows are drawn around the mean of the rows in use with their spread, also where a checkpoint
+    has spare padding rows that would otherwise be taken over as they are. Tokens of the tokenizer
+    for which the checkpoint has no row get one in the same way. The matrices grow if needed and
+    never shrink.
 
     Returns:
-        The token ids whose rows were initialised; empty when the tokenizer knows all tokens already.
+        The token ids whose rows were initialised; empty when the tokenizer knows all tokens
+        already.
     """
+    # Some checkpoints have more rows than tokens (padding), a few have fewer
     rows = model.get_input_embeddings().weight.shape[0]
     used = min(len(tokenizer), rows)
     without_row = list(range(rows, len(tokenizer)))
@@ -57,12 +60,15 @@ def extend_vocabulary(
     if not new_ids:
         return []
 
+    # A generator of its own: the rows depend on the seed alone, not on what was drawn before
     generator = torch.Generator().manual_seed(seed)
     sides = [model.get_input_embeddings().weight]
     if model.get_output_embeddings().weight is not sides[0]:  # not tied
         sides.append(model.get_output_embeddings().weight)
     for weight in sides:  # (V, D)
         with torch.no_grad():
+            # Rows of 0 or of one value would make all new tokens equally likely, and equal in the
+            # input
             old = weight[:used].float()
             noise = torch.randn(len(new_ids), weight.shape[1], generator=generator)
             drawn = old.mean(0) + noise.to(weight.device) * old.std(0)

@@ -39,6 +39,7 @@ def collate_sft(
     is_sid: list[bool] = []
     above: list[int] = []  # trie nodes whose children the tokens of SIDs are normalised over
     for row in rows:
+        # Behind a whole SID the end of the sequence is certain: nothing to learn from it
         sid = trie is not None and row.task.endswith("to_sid")
         completion = row.completion[:-1] if sid else row.completion
         sequences.append(row.prompt + completion)
@@ -81,8 +82,9 @@ def _no_rows(share: bool) -> dict[str, Any]:
 
 
 def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to the arguments of ``roll_out``, with a label for each, because the Trainer
-    counts labels.
+    """Numbered rows to the arguments of ``roll_out``.
+
+    There is a label for each row, because the Trainer counts labels.
     """
     numbers = [number for number, _ in numbered]
     rows = [row for _, row in numbered]

@@ -1,7 +1,8 @@
 """Vectors in parts: each whole on disk under its name, and what it was when it was written.
 
-A part's name holds a digest of its number, of the run that it belongs to and of its content, so that a part that was
-changed, exchanged for another or taken from another run is not one: it is deleted and made again.
+A part's name holds a digest of its number, of the run that it belongs to and of its content, so
+that a part that was changed, exchanged for another or taken from another run is not one: it is
+deleted and made again.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def store_texts(
 ) -> TextStore:
     """Write the store into ``folder``, or open the one that an interrupted run left there."""
     if not (folder / "texts.npz").exists():
-        # Of arrays: a list of numbers is 36 bytes each
+        # arrays: a list of numbers is 36 bytes each
         sizes: list[np.ndarray] = []
         tokens: list[np.ndarray] = []
         digests: list[np.ndarray] = []

@@ -125,7 +125,6 @@ class Quantizer:
 
         ``errors`` is left empty.
 
-
         Raises:
             UserError: the embeddings are not ``(N, D)`` finite numbers.
         """

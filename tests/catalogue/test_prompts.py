@@ -410,7 +410,7 @@ BAD_TEMPLATES = {
 
 
 @pytest.mark.parametrize("case", BAD_TEMPLATES)
-def test_a_file_that_is_no_template_is_one_line(tmp_path, case):
+def test_a_template_of_another_shape_is_one_line(tmp_path, case):
     (tmp_path / "prompt_template.json").write_text(json.dumps(BAD_TEMPLATES[case]))
     with pytest.raises(UserError) as caught:
         load_template(tmp_path, "compact")

@@ -70,9 +70,15 @@ def committed(experiment, name, rows, split="test", stage="baselines", **setting
     final = (
         artifacts.stage_path(experiment, "evaluate" if stage == "evaluate" else "baselines") / name
     )
-    with artifacts.committed(
-        final, stage, {"seed": experiment.seed, **settings}, [artifacts.opened(data)]
-    ) as staging:
+    facts = {"method": name}
+    settings = {"seed": experiment.seed, **settings}
+    if stage == "evaluate":
+        facts = {}
+        settings |= {
+            "evaluate.checkpoint": name.removesuffix(f"-{split}"),
+            "evaluate.split": split,
+        }
+    with artifacts.committed(final, stage, settings, [artifacts.opened(data)], **facts) as staging:
         write(staging, rows, split)
     return final
 
@@ -370,7 +376,7 @@ def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp
     change_line(2, lambda row: row | {"item_ids": ["b00k", *row["item_ids"][1:]]})(foreign)
     manifest.unlink()
     with artifacts.committed(
-        foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)]
+        foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)], method="again"
     ) as staging:
         for file in foreign.iterdir():
             shutil.copy(file, staging)
@@ -571,3 +577,23 @@ def test_as_a_command_it_ends_with_2_and_one_line_and_loads_no_torch(tmp_path):
     )
     code = "import sys, compare; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
+
+
+def test_a_copy_is_neither_a_method_nor_a_seed_and_a_swap_exchanges_no_rows(tmp_path):
+    """Holm over copies would correct too much, swapped folders would name the wrong winner."""
+    made = experiment(tmp_path)
+    rows = rows_of(artifacts.stage_path(made, "data"))
+    one, other = (
+        committed(made, name, lists(rows, seed, 0.5)) for seed, name in enumerate(("one", "other"))
+    )
+    copy = shutil.copytree(one, tmp_path / "copy")
+    refused(f"{copy}: is a copy of {one}; name one of them", one, other, copy)
+    inside = shutil.copytree(one, one.with_name("one (copy)"))
+    message = "holds something else than its name says (MANIFEST.json: it was made as"
+    advice = "rename it back, or delete it and make it again"
+    refused(f"{inside}: {message} 'one'); {advice}", tmp_path / "a")
+    shutil.rmtree(inside)
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+    refused(f"{one}: {message} 'other'); {advice}", tmp_path / "a")

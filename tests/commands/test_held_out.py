@@ -47,7 +47,8 @@ def other_targets(experiment: Experiment, split: str) -> None:
     for folder, parents in ((data, []), (sids, [data])):
         settings = artifacts.relevant_settings(experiment, folder.name)
         old = folder.with_name(f"old-{folder.name}")
-        artifacts.commit(old, folder, folder.name, settings, parents)
+        opened = [artifacts.opened(parent) for parent in parents]
+        artifacts.commit(old, folder, folder.name, settings, opened)
 
 
 class Outcome:

@@ -10,14 +10,12 @@ import random
 import pytest
 import torch
 
-from minionerec.catalogue import inputs
-from minionerec.catalogue.prompts import TEMPLATES
-from minionerec.catalogue.samples import load_samples
-from minionerec.catalogue.sids import SidTable
+from minionerec.catalogue.inputs import Catalogue
 from minionerec.evaluation import ranking
 from minionerec.evaluation.metrics import row_metrics
-from minionerec.experiment.artifacts import stage_path
-from minionerec.model import backbone
+from minionerec.experiment import artifacts
+from minionerec.model import ranking as model_ranking
+from minionerec.model.policy import Policy
 from tests.reference import expected_metrics
 from tests.worlds import tiny_run
 
@@ -26,39 +24,48 @@ CODES = [(n // 3, n // 3) for n in range(24)]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Samples, SIDs that items share, and a random model over them with its renderer and trie."""
+def policy(tmp_path_factory):
+    """A random model over a catalogue whose items share SIDs."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("shared")
-    experiment = tiny_run(folder)
-    samples = load_samples(stage_path(experiment, "data"), 5)
-    sids = SidTable(samples.item_ids, CODES, (8, 8), "digest")
-    texts = inputs.texts(samples.items)
-    model, tokenizer = backbone.build(experiment.model, sids, texts, seed=1)
-    model.get_output_embeddings().weight.data.normal_(std=0.5)
-    renderer = inputs.renderer(tokenizer, TEMPLATES["compact"], sids, samples, 512)
-    return samples, sids, model.eval(), renderer, inputs.trie(sids, tokenizer)
+    experiment = tiny_run(tmp_path_factory.mktemp("shared"))
+    data, sids = (artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
+    artifacts.remove(sids)
+    settings = artifacts.relevant_settings(experiment, "sids")
+    with artifacts.committed(sids, "sids", settings, [artifacts.opened(data)]) as staging:
+        codes = {f"i{n}": list(sid) for n, sid in enumerate(CODES)}
+        made = {"sids": codes, "codebook_sizes": [8, 8], "method": "test"}
+        artifacts.write_json(staging / "sids.json", made)
+    policy = Policy.create(Catalogue.open(experiment))
+    policy.model.get_output_embeddings().weight.data.normal_(std=0.5)
+    policy.model.eval()
+    return policy
 
 
 @pytest.fixture(autouse=True)
 def small_forwards(monkeypatch):
     """Four users share a forward, so that batches are not in the order of the rows."""
-    monkeypatch.setattr(ranking, "USERS_PER_FORWARD", 4)
+    monkeypatch.setattr(model_ranking, "USERS_PER_FORWARD", 4)
 
 
-def ranked(world, rows, num_beams=8, unwanted=None):
+def rows_of(policy, split="test"):
+    return policy.catalogue.samples.splits[split]
+
+
+def ids_of(policy):
+    return policy.catalogue.item_ids
+
+
+def ranked(policy, rows, num_beams=8, unwanted=None):
     """Records of these rows."""
-    samples, sids, model, renderer, trie = world
-    ranker = ranking.Ranker(model, rows, renderer, trie, num_beams, unwanted=unwanted)
-    leaves, scores = ranking.rank(ranker)
-    return ranking.predictions(rows, leaves, scores, trie, sids.item_ids, unwanted)
+    leaves, scores = model_ranking.rank(policy.ranker(rows, num_beams, unwanted))
+    ids = ids_of(policy)
+    return ranking.predictions(rows, leaves, scores, policy.trie, ids, unwanted)
 
 
-def test_every_item_of_a_shared_sid_is_written_with_the_same_score(world):
-    samples, sids, *_ = world
-    sid_of = dict(zip(sids.item_ids, CODES, strict=True))
-    for record in ranked(world, samples.splits["test"]):
-        assert sorted(record["item_ids"]) == sorted(sids.item_ids)
+def test_every_item_of_a_shared_sid_is_written_with_the_same_score(policy):
+    sid_of = dict(zip(ids_of(policy), CODES, strict=True))
+    for record in ranked(policy, rows_of(policy)):
+        assert sorted(record["item_ids"]) == sorted(ids_of(policy))
         of_sid: dict = {}
         for item, score in zip(record["item_ids"], record["scores"], strict=True):
             of_sid.setdefault(sid_of[item], []).append(score)
@@ -66,11 +73,10 @@ def test_every_item_of_a_shared_sid_is_written_with_the_same_score(world):
         assert len({scores[0] for scores in of_sid.values()}) == 8
 
 
-def test_the_metrics_are_the_average_over_every_order_of_the_items_that_share(world):
-    samples, sids, *_ = world
-    rows = samples.splits["test"][:8]
-    records = ranked(world, rows)
-    sid_of = ranking.sid_of(sids)
+def test_the_metrics_are_the_average_over_every_order_of_the_items_that_share(policy):
+    rows = rows_of(policy)[:8]
+    records = ranked(policy, rows)
+    sid_of = ranking.sid_of(policy.catalogue.sids)
     item_level, sid_level = row_metrics(records, sid_of)
     for number, record in enumerate(records):
         items = record["item_ids"]
@@ -85,44 +91,41 @@ def test_the_metrics_are_the_average_over_every_order_of_the_items_that_share(wo
         assert (record["target_item_id"] in flat) == (place < 3)
 
 
-def test_excluding_an_item_leaves_those_that_share_its_sid(world):
+def test_excluding_an_item_leaves_those_that_share_its_sid(policy):
     """One of three is excluded, then two, then all: only then does the SID disappear."""
-    samples, sids, *_ = world
-    rows = samples.splits["test"]
+    rows = rows_of(policy)
     rng = random.Random(0)
     unwanted = []
     for _ in rows:
         first, second, third = rng.sample(range(8), 3)
         items = [3 * first, 3 * second, 3 * second + 2]
         unwanted.append(frozenset([*items, 3 * third, 3 * third + 1, 3 * third + 2]))
-    for record, left_out in zip(ranked(world, rows, unwanted=unwanted), unwanted, strict=True):
-        expected = {item for n, item in enumerate(sids.item_ids) if n not in left_out}
+    for record, left_out in zip(ranked(policy, rows, unwanted=unwanted), unwanted, strict=True):
+        expected = {item for n, item in enumerate(ids_of(policy)) if n not in left_out}
         assert sorted(record["item_ids"]) == sorted(expected)
         assert len(record["scores"]) == 24 - 6
 
 
-def test_an_exclusion_frees_its_beam_for_the_next_sid(world):
+def test_an_exclusion_frees_its_beam_for_the_next_sid(policy):
     """Two beams: a SID that is excluded whole does not take up one of them."""
-    samples, sids, *_ = world
-    rows = samples.splits["test"][:6]
+    rows = rows_of(policy)[:6]
     unwanted = []
-    for record in ranked(world, rows):
-        best = [sids.item_ids.index(item) for item in record["item_ids"][:3]]
+    for record in ranked(policy, rows):
+        best = [ids_of(policy).index(item) for item in record["item_ids"][:3]]
         unwanted.append(frozenset(best))
-    for record, left_out in zip(ranked(world, rows, 2, unwanted), unwanted, strict=True):
-        found = {sids.item_ids.index(item) for item in record["item_ids"]}
+    for record, left_out in zip(ranked(policy, rows, 2, unwanted), unwanted, strict=True):
+        found = {ids_of(policy).index(item) for item in record["item_ids"]}
         assert len(record["item_ids"]) == len(found) == 6
         assert not found & left_out
 
 
-def test_validation_pairs_every_list_with_its_own_user(world):
+def test_validation_pairs_every_list_with_its_own_user(policy):
     """Ranked one by one, without batches, the metrics are the same; the model is no other either."""
-    samples, sids, model, renderer, trie = world
-    rows = samples.splits["valid"][:20]
+    rows = rows_of(policy, "valid")[:20]
     assert len({len(row.history) for row in rows}) > 2  # batches are in the order of lengths
-    found = ranking.validator(rows, renderer, trie, sids, num_beams=8)(model)
-    alone = [record for row in rows for record in ranked(world, [row])]
-    level, _ = row_metrics(alone, ranking.sid_of(sids))
+    found = ranking.validator(policy, rows, 8, torch.device("cpu"))(policy.model)
+    alone = [record for row in rows for record in ranked(policy, [row])]
+    level, _ = row_metrics(alone, ranking.sid_of(policy.catalogue.sids))
     for key in ("HR@1", "HR@5", "NDCG@5"):
         assert found[key] == pytest.approx(level[key].mean())
     # Lists of other users would be worth something else.
@@ -130,5 +133,5 @@ def test_validation_pairs_every_list_with_its_own_user(world):
         record | {"target_item_id": other["target_item_id"]}
         for record, other in zip(alone, alone[1:] + alone[:1], strict=True)
     ]
-    other_level, _ = row_metrics(crossed, ranking.sid_of(sids))
+    other_level, _ = row_metrics(crossed, ranking.sid_of(policy.catalogue.sids))
     assert other_level["NDCG@5"].mean() != pytest.approx(found["NDCG@5"])

@@ -20,6 +20,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from minionerec.errors import UserError
 from minionerec.experiment import launch
 from minionerec.experiment.launch import Command, command_of, visible_gpus
+from minionerec.experiment.stages import scripts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = [f"{ROOT}/sft.py", "--a", "b c"]
@@ -193,6 +194,20 @@ def test_an_accelerate_file_that_cannot_work_is_refused_in_one_line(
 def test_accelerate_reads_every_shipped_file(name, kind):
     settings = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{name}.yaml"))
     assert settings.distributed_type.value == kind
+
+
+def test_a_command_runs_the_scripts_of_its_parts_first_and_only_some_are_shared():
+    found = {}
+    for stage in ("data", "sids", "baselines", "sft", "rl", "evaluate"):
+        found[stage] = [(row.script, row.parallel) for row in scripts_of(stage)]
+    assert found == {
+        "data": [("data/prepare.py", False)],
+        "sids": [("rqvae/embed_items.py", True), ("rqvae/build_sids.py", False)],
+        "baselines": [("baselines/run.py", False)],
+        "sft": [("sft.py", True)],
+        "rl": [("rl.py", True)],
+        "evaluate": [("evaluate.py", True)],
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Backbones from folders in hub format: new tokens, padding rows, complete checkpoints, refusals."""
+"""Backbones from folders in hub format: new tokens, padding rows, complete checkpoints,
+refusals.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ TEXTS = [
 
 
 def hub_folder(path, model_type="qwen2", padding_rows=0, **changes):
-    """A checkpoint as a hub holds it: config, safetensors, tokenizer, and sampling settings in its generation config."""
+    """A checkpoint as a hub holds it: config, safetensors, tokenizer, and sampling settings in its
+    generation config.
+    """
     tokenizer = vocabulary.train_tokenizer(TEXTS, 320)
     model = tiny_model(model_type, len(tokenizer) + padding_rows, **changes)
     del model.forward

@@ -1,4 +1,6 @@
-"""What lies in a model folder: all weights or a refusal, and one line for whatever else it may hold."""
+"""What lies in a model folder: all weights or a refusal, and one line for whatever else it may
+hold.
+"""
 
 from __future__ import annotations
 
@@ -168,14 +170,15 @@ def test_an_encoder_with_weights_too_few_or_too_many_is_refused(tmp_path, layers
     assert found in refusal(lambda: check_encoder(tmp_path))
 
 
-# ------------------------------------------------------------------------- what else a folder may be
+# ------------------------------------------------------------------------ what else a folder may be
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
 def test_a_quantised_folder_is_refused(folder, method):
     configure(folder, quantization_config={"quant_method": method, "bits": 4})
     assert refusal(lambda: backbone.load(folder, torch.float32)) == (
-        f"model '{folder}': is quantised ({method}); quantised weights can neither be trained nor get "
+        f"model '{folder}': is quantised ({method}); quantised weights can neither be trained nor "
+        "get "
         "tokens added; use the model that it was made from"
     )
 
@@ -235,7 +238,7 @@ def test_a_config_that_is_no_json_object_is_one_line(folder, text):
     assert str(folder) in refusal(lambda: backbone.load(folder, torch.float32))
 
 
-# ------------------------------------------------------------------------------ tokens and generation
+# ---------------------------------------------------------------------------- tokens and generation
 
 
 def test_a_tokenizer_with_more_tokens_than_the_matrix_gets_rows_as_sid_tokens_do(folder, tmp_path):
@@ -302,7 +305,7 @@ def test_a_backbone_that_has_sid_tokens_already_says_what_they_meant(
     )
 
 
-# -------------------------------------------------------------------------------------- architectures
+# ------------------------------------------------------------------------------------ architectures
 
 CONVOLUTION = {
     "model_type": "lfm2",
