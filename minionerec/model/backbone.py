@@ -60,6 +60,7 @@ def build(
     torch.manual_seed(seed)
     if settings.backbone == SCRATCH:
         tokenizer = train_tokenizer(texts, settings.text_vocab_size)
+        # Special: they are never merged with text around them, nor split
         tokenizer.add_tokens(sids.tokens(), special_tokens=True)
         model = _from_config(settings.config, tokenizer)
         name = f"model.config: a '{settings.config.get('model_type')}' model"
@@ -229,9 +230,11 @@ def add_adapters(
     """
     if settings.tune == "full":
         return model
+    # Untied models have a second matrix, whose rows for new tokens must learn too
     tables = [model.get_input_embeddings()]
     if model.get_output_embeddings().weight is not tables[0].weight:
         tables.append(model.get_output_embeddings())
+    # PEFT wants the last part of a module's name
     names = [name for table in tables for name, module in model.named_modules() if module is table]
     rows = {name.rpartition(".")[2]: sid_token_ids for name in names}
     if settings.tune == "new_tokens":
@@ -328,6 +331,7 @@ def precision(name: str) -> tuple[torch.dtype, bool]:
 
     Weights that are trained stay float32.
     """
+    # On a CPU bfloat16 is slower than float32 and only asked for by name
     bf16 = name == "bfloat16" or (name == "auto" and torch.cuda.is_available())
     return (torch.bfloat16 if bf16 else torch.float32), bf16
 
