@@ -32,9 +32,11 @@ from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
 from minionerec.model.loading import load_causal_lm, load_tokenizer
+from minionerec.model.pretrained import find_gguf, keep_first_layers, load_gguf
 from minionerec.model.probes import reads_from_left_to_right
 from minionerec.model.tree_attention import base_causal_lm, enable_trees
 from minionerec.model.vocabulary import extend_vocabulary, train_tokenizer
+from minionerec.model.word_rows import start_from_words
 
 SCRATCH = "scratch"
 
@@ -47,7 +49,8 @@ def build(
     Args:
         settings: the ``model`` section.
         sids: whose tokens are added.
-        texts: what a scratch tokenizer is trained on.
+        texts: of the items, in the order of ``sids``: what a scratch tokenizer is trained on, and
+            whose words rows of SID tokens may start from.
         seed: of every new weight.
         dropout: scratch models only.
 
@@ -57,18 +60,37 @@ def build(
     torch.manual_seed(seed)
     if settings.backbone == SCRATCH:
         tokenizer = train_tokenizer(texts, settings.text_vocab_size)
+        # Special: they are never merged with text around them, nor split
         tokenizer.add_tokens(sids.tokens(), special_tokens=True)
         model = _from_config(settings.config, tokenizer)
         name = f"model.config: a '{settings.config.get('model_type')}' model"
         add_dropout(model, dropout)
     else:
+        model, tokenizer = _pretrained(settings)
+        name = f"model '{settings.backbone}'"
+        _say_what_is_known(settings.backbone, tokenizer, sids)
+        rows = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+        new_ids = extend_vocabulary(model, tokenizer, sids, seed)
+        if settings.sid_init != "random":
+            shuffle_seed = seed if settings.sid_init == "shuffled_words" else None
+            start_from_words(model, tokenizer, sids, list(texts), new_ids, rows, shuffle_seed)
+    return _ready(model, tokenizer, name), tokenizer
+
+
+def _pretrained(
+    settings: ModelSettings,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The backbone as people have it: hub name, folder, GGUF file or package; in float32."""
+    file = find_gguf(settings.backbone)
+    if file is not None:
+        model, tokenizer = load_gguf(file, torch.float32)
+    else:
         trust = settings.trust_remote_code
         model = load_causal_lm(settings.backbone, torch.float32, trust).eval()
         tokenizer = load_tokenizer(settings.backbone, trust)
-        name = f"model '{settings.backbone}'"
-        _say_what_is_known(settings.backbone, tokenizer, sids)
-        extend_vocabulary(model, tokenizer, sids, seed)
-    return _ready(model, tokenizer, name), tokenizer
+    if settings.layers:
+        keep_first_layers(model, settings.layers)
+    return model, tokenizer
 
 
 def load(
@@ -208,9 +230,11 @@ def add_adapters(
     """
     if settings.tune == "full":
         return model
+    # Untied models have a second matrix, whose rows for new tokens must learn too
     tables = [model.get_input_embeddings()]
     if model.get_output_embeddings().weight is not tables[0].weight:
         tables.append(model.get_output_embeddings())
+    # PEFT wants the last part of a module's name
     names = [name for table in tables for name, module in model.named_modules() if module is table]
     rows = {name.rpartition(".")[2]: sid_token_ids for name in names}
     if settings.tune == "new_tokens":
@@ -307,6 +331,7 @@ def precision(name: str) -> tuple[torch.dtype, bool]:
 
     Weights that are trained stay float32.
     """
+    # On a CPU bfloat16 is slower than float32 and only asked for by name
     bf16 = name == "bfloat16" or (name == "auto" and torch.cuda.is_available())
     return (torch.bfloat16 if bf16 else torch.float32), bf16
 

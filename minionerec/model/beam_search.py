@@ -123,6 +123,7 @@ def constrained_beam_search(
 
     scores, token_logps = state.scores, state.token_logps
     if score_eos is not None:
+        # The forced end token changes scores, hence the order, but not which items are listed
         end_token = torch.tensor([score_eos], device=device)
         end = decoder.head.columns(hidden, end_token)[..., 0]
         end = end - decoder.head.logsumexp(hidden, sid_tokens)  # (B, W)
@@ -134,6 +135,7 @@ def constrained_beam_search(
             "the model's scores are not numbers: one of its weights is NaN or infinite; "
             "use an earlier checkpoint"
         )
+    # Places without an item have score -inf, and nothing else has
     alive = scores > -torch.inf
     leaves = torch.where(alive, trie.leaf[state.nodes].long(), -1)
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
@@ -196,6 +198,7 @@ def _expand(
         (only with a temperature), both -inf where there is no child. A beam that has reached its
         leaf on an earlier level has itself as the only child, at increment 0.
     """
+    # One matrix product for the whole level, then each beam picks the columns of its own children
     child, legal, codes = trie.expand(nodes, level)  # (B, W, F)
     logits = head.columns(hidden, trie.level_tokens[level])  # (B, 1 or W, K)
     logits = logits.expand(*nodes.shape, -1).gather(2, codes.long())  # (B, W, F)
@@ -208,13 +211,16 @@ def _expand(
         # After the total: what is left out must not lend its probability to what shares its prefix
         is_dead = (child[..., None] == dead[:, None, None, :]).any(-1)  # (B, W, F)
         logits = logits.masked_fill(is_dead, -torch.inf)
+    # -inf - (-inf) is NaN: what has no child is masked again after every subtraction
     dead_end = logits == -torch.inf
     logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
+    # Drawing has a distribution of its own, over the children and at a temperature; scores do not
     if temperature is not None:
         scaled = logits / temperature
         draw = scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)
         draw = draw.masked_fill(dead_end, -torch.inf)
     if trie.has_short_sids:
+        # A beam that is whole already competes on, unchanged, with those that still grow
         finished = trie.leaf[nodes] >= 0  # (B, W)
         child[..., 0] = torch.where(finished, nodes, child[..., 0])
         logp[..., 0] = torch.where(finished, 0.0, logp[..., 0])
@@ -303,6 +309,8 @@ def _gumbel_top_down(logp: Tensor, parent_noise: Tensor, generator: Noise) -> Te
         parent_noise: ``(B, W)`` the parents' perturbed log-probabilities.
     """
     noise = logp - _exponential(logp, generator).log()  # (B, W, F), unconditioned
+    # Shift all children so that their largest is the parent's: a parent's luck passes on to one
+    # child
     top = noise.amax(dim=-1, keepdim=True)
     target = parent_noise[..., None]
     # The paper's numerically stable form; the largest child takes its parent's value exactly
@@ -324,6 +332,7 @@ def _exponential(like: Tensor, generator: Noise) -> Tensor:
 
 def length_sorted(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     """Numbers of the prompts in batches of similar length, longest first."""
+    # Longest first: if memory runs out, then at the beginning
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -350,6 +359,7 @@ def search_batches(
     """
     if num_beams < 1:
         raise UserError(f"num_beams: got {num_beams}, expected at least 1")
+    # A catalogue with fewer SIDs than beams has that many places
     width = min(num_beams, trie.num_leaves)
     was_training = model.training
     model.eval()
@@ -365,6 +375,7 @@ def search_batches(
             disable=None if progress else True,
         ) as bar:
             for batch in batches:
+                # Exclusion may leave fewer items than places
                 leaves = np.full((len(batch), width), -1, dtype=np.int64)
                 scores = np.full((len(batch), width), -np.inf, dtype=np.float32)
                 with torch.inference_mode():

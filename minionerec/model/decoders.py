@@ -25,6 +25,7 @@ class TreeDecoder:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.head = output_head(model)
+        # What all prompts begin with, and its keys and values, once ``read_beginning`` was called
         self._beginning: list[int] = []
         self._beginning_cache = DynamicCache()
 
@@ -59,7 +60,9 @@ class TreeDecoder:
         for prompt in prompts:
             if len(prompt) <= done or list(prompt[:done]) != self._beginning:
                 done = 0  # some other run's prompts
+        # Prompts of a batch share more than the beginning, say a user's history
         tree = pack_trees([prompt[done:] for prompt in prompts]).to(device)
+        # The cache starts as a view of the beginning's; appending copies, the original stays
         known = None
         if done:
             known = [(layer.keys, layer.values) for layer in self._beginning_cache.layers]
@@ -97,7 +100,8 @@ class TreeDecoder:
         depth = self._columns.shape[-1]
         seen = self._keys.shape[1]
 
-        # A beam sees what its parent saw, and itself: nothing in the cache is copied or reordered
+        # A beam sees what its parent saw, and itself. Nothing in the cache is copied or reordered:
+        # a beam that was dropped stays in it, unseen.
         above = parents[..., None].expand(-1, -1, depth)
         before = self._columns.gather(1, above)  # (B, W, depth)
         own = torch.arange(seen, seen + width, device=device).expand(batch, width)
@@ -110,6 +114,7 @@ class TreeDecoder:
         self._keys = torch.cat([self._keys, cached + beams], dim=1)
         self._key_positions = torch.cat([self._key_positions, positions], dim=1)
 
+        # One block per prompt: W queries, and as keys its prompt and all beams' tokens so far
         mask = torch.zeros(batch, width, seen + width, dtype=torch.bool, device=device)
         mask[..., : self._is_prompt.shape[-1]] = self._is_prompt
         mask.scatter_(2, self._columns, True)
@@ -161,6 +166,7 @@ class ReplayDecoder:
 
     def _last_logits(self) -> Tensor:
         """``(B, W, V)``, with a forward per prompt: their beams differ in length."""
+        # Only the last position's logits are computed
         rows = []
         for path in self._paths:
             output = self.model(input_ids=path, use_cache=False, logits_to_keep=1)

@@ -171,6 +171,8 @@ def check_weights(
     Raises:
         UserError: weights are missing, unknown or of other sizes; some are listed.
     """
+    # On the meta device a checkpoint of any size is compared within a second, and a config with a
+    # vocabulary of 10^12 allocates nothing. One round per wrapper, as wrappers may be nested.
     key_mapping: dict[str, str] = {}
     for _ in range(len(WRAPPERS) + 1):
         model, report = _on_meta(auto_class, source, trust_remote_code, key_mapping)
@@ -180,6 +182,7 @@ def check_weights(
             break
         stripped = "".join(re.escape(part) for part in [*_stripped(key_mapping), prefix])
         key_mapping = {f"^{stripped}": ""}
+    # Tied weights and buffers that are computed are not among the missing ones
     missing = set(report["missing_keys"])
     if auto_class is AutoModel:
         missing = {name for name in missing if not UNUSED_BY_ENCODERS.search(name)}

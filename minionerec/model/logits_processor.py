@@ -40,6 +40,7 @@ class CatalogueLogitsProcessor(LogitsProcessor):
             which = match.int().argmax(1, keepdim=True)
             nodes = torch.where(at_leaf, nodes, child.gather(1, which)[:, 0])
 
+        # What may come next: children, or the end behind a whole SID
         level = min(generated.shape[1], trie.num_levels - 1)
         _, legal, tokens = self._children(nodes, level)
         at_leaf = trie.leaf[nodes] >= 0

@@ -73,6 +73,7 @@ class OutputHead:
     """A model's output layer, with Gemma-2's cap and the scales of Cohere and Granite."""
 
     def __init__(self, model: PreTrainedModel):
+        # Families that have none of these lack the attribute, or hold None
         config = model.config.get_text_config()
         self.layer = model.get_output_embeddings()
         self.cap = getattr(config, "final_logit_softcapping", None)
@@ -151,6 +152,7 @@ def output_head(model: PreTrainedModel) -> OutputHead | LogitsHead:
     It gives whole rows of logits where the output layer has no plain weight matrix, as with LoRA on
     it.
     """
+    # Blocks of columns need the matrix itself; any other layer can only be called
     head = OutputHead(model)
     if head_weight(head.layer)[0] is not None:
         return head
@@ -213,6 +215,7 @@ class _VocabLogps(torch.autograd.Function):
     ) -> Tensor:
         """``(J,)`` float32; arguments as those of ``vocab_logps`` and of ``Columns``."""
         columns = Columns(weight, bias, scale, cap)
+        # A first pass keeps two numbers per row: the normaliser and the label's logit
         keep = any(ctx.needs_input_grad) and len(hidden) * len(weight) <= KEPT_ELEMENTS
         total = torch.full((len(hidden),), -torch.inf, device=hidden.device)  # (M,) normaliser
         picked = torch.zeros(len(rows), device=hidden.device)  # (J,) the labels' logits
@@ -221,6 +224,7 @@ class _VocabLogps(torch.autograd.Function):
             for block in columns.blocks(len(hidden)):
                 logits = columns.logits(hidden, block)  # (M, block)
                 total = torch.logaddexp(total, torch.logsumexp(logits, dim=-1))
+                # A label lies in one block only; the others leave what was picked as it is
                 place, inside = _inside(tokens, block, logits.shape[1])
                 picked = torch.where(inside, logits[rows, place], picked)
                 if keep:
@@ -257,6 +261,7 @@ class _VocabLogps(torch.autograd.Function):
                 if columns.cap or columns.scale != 1.0:
                     change = change * slope
                 change = change.to(weight.dtype)
+                # The chain rule through h W^T + b, block by block
                 if needs_hidden:
                     grad_hidden += change @ weight[block]
                 if needs_weight:
@@ -293,6 +298,7 @@ def children_logps(
     place = torch.searchsorted(columns, children.clamp(min=0))
     place = place.clamp(max=len(columns) - 1)  # (J, F) where each child is among the columns
     logits = head.columns(hidden, columns)  # (M, columns)
+    # Each pair keeps the columns of its own children: siblings are few, columns many
     own = logits[rows].gather(1, place)  # (J, F)
     return F.log_softmax(own.masked_fill(children < 0, -torch.inf), dim=-1)
 

@@ -47,6 +47,8 @@ def takes_trees(model: PreTrainedModel) -> bool:
         sequences.append([token % vocabulary for token in sequence])
     tree = pack_trees(sequences, block_length=6).to(model.device)
     slots = torch.from_numpy(np.concatenate(tree.nodes)).to(model.device)
+    # Three sequences that branch twice, in blocks that end inside a sequence: every case of the
+    # layout
     everything = torch.arange(model.config.get_text_config().vocab_size, device=model.device)
     with _probing(model):
         expected = torch.cat([_logits(model, sequence) for sequence in sequences])
@@ -57,6 +59,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
                 readout=lambda hidden, head: head.columns(hidden, everything),
             )
         except (TypeError, ValueError, RuntimeError, AttributeError):
+            # layers that know nothing of ``blocks``, or have no attention interface
             return False
     return _equal(found, expected, 1e-3 if model.dtype == torch.float32 else 5e-2)
 
@@ -68,6 +71,8 @@ def reads_from_left_to_right(model: PreTrainedModel) -> bool:
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     one = [token % vocabulary for token in (5, 6, 7, 8)]
+    # A causal model gives the first three the same logits to the last bit, or nearly so with
+    # experts
     other = [*one[:3], (one[3] + 1) % vocabulary]
     with _probing(model):
         before = _logits(model, one)[:3]
@@ -113,6 +118,8 @@ def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableH
             continue
         if module is model.get_output_embeddings():
             continue
+        # Unit gain: outputs of about the size of the inputs. 64 rows tell the weights' size well
+        # enough.
         sample = module.weight.detach()[:64].float()
         inputs = module.weight.shape[0] if isinstance(module, Conv1D) else sample[0].numel()
         gain = float(sample.std()) * math.sqrt(inputs)

@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Attention costs queries x keys: short blocks see few slots of other branches, long ones read the
+# slots above them less often. The lengths between these bounds are weighed in
+# ``cheapest_block_length``.
 LONGEST_BLOCK = 1024  # slots; a block's mask has their square
 ALIGNMENT = 8  # blocks are padded to multiples of it, which the fused kernels of GPUs ask for
 
@@ -102,6 +105,7 @@ def pack_trees(
         return _separate_rows(sequences)
     # In lexicographic order every sequence shares as much as it can with the one before it
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    # The row under construction: of each slot its token, its depth and the slot above it
     tokens: list[int] = []
     depths: list[int] = []
     parents: list[int] = []
@@ -111,6 +115,8 @@ def pack_trees(
     for i in order:
         sequence = sequences[i]
         shared = common_prefix(before, sequence)
+        # Only what the sequence before does not have gets slots; the first of them hangs on what
+        # both share
         new = range(len(tokens), len(tokens) + len(sequence) - shared)
         if new:
             parents += [path[shared - 1] if shared else -1, *new[:-1]]
@@ -200,7 +206,8 @@ def ancestors(parents: np.ndarray) -> np.ndarray:
         ``(R, S, S)`` bool, for each slot itself and what is above it.
     """
     rows, width = parents.shape
-    # the last row stands for "no parent", which -1 picks
+    # A slot is above whatever its parent is above, and parents come first: one pass from left to
+    # right. The last row stands for "no parent", which -1 picks.
     above = np.zeros((rows, width + 1, width), dtype=bool)
     everyone = np.arange(rows)
     for slot in range(width):
@@ -210,6 +217,7 @@ def ancestors(parents: np.ndarray) -> np.ndarray:
 
 
 def _separate_rows(sequences: Sequence[Sequence[int]]) -> TokenTree:
+    # Padding on the right: a causal model never sees it from the left
     width = max(len(sequence) for sequence in sequences)
     rows = []
     nodes = []

@@ -60,6 +60,7 @@ def block_attention(
     Returns:
         ``(1, T, H, d)``, and no weights.
     """
+    # Blocks become the batch: attention within each of them is an ordinary masked one
     q = _gather(query, blocks.queries)  # (R, H, Q, d)
     k = _gather(key, blocks.keys)  # (R, H', K, d)
     v = _gather(value, blocks.keys)

@@ -47,6 +47,7 @@ def extend_vocabulary(
         The token ids whose rows were initialised; empty when the tokenizer knows all tokens
         already.
     """
+    # Some checkpoints have more rows than tokens (padding), a few have fewer
     rows = model.get_input_embeddings().weight.shape[0]
     used = min(len(tokenizer), rows)
     without_row = list(range(rows, len(tokenizer)))
@@ -59,12 +60,15 @@ def extend_vocabulary(
     if not new_ids:
         return []
 
+    # A generator of its own: the rows depend on the seed alone, not on what was drawn before
     generator = torch.Generator().manual_seed(seed)
     sides = [model.get_input_embeddings().weight]
     if model.get_output_embeddings().weight is not sides[0]:  # not tied
         sides.append(model.get_output_embeddings().weight)
     for weight in sides:  # (V, D)
         with torch.no_grad():
+            # Rows of 0 or of one value would make all new tokens equally likely, and equal in the
+            # input
             old = weight[:used].float()
             noise = torch.randn(len(new_ids), weight.shape[1], generator=generator)
             drawn = old.mean(0) + noise.to(weight.device) * old.std(0)

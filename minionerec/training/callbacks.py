@@ -65,6 +65,7 @@ class StopSignal(TrainerCallback):
         """Ask the Trainer to save and stop, in all processes in the same step."""
         if state.global_step % self.every:
             return  # rollouts that are still to be reused are not saved, so their steps come first
+        # The highest number wins: whether one process got a signal or all, all stop in this step
         own = torch.tensor(self.received or 0, device=args.device)
         self.received = int(gather(own).max()) or None
         if self.received:
@@ -141,6 +142,7 @@ class SyncReference(TrainerCallback):
         """Move the reference after every so many steps."""
         if state.global_step % self.every:
             return
+        # In place: the optimiser never sees the reference, and its dtype may be lower
         policy = base_causal_lm(self.policy()).parameters()
         reference = base_causal_lm(self.reference).parameters()
         for new, old in zip(policy, reference, strict=True):

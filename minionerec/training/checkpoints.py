@@ -104,6 +104,7 @@ class CheckpointKeeper:
 
     def make_room(self) -> str:
         """What to do when the disk is full, in words."""
+        # The size of the last one is the best guess for the next
         last = last_checkpoint(self.output)
         needed = ""
         if last:

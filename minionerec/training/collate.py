@@ -39,6 +39,7 @@ def collate_sft(
     is_sid: list[bool] = []
     above: list[int] = []  # trie nodes whose children the tokens of SIDs are normalised over
     for row in rows:
+        # Behind a whole SID the end of the sequence is certain: nothing to learn from it
         sid = trie is not None and row.task.endswith("to_sid")
         completion = row.completion[:-1] if sid else row.completion
         sequences.append(row.prompt + completion)

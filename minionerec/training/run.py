@@ -39,6 +39,7 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
         raise UserError(
             f"{section}.batch_size: got {batch_size}, expected a multiple of the {count} processes"
         )
+    # The largest micro-batch up to the one asked for that cuts a process's share evenly
     own = batch_size // count
     micro = next(size for size in range(min(micro_batch_size, own), 0, -1) if own % size == 0)
     return micro, own // micro
@@ -66,6 +67,7 @@ def training_arguments(
     )
     return TrainingArguments(
         output_dir=str(artifacts.partial_path(experiment, stage)),
+        # Every validation is followed by a checkpoint, so that the best step can be handed on
         eval_strategy="steps",
         eval_steps=eval_steps,
         save_strategy="steps",
@@ -73,8 +75,10 @@ def training_arguments(
         load_best_model_at_end=True,
         metric_for_best_model="eval_NDCG@10",
         greater_is_better=True,
+        # The patience that is used up survives an interruption
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, min(eval_steps, total_steps // 100)),
+        # A value that is not finite is to be seen, not replaced by the mean of the others
         logging_nan_inf_filter=False,
         learning_rate=s.learning_rate,
         lr_scheduler_type=s.schedule,
@@ -87,10 +91,13 @@ def training_arguments(
         data_seed=experiment.seed,
         report_to=report_to,
         run_name=experiment.name,
+        # Rows are objects of ours, not columns of a data set
         remove_unused_columns=False,
         activation_checkpointing=experiment.model.gradient_checkpointing,
+        # A bar in a log file is a line per step
         disable_tqdm=not sys.stderr.isatty(),
         log_level_replica="error",
+        # Every step uses every weight, also of a process without rows (``zero_loss``)
         ddp_find_unused_parameters=False,
         **specific,
     )
@@ -139,6 +146,7 @@ def train_or_resume(trainer: Trainer) -> None:
             )
         artifacts.check_parents(last, manifest)
         say(f"continuing from {last}")
+    # From here on a signal ends in a checkpoint; before, there is nothing to save
     start = time.perf_counter()
     trainer.stop_signal.listen()
     try:

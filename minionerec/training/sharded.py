@@ -32,6 +32,7 @@ class WholeCopy:
 
         Every process must call this at the same time.
         """
+        # FSDP keeps parameters in their order and shards each of them along its first dimension
         pairs = zip(self.model.parameters(), sharded.parameters(), strict=True)
         for whole, shard in pairs:
             whole.copy_(shard.full_tensor() if isinstance(shard, DTensor) else shard)
