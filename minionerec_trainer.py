@@ -79,7 +79,7 @@ class RankingTrainer(Trainer):
 
     passes_per_batch = 1  # optimiser steps in a row over the same rows
     control: TrainerControl
-    train_dataset: Any
+    train_dataset: Sequence[Any]
 
     def __init__(
         self,

@@ -293,13 +293,3 @@ def settings_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-
-
-def as_table() -> str:
-    """The stages that a user starts, as the README shows them."""
-    lines = ["| stage | command | what it does | reads |", "|---|---|---|---|"]
-    for stage in _TABLE:
-        if not stage.part_of:
-            reads = ", ".join(f"`{need}`" for need in stage.needs)
-            lines.append(f"| `{stage.name}` | `{stage.command}` | {stage.what} | {reads} |")
-    return "\n".join(lines)

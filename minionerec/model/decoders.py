@@ -7,7 +7,6 @@ tokens of one forward. A beam's own tokens are its last ``depth`` ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class TreeDecoder:
             Its length in tokens; 0 where it is too short to be worth a forward of its own.
         """
         # What the first and the last one in lexicographic order share, all of them share
-        shared = common_prefix(min(prompts, key=list), max(prompts, key=list))
+        shared = common_prefix(min(prompts, key=tuple), max(prompts, key=tuple))
         shortest = min(len(prompt) for prompt in prompts)
         length = min(shared, shortest - 1)  # every prompt keeps a token to read
         if length < BEGINNING_TOKENS or len(prompts) == 1:
@@ -46,7 +45,7 @@ class TreeDecoder:
         # A tree of one path: the same attention, so that the cache is the one prompts continue
         tree = pack_trees([beginning]).to(self.model.device)
         self._cache = DynamicCache()
-        self._body(tree.input_ids, tree.position_ids, cast(Blocks, tree.blocks))
+        self._body(tree.input_ids, tree.position_ids, tree.packed)
         self._beginning = beginning
         self._beginning_cache = self._cache
         return length
@@ -69,8 +68,7 @@ class TreeDecoder:
         if done:
             known = [(layer.keys, layer.values) for layer in self._beginning_cache.layers]
         self._cache = DynamicCache(known)
-        blocks = cast(Blocks, tree.blocks).behind(done)
-        hidden = self._body(tree.input_ids, done + tree.position_ids, blocks)
+        hidden = self._body(tree.input_ids, done + tree.position_ids, tree.packed.behind(done))
 
         # Where in the cache each prompt's tokens stand: what ``extend`` lets its beams see
         lengths = torch.tensor([len(prompt) for prompt in prompts])

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import sha256_file
+from minionerec.experiment.files import sha256_file
 
 
 @dataclass(frozen=True)

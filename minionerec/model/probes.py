@@ -131,6 +131,8 @@ def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableH
 
 
 def _scaled_by(factor: float) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+    """A forward hook that multiplies a module's output."""
+
     def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         return output * factor
 
