@@ -32,7 +32,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from minionerec.catalogue.rows import Row
@@ -78,6 +78,8 @@ class RankingTrainer(Trainer):
     """
 
     passes_per_batch = 1  # optimiser steps in a row over the same rows
+    control: TrainerControl
+    train_dataset: Sequence[Any]
 
     def __init__(
         self,

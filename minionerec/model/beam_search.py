@@ -22,7 +22,7 @@ Shapes: B prompts, W beams, F children of a trie node, K codes of a level, L lev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,9 +32,9 @@ from tqdm import tqdm
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.model.decoders import ReplayDecoder, TreeDecoder, make_decoder
-from minionerec.model.output_head import OutputHead
+from minionerec.model.output_head import LogitsHead, OutputHead
 
-Noise = torch.Generator | Sequence[torch.Generator] | None
+Noise: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Beams(NamedTuple):
@@ -175,13 +175,13 @@ def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.
         rows.append(sorted(dead))
     longest = max(len(row) for row in rows)
     table = torch.full((len(rows), longest), -1, dtype=torch.long)
-    for row, dead in zip(table, rows, strict=True):
-        row[: len(dead)] = torch.tensor(dead, dtype=torch.long)
+    for row, nodes in zip(table, rows, strict=True):
+        row[: len(nodes)] = torch.tensor(nodes, dtype=torch.long)
     return table.to(device)
 
 
 def _expand(
-    head: OutputHead,
+    head: OutputHead | LogitsHead,
     hidden: Tensor,
     nodes: Tensor,
     trie: SidTrie,

@@ -86,6 +86,8 @@ class OutputHead:
         That is autocast's dtype where it is on.
         """
         weight, bias = head_weight(self.layer)
+        if weight is None:
+            raise TypeError(f"{type(self.layer).__name__} holds no matrix of an output layer")
         device = hidden.device.type
         dtype = weight.dtype
         if torch.is_autocast_enabled(device):
@@ -262,13 +264,13 @@ class _VocabLogps(torch.autograd.Function):
                     change = change * slope
                 change = change.to(weight.dtype)
                 # The chain rule through h W^T + b, block by block
-                if needs_hidden:
+                if grad_hidden is not None:
                     grad_hidden += change @ weight[block]
-                if needs_weight:
+                if grad_weight is not None:
                     torch.mm(change.T, hidden, out=grad_weight[block])
-                if needs_bias:
+                if grad_bias is not None:
                     grad_bias[block] = change.sum(0)
-        if needs_hidden:
+        if grad_hidden is not None:
             grad_hidden = grad_hidden.to(hidden.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 

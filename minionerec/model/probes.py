@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -128,7 +128,9 @@ def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableH
     return hooks
 
 
-def _scaled_by(factor: float):  # noqa: ANN202 (a hook)
+def _scaled_by(factor: float) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+    """A forward hook that multiplies a module's output."""
+
     def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         return output * factor
 

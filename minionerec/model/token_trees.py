@@ -81,6 +81,17 @@ class TokenTree:
     nodes: list[np.ndarray]
     blocks: Blocks | None
 
+    @property
+    def packed(self) -> Blocks:
+        """The blocks, of a tree that shares prefixes.
+
+        Raises:
+            ValueError: every sequence has a row of its own.
+        """
+        if self.blocks is None:
+            raise ValueError("this tree shares nothing, it has no blocks")
+        return self.blocks
+
     def to(self, device: torch.device | str) -> TokenTree:
         """The same tree on another device."""
         return TokenTree(
@@ -104,7 +115,7 @@ def pack_trees(
     if not share:
         return _separate_rows(sequences)
     # In lexicographic order every sequence shares as much as it can with the one before it
-    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
     # The row under construction: of each slot its token, its depth and the slot above it
     tokens: list[int] = []
     depths: list[int] = []

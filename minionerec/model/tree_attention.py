@@ -40,7 +40,8 @@ def block_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    blocks: Blocks | None = None,
+    *,
+    blocks: Blocks,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention of one row of tokens, block by block; called by the layers of transformers models.
@@ -136,12 +137,13 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
         readout: Readout | None = None,
         **kwargs: Any,
     ) -> Any:
-        if tree is not None and tree.blocks is not None:
+        if tree is None or readout is None:
+            self.config._attn_implementation = self.plain_attention
+            return plain_forward(self, *args, **kwargs)
+        if tree.blocks is not None:
             hidden = tree_hidden(self, tree)  # (T, D)
             return readout(hidden[slots], output_head(self))
         self.config._attn_implementation = self.plain_attention
-        if tree is None:
-            return plain_forward(self, *args, **kwargs)
         # Right-padded rows need no mask: causal models read from left to right
         output = plain_forward(self, input_ids=tree.input_ids, use_cache=False)
         return readout(output.logits.flatten(0, 1)[slots], LogitsHead())
