@@ -238,8 +238,9 @@ def train_step(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> float:
     """One optimiser step on histories and the SIDs that follow them; returns the loss."""
-    ids, mask = pad([prompt for prompt, _ in rows], model.device)
-    labels, known = pad([target for _, target in rows], model.device)
+    prompts, targets = zip(*rows, strict=True)
+    ids, mask = pad(prompts, model.device)
+    labels, known = pad(targets, model.device)
     labels = labels.masked_fill(known == 0, IGNORED)
     loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     optimizer.zero_grad()
