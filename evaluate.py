@@ -6,7 +6,7 @@
 Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}. Metrics are
 item-level: a SID that several items share counts in expectation; the SID-string number stands
 beside it. PATH may be any Hugging Face checkpoint whose tokenizer knows this experiment's SID
-tokens; how it wants to be asked (prompt_template.json, policy.json) is read from it where it says so.
+tokens; how it is asked (prompt_template.json, policy.json) is read from it where it says so.
 
 Several processes rank a share each. What is ranked is kept in evaluate/.<checkpoint>-<split>.parts:
 after a kill the same command ranks the rest. However it came about, predictions.jsonl has the same

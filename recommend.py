@@ -9,6 +9,8 @@ Item ids are those of runs/<name>/data/items.parquet, oldest first. The model is
 
 from __future__ import annotations
 
+import csv
+
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment import processes
@@ -22,13 +24,23 @@ def main() -> None:
     experiment, flags = read_command_line(__doc__, own=("history", "k"))
     if not flags.get("history"):
         raise UserError(
-            "--history is missing; give item ids with commas, oldest first, e.g. --history 12,7,31"
+            "--history is missing; give item ids with commas, oldest first, e.g. --history 12,7,31 "
+            "(an id that holds a comma stands in double quotes: --history '\"a,b\",31')"
         )
     k = flags.get("k", "10")
-    if not (k.isascii() and k.isdigit()) or int(k) < 1:
+    if not k.isdecimal() or int(k) < 1:
         raise UserError(f"--k: got '{k}', expected a whole number from 1")
-    history = [word.strip() for word in flags["history"].split(",") if word.strip()]
-    recommend(experiment, history, int(k))
+    recommend(experiment, history_ids(flags["history"]), int(k))
+
+
+def history_ids(text: str) -> list[str]:
+    """The item ids of ``--history``; one that holds a comma stands in double quotes.
+
+    >>> history_ids('12, "bolts, long" ,7')
+    ['12', 'bolts, long', '7']
+    """
+    words = next(csv.reader([text], skipinitialspace=True), [])
+    return [word.strip() for word in words if word.strip()]
 
 
 def recommend(experiment: Experiment, history: list[str], k: int) -> None:

@@ -2,13 +2,12 @@
 
     bash rl.sh --config configs/quickstart.yaml [--rl.preset paper] [--section.key value ...]
 
-Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like that of SFT. Departures
-from the reference: (1) every row carries its own target; (2) rollouts, loss and validation use one
-distribution (``model.normalize``) and one prompt; (3) the prompt is read once per group; (4) the
-checkpoint handed on is the best one on validation NDCG@10, and if no step beats the SFT model, it
-is the SFT model; (5) groups whose completions all earn the same are dropped before the forward, KL
-included (``rl.kl_on_flat_groups``); (6) with adapters the reference is the policy with the adapters
-off. ``rl.preset: paper`` gives the paper's settings.
+Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like SFT's. Departures from
+the reference, whose settings ``rl.preset: paper`` gives: (1) a row carries its own target; (2)
+rollouts, loss and validation use one distribution (``model.normalize``) and one prompt; (3) the
+prompt is read once per group; (4) the best checkpoint on validation NDCG@10 is handed on, the SFT
+model if no step beats it; (5) groups whose completions all earn the same are dropped before the
+forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with adapters off.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ def train(experiment: Experiment, path: Path) -> None:
     s = experiment.rl
     processes.quiet_libraries()
     processes.check_launch(experiment.model.tune)
+    run.check_reporters(s.report_to, "rl.report_to")
 
     # Data, the SFT model, and the reference that it stays close to
     catalogue = Catalogue.open(experiment)

@@ -1,4 +1,4 @@
-"""Stage 2: supervised fine-tuning on next-item and language-alignment tasks (paper, section on SFT).
+"""Stage 2: supervised fine-tuning on next-item and language tasks (paper, section on SFT).
 
     bash sft.sh --config configs/quickstart.yaml [--section.key value ...]
     ACCELERATE_CONFIG=configs/accelerate/ddp.yaml bash sft.sh --config ...
@@ -43,6 +43,7 @@ def train(experiment: Experiment, path: Path) -> None:
     s = experiment.sft
     processes.quiet_libraries()
     processes.check_launch(experiment.model.tune)
+    run.check_reporters(s.report_to, "sft.report_to")
 
     # Data, and a model with tokens for the SIDs; then what may learn
     catalogue = Catalogue.open(experiment)

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers import AutoTokenizer
 
-from minionerec.catalogue.samples import Samples, load_samples
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.prompts import load_template
+from minionerec.catalogue.samples import load_samples
+from minionerec.catalogue.sids import LEVELS
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.audit_checks import audit
 from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts
@@ -31,6 +36,7 @@ from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of, stage_path
+from minionerec.model.policy import how_it_is_asked
 from minionerec.pages.html import render
 
 STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of the page's style sheet
@@ -80,35 +86,33 @@ def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
         embeddings = load_array(sources["sids"] / "embeddings.npy")
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     prompts = (
-        read_prompts(experiment, samples, sources) if {"sids", "sft"} <= sources.keys() else None
+        read_prompts(experiment, sources["sft"]) if {"sids", "sft"} <= sources.keys() else None
     )
     return Evidence(samples, interactions, split_rule, embeddings, prompts)
 
 
-def read_prompts(experiment: Experiment, samples: Samples, sources: dict[str, Path]) -> Prompts:
-    """The prompts of a trained checkpoint, as it reads them."""
-    from transformers import AutoTokenizer
+def read_prompts(experiment: Experiment, checkpoint: Path) -> Prompts:
+    """The prompts of a trained checkpoint, as it reads them; its weights are not needed for that."""
+    catalogue = Catalogue.open(experiment)
+    settings = experiment.model
+    trusted = settings.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trusted)
+    template = load_template(checkpoint, settings.template)
+    longest = how_it_is_asked(checkpoint, settings)["max_tokens"]
+    renderer = catalogue.renderer(tokenizer, template, longest)
+    tasks = []
+    for task in TASKS:
+        if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task):
+            tasks.append(task)
+    written = []
+    for codes in catalogue.sids.codes:
+        tokens = [f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes)]
+        written.append("".join(tokens))
 
-    from minionerec.catalogue import inputs
-    from minionerec.catalogue.prompts import load_template
-    from minionerec.catalogue.sids import LEVELS, SIDS_FILE, load_sids
+    def read(task: str, shown: Sequence[int]) -> str:
+        return tokenizer.decode(renderer.prompt(task, shown))
 
-    sids = load_sids(sources["sids"] / SIDS_FILE, samples.item_ids)
-    tokenizer = AutoTokenizer.from_pretrained(
-        sources["sft"], trust_remote_code=experiment.model.trust_remote_code
-    )
-    template = load_template(sources["sft"], experiment.model.template)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.model.max_tokens)
-    tasks = [
-        task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)
-    ]
-    written = [
-        "".join(f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes))
-        for codes in sids.codes
-    ]
-    return Prompts(
-        tasks, template, written, lambda task, shown: tokenizer.decode(renderer.prompt(task, shown))
-    )
+    return Prompts(tasks, template, written, read)
 
 
 def write(staging: Path, name: str, found: list[Check]) -> None:

@@ -12,8 +12,8 @@ interactions, the longer catalogue) and ``sids`` (every SID as it was, and the n
 space is the same, so that every token exists in the old model, which then ranks the longer
 catalogue:
 
-    bash evaluate.sh --config C --name NAME --evaluate.checkpoint runs/<name>/rl python recommend.py
-    --config C --name NAME --evaluate.checkpoint runs/<name>/rl --history ID,ID,...
+    bash evaluate.sh --config C --name NAME --evaluate.checkpoint runs/<name>/rl
+    python recommend.py --config C --name NAME --evaluate.checkpoint runs/<name>/rl --history ID,ID
 
 An extended experiment can be extended again: ``--name NAME --items more.csv --to OTHER``.
 """
@@ -48,7 +48,8 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import STAGES, next_command, settings_of, stage_path
 from minionerec.pages.html import render
 from rqvae import build_sids, embed_items
-from rqvae.assign import Sid, as_tuples, colliding, nearest_free
+from rqvae.embeddings.parts import join_parts
+from rqvae.quantizers.collisions import Sid, as_tuples, colliding, nearest_free
 from rqvae.quantizers.methods import Quantizer, load_quantizer
 from rqvae.quantizers.rqkmeans import Quantised
 from rqvae.report import pad
@@ -196,7 +197,7 @@ def embed_new(
     store = embed_items.embed_texts(
         experiment, items, scratch, PartialState(cpu=not torch.accelerator.is_available())
     )
-    embed_items.join_parts(store, scratch, scratch / "embeddings.npy")
+    join_parts(store, scratch, scratch / "embeddings.npy")
     embeddings = np.load(scratch / "embeddings.npy", allow_pickle=False)
     row_of_text = {text: row for row, text in reversed(list(enumerate(texts_of(old))))}
     twins = [

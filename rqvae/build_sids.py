@@ -10,8 +10,8 @@ Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.p
 and the embeddings that the SIDs were made from.
 
 Departures from the reference code: (1) the default is residual k-means, which needs no training;
-(2) collisions are resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an
-RQ-VAE the best epoch is kept, not the last.
+(2) collisions are resolved by minimum-cost assignment to free codes
+(``quantizers/collisions.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from minionerec.experiment.lineage import open_stage
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of
-from rqvae.assign import Sid, resolve_collisions
 from rqvae.page import write_page
+from rqvae.quantizers.collisions import Sid, resolve_collisions
 from rqvae.quantizers.methods import fit_quantizer, save_quantizer
 from rqvae.quantizers.rqkmeans import Quantised, check_inputs, from_codes
 from rqvae.report import build_report, summary

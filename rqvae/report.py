@@ -25,7 +25,7 @@ import pandas as pd
 
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.evaluation.exposure import gini
-from rqvae.assign import Sid, colliding, prefix_ids
+from rqvae.quantizers.collisions import Sid, colliding, prefix_ids
 from rqvae.quantizers.rqkmeans import Quantised
 
 EXAMPLES = 3  # titles that stand for a prefix

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from minionerec.catalogue.split import statistics
 from minionerec.experiment import artifacts
 from minionerec.experiment.settings import Experiment
-from minionerec.model.token_trees import enable_trees
+from minionerec.model.tree_attention import enable_trees
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
 WINDOWED = {

@@ -113,7 +113,7 @@ def load_array(path: Path) -> np.ndarray:
     try:
         with open(path, "rb") as handle:
             return np.lib.format.read_array(handle, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:  # a header may claim more than memory holds
         raise UserError(
             f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again"
         ) from error

@@ -22,7 +22,6 @@ MANIFEST = "MANIFEST.json"
 PACKAGES = (
     "torch",
     "transformers",
-    "trl",
     "accelerate",
     "peft",
     "sentence-transformers",

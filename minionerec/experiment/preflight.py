@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.config import describe_settings, read_command_line
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.describe import describe_settings
 from minionerec.experiment.lineage import is_finished, open_folder, open_stage
 from minionerec.experiment.manifest import MANIFEST
 from minionerec.experiment.run import forget_interrupted
@@ -29,7 +30,7 @@ from minionerec.experiment.stages import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTHING_TO_DO = 10  # minionerec/launch.sh knows it as ALREADY_DONE
+NOTHING_TO_DO = 10
 NAMES = [stage.name for stage in STAGES.values() if not stage.part_of]
 
 

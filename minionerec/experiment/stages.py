@@ -246,6 +246,13 @@ def needs_of(experiment: Experiment, stage: str) -> list[str]:
     return [name for name in STAGES if name in named - made_on_the_way]
 
 
+def scripts_of(stage: str) -> list[Stage]:
+    """The rows whose scripts a stage's command runs, one after the other; its own comes last."""
+    own = STAGES[stage]
+    on_the_way = [row for row in _TABLE if row.part_of == stage and row.script != own.script]
+    return [*on_the_way, own]
+
+
 def parts_path(path: Path) -> Path:
     """Where long work that will be called ``path`` keeps its finished parts."""
     return path.with_name(f".{path.name}.parts")
@@ -286,13 +293,3 @@ def settings_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-
-
-def as_table() -> str:
-    """The stages that a user starts, as the README shows them."""
-    lines = ["| stage | command | what it does | reads |", "|---|---|---|---|"]
-    for stage in _TABLE:
-        if not stage.part_of:
-            reads = ", ".join(f"`{need}`" for need in stage.needs)
-            lines.append(f"| `{stage.name}` | `{stage.command}` | {stage.what} | {reads} |")
-    return "\n".join(lines)

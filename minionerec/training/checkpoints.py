@@ -63,8 +63,7 @@ class CheckpointKeeper:
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[Path]:
-        """Inside, ``staging`` is where a checkpoint is written; the folder of this step in it is
-        yielded.
+        """Inside, a checkpoint is written in ``staging``; yields the folder of this step there.
 
         Raises:
             UserError: the disk is full; says how much a checkpoint needs and which one is intact.
@@ -105,6 +104,7 @@ class CheckpointKeeper:
 
     def make_room(self) -> str:
         """What to do when the disk is full, in words."""
+        # The size of the last one is the best guess for the next
         last = last_checkpoint(self.output)
         needed = ""
         if last:

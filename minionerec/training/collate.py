@@ -39,13 +39,14 @@ def collate_sft(
     is_sid: list[bool] = []
     above: list[int] = []  # trie nodes whose children the tokens of SIDs are normalised over
     for row in rows:
-        sid = trie is not None and row.task.endswith("to_sid")
+        # Behind a whole SID the end of the sequence is certain: nothing to learn from it
+        sid = paths is not None and row.task.endswith("to_sid")
         completion = row.completion[:-1] if sid else row.completion
         sequences.append(row.prompt + completion)
         starts.append(len(row.prompt))
         lengths.append(len(completion))
         is_sid.append(sid)
-        if sid:
+        if sid and paths is not None:
             above += [0, *paths[row.target_item][:-1]]  # 0 is the root
 
     # The last token of a sequence is predicted, never read.
@@ -54,7 +55,7 @@ def collate_sft(
 
     token_is_sid = torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))  # (J,)
     children = torch.empty(0, 1, dtype=torch.long)
-    if above:
+    if above and trie is not None:
         children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64)))  # (S, F)
     return {
         "tree": tree,
@@ -81,8 +82,9 @@ def _no_rows(share: bool) -> dict[str, Any]:
 
 
 def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to the arguments of ``roll_out``, with a label for each, because the Trainer
-    counts labels.
+    """Numbered rows to the arguments of ``roll_out``.
+
+    There is a label for each row, because the Trainer counts labels.
     """
     numbers = [number for number, _ in numbered]
     rows = [row for _, row in numbered]

@@ -31,6 +31,7 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
         if not len(sid_pairs):
             return vocab_logps(hidden, head, rows, labels).sum()
+        # Both kinds read the same hidden states, in one forward
         legal = children_logps(hidden, head, rows[sid_pairs], children)  # (S, F)
         total = pick_child(legal, children, labels[sid_pairs]).sum()
         is_text = torch.ones_like(rows, dtype=torch.bool)
@@ -47,6 +48,7 @@ def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:
 
     A process without rows in a step needs it: the others wait for its gradients all the same.
     """
+    # No slot is read, but the whole model runs: every weight gets a gradient of 0
     nothing = torch.empty(0, dtype=torch.long, device=tree.input_ids.device)
     first_column = nothing.new_zeros(1)
 

@@ -1,4 +1,4 @@
-"""Counting rules and their stage script. Run: python -m pytest tests/test_baselines.py"""
+"""Counting rules and their stage script. Run: python -m pytest tests/commands/test_baselines.py"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Rankings side by side: the figures, what counts as seeds, and every refusal. Run: python -m pytest tests/test_compare.py"""
+"""Rankings side by side: the figures, what counts as seeds, and every refusal. Run: python -m pytest tests/commands/test_compare.py"""
 
 import json
 import random

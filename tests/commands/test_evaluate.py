@@ -181,7 +181,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
     command = [
         sys.executable,
         "-m",
-        "minionerec.experiment.launch",
+        "minionerec.experiment.accelerated",
         "--config_file",
         str(ROOT / "configs/accelerate/cpu_processes.yaml"),
         str(ROOT / "tests/stages.py"),
@@ -438,11 +438,11 @@ def test_the_validation_split_is_sliced_by_its_own_histories(tmp_path, checkpoin
 def remade(experiment):
     """The data with another catalogue order of titles, and SIDs of it with the same codes."""
     data, sids = (artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
-    for stage, path, parents in (("data", data, []), ("sids", sids, [data])):
+    for stage, path, parent in (("data", data, None), ("sids", sids, data)):
         before = path.rename(path.with_name(f"{path.name}.before"))
         settings = artifacts.relevant_settings(experiment, stage)
-        opened = [artifacts.opened(parent) for parent in parents]
-        with artifacts.committed(path, stage, settings, opened) as staging:
+        parents = [artifacts.opened(parent)] if parent else []
+        with artifacts.committed(path, stage, settings, parents) as staging:
             for file in before.iterdir():
                 if file.name != artifacts.MANIFEST:
                     (staging / file.name).write_bytes(file.read_bytes())

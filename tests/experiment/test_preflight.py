@@ -1,6 +1,6 @@
 """A stage's first look (minionerec/experiment/preflight.py).
 
-bash test.sh tests/test_preflight.py
+bash test.sh tests/experiment/test_preflight.py
 """
 
 from __future__ import annotations

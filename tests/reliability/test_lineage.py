@@ -217,7 +217,7 @@ def tokenizer_of_another_catalogue(folder: Path) -> None:
 
 
 def tokenizer_without_sids(folder: Path) -> None:
-    from minionerec.model.backbone import train_tokenizer
+    from minionerec.model.vocabulary import train_tokenizer
 
     train_tokenizer(["a lamp", "a saw"], 300).save_pretrained(folder)
 

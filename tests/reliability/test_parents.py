@@ -105,7 +105,8 @@ def test_a_setting_that_a_parent_was_made_with_is_refused_when_it_differs(
 
 
 @pytest.mark.parametrize(
-    "key, value", [("model.dtype", "float32"), ("sft.report_to", "wandb"), ("sids.encoder_tokens", 99)]
+    "key, value",
+    [("model.dtype", "float32"), ("sft.report_to", "wandb"), ("sids.encoder_tokens", 99)],
 )
 def test_how_a_stage_computes_may_differ_from_its_parents(made, key, value):
     lineage.open_stage(made.changed({key: value}), "sft")
@@ -120,7 +121,9 @@ def test_a_checkpoint_given_by_its_path_is_asked_for_its_settings_too(made, tmp_
     tiny_run(tmp_path / "own", model={"normalize": "vocab", "max_tokens": 40}, sft=SFT)
     path = tmp_path / "other/tiny/sft"
     said = refused(lambda: lineage.open_checkpoint(experiment, str(path)))
-    assert said.startswith(f"{path}: was made with other settings (model.normalize: trie -> vocab);")
+    assert said.startswith(
+        f"{path}: was made with other settings (model.normalize: trie -> vocab);"
+    )
     (path / MANIFEST).unlink()
     assert lineage.open_checkpoint(experiment, str(path)).parents == []
 
@@ -181,7 +184,9 @@ def test_data_made_again_while_an_evaluation_ranks_leave_no_results(made, tmp_pa
     monkeypatch.setattr(evaluate, "rank_in_parts", rank_in_parts)
     said = refused(lambda: run_stage("evaluate", evaluate.evaluate, experiment))
     path = evaluation_path(experiment)
-    assert said.startswith(f"{path}: was not written: {stage_path(experiment, 'data')} was made again")
+    assert said.startswith(
+        f"{path}: was not written: {stage_path(experiment, 'data')} was made again"
+    )
     assert not path.exists()
 
 
@@ -441,7 +446,9 @@ def test_recommendations_keep_to_what_is_allowed_and_an_unknown_id_is_named(made
         ["i11", "i3", "i7"],
     ]
     assert policy.recommend([], 5) == []
-    with pytest.raises(UserError, match="^1 of 2 ids are not in .*items.parquet: i24; did you mean"):
+    with pytest.raises(
+        UserError, match="^1 of 2 ids are not in .*items.parquet: i24; did you mean"
+    ):
         policy.recommend([["i1", "i24"]], 3)
 
 

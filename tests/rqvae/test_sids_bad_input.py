@@ -1,6 +1,6 @@
 """What stage 1 refuses: one line each, exit code 2, nothing written.
 
-python -m pytest tests/test_sids_bad_input.py
+python -m pytest tests/rqvae/test_sids_bad_input.py
 """
 
 from __future__ import annotations

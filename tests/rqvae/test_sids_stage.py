@@ -1,6 +1,6 @@
 """Stage 1 end to end: text, embeddings, SIDs, report, files, mistakes.
 
-python -m pytest tests/test_sids_stage.py
+python -m pytest tests/rqvae/test_sids_stage.py
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ for the texts of the items that are left.
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,11 +126,13 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
         UserError: a file is not there, or several could be meant.
     """
     folder = Path(settings.path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
             f"data.path: no folder '{folder}'; give the folder with the review and metadata files"
         )
-    present = sorted(p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES))
+    present = sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(SUFFIXES)
+    )
     paths = []
     for key, word, fits in (
         ("interactions", "review file", lambda name: not name.startswith("meta")),
@@ -143,7 +146,7 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
                 f"({', '.join(SUFFIXES)}), found {', '.join(found) or 'none'}; name it with "
                 f"data.{key}"
             )
-        if not (folder / found[0]).is_file():
+        if not os.path.isfile(folder / found[0]):
             raise UserError(
                 f"data.{key}: {folder / found[0]}: no such file; the folder holds "
                 f"{', '.join(present) or 'no such files'}"

@@ -14,6 +14,7 @@ all kinds together.
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from minionerec.catalogue.sources.interactions import (
@@ -63,13 +64,13 @@ def find_file(folder: Path, name: str, word: str) -> Path:
     Raises:
         UserError: there is no such file or folder, or more than one table could be meant.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
             f"data.path: no folder '{folder}'; give the folder that holds the {word} file"
         )
     present = sorted(path.name for path in folder.iterdir() if path.is_file() or is_table(path))
     if name:
-        if (folder / name).exists():
+        if os.path.exists(folder / name):
             return folder / name
         near = difflib.get_close_matches(name, present, n=1)
         hint = f"; the folder holds {', '.join(present[:SHOWN]) or 'no files'}"
