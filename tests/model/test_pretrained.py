@@ -11,8 +11,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from minionerec.catalogue.sids import SidTable
 from minionerec.errors import UserError
-from minionerec.model import pretrained
+from minionerec.experiment.settings import ModelSettings
+from minionerec.model import backbone, pretrained
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "Ġ", "ab", "Ġa"]
 MERGES = ["a b", "Ġ a"]
@@ -187,3 +189,20 @@ def test_the_first_blocks_compute_what_they_did_within_the_whole(tmp_path):
         assert torch.equal(again(ids).logits, cut(ids).logits)
     with pytest.raises(UserError, match="got 4, but the backbone has 3 blocks"):
         pretrained.keep_first_layers(tiny_llama(), 4)
+
+
+def test_a_gguf_backbone_of_two_layers_is_built_with_sid_tokens(gguf_file, tmp_path):
+    settings = ModelSettings(backbone=str(gguf_file), layers=2, sid_init="words")
+    sids = SidTable(["1", "2"], [(0, 1), (1, 0)], [2, 2], "digest")
+    model, tokenizer = backbone.build(settings, sids, ["ab ab", "cc cc"], seed=0)
+    assert model.config.num_hidden_layers == 2 and model.takes_trees
+    assert {"<a_0>", "<a_1>", "<b_0>", "<b_1>"} <= set(tokenizer.get_vocab())
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    with torch.no_grad():
+        assert model(torch.tensor([[3, len(WORDS)]])).logits.isfinite().all()
+
+
+def test_settings_of_pretrained_backbones_are_refused_for_models_from_scratch():
+    for key, value in (("layers", 2), ("sid_init", "words")):
+        with pytest.raises(ValueError, match="has no effect with model.backbone scratch"):
+            ModelSettings(**{key: value})

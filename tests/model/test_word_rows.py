@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from minionerec.catalogue.sids import SidTable
 from minionerec.model import word_rows
-from tests.worlds import word_tokenizer
+from minionerec.model.vocabulary import extend_vocabulary
+from tests.worlds import tiny_model, word_tokenizer
 
 TEXTS = ["red cordless drill", "red cordless drill bits", "red garden hose", "red garden hose"]
 CODES = [(0, 0), (0, 1), (2, 0), (2, 1)]
@@ -44,3 +47,24 @@ def test_shuffled_words_are_the_same_lists_on_other_codes():
     other = word_rows.shuffled(words, seed=1)
     assert sorted(other) == sorted(words) and other != words
     assert other == word_rows.shuffled(words, seed=1) != word_rows.shuffled(words, seed=2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_sid_tokens_start_from_their_words_on_both_sides_and_old_rows_stay(tied):
+    tokenizer = word_tokenizer(["drill", "hose", "<a_0>"])  # <a_0> is known: its row was trained
+    model = tiny_model("llama", vocab_size=5, tie_word_embeddings=tied)
+    sids = SidTable(["1", "2"], [(0,), (1,)], [3], "digest")
+    before = model.get_input_embeddings().weight.detach().clone()
+    new_ids = extend_vocabulary(model, tokenizer, sids, seed=0)  # <a_1> and <a_2>
+    drawn = model.get_input_embeddings().weight.detach().clone()
+    word_rows.start_from_words(model, tokenizer, sids, ["drill", "hose"], new_ids, 5)
+    hose = tokenizer.convert_tokens_to_ids("hose")
+    for side in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table = side.weight.detach()
+        first, second = table[tokenizer.convert_tokens_to_ids("<a_1>")], table[hose]
+        assert torch.allclose(first / first.norm(), second / second.norm(), atol=1e-6)
+        assert torch.allclose(first.norm(), table[:5].norm(dim=1).mean(), rtol=1e-5)
+    after = model.get_input_embeddings().weight.detach()
+    assert torch.equal(after[:5], before)
+    nobody = tokenizer.convert_tokens_to_ids("<a_2>")  # no item has the code
+    assert torch.equal(after[nobody], drawn[nobody])
