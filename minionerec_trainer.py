@@ -32,7 +32,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from minionerec.catalogue.rows import Row
@@ -78,6 +78,8 @@ class RankingTrainer(Trainer):
     """
 
     passes_per_batch = 1  # optimiser steps in a row over the same rows
+    control: TrainerControl
+    train_dataset: Sequence[Any]
 
     def __init__(
         self,
@@ -289,7 +291,7 @@ class SFTTrainer(RankingTrainer):
     def __init__(self, *args: Any, trie: SidTrie | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         share = base_causal_lm(self.model).takes_trees
-        paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else None
+        paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else []
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
 
     def compute_loss(

@@ -33,11 +33,13 @@ from minionerec.model.beam_search import Beams, constrained_beam_search
 from minionerec.model.decoders import make_decoder
 
 EOS = 0
+# (prompts, with_scores) -> per prompt SIDs as token tuples, and their scores
+Decode = Callable[[list[list[int]], bool], tuple[list[list[tuple[int, ...]]], list[list[float]]]]
 
 
 def stock_decoder(
     model: torch.nn.Module, sids: list[list[int]], num_beams: int, end: bool = True
-) -> Callable[[list[list[int]]], tuple]:
+) -> Decode:
     """Prompts -> (SID token lists, scores), the usual way.
 
     Left padding, a dict of prefixes, ``generate``; with the forced ``end``.
@@ -50,7 +52,7 @@ def stock_decoder(
     tables = {prefix: sorted(tokens) for prefix, tokens in allowed.items()}
 
     def decode(
-        prompts: list[list[int]], with_scores: bool = False
+        prompts: list[list[int]], with_scores: bool
     ) -> tuple[list[list[tuple[int, ...]]], list[list[float]]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[EOS] * (width - len(p)) + p for p in prompts], device=model.device)
@@ -128,13 +130,13 @@ def main(
         shared = decoder.read_beginning(prompts)  # once per run, as ``search_batches`` does
         sides = {mode: lambda mode=mode: ours(mode, middle) for mode in modes}
         seconds = w.in_turns(
-            ({"stock": lambda: reference(middle)} if stock else {}) | sides, repeats, device
+            ({"stock": lambda: reference(middle, False)} if stock else {}) | sides, repeats, device
         )
         peak = w.gemm_peak(sizes.dtype, device)
         memory = {
             name: w.peak_memory(side, device)
             for name, side in (
-                ({"stock": lambda: reference(middle)} if stock else {}) | sides
+                ({"stock": lambda: reference(middle, False)} if stock else {}) | sides
             ).items()
         }
     own = sum(len(p) - shared for p in middle) / batch
@@ -175,19 +177,20 @@ def check_parity(
     dtype = model.dtype
     model.float()
     sids = work.sids.token_ids(work.tokenizer)
-    expected, expected_scores = stock_decoder(model, sids, beams)(prompts, with_scores=True)
+    expected, expected_scores = stock_decoder(model, sids, beams)(prompts, True)
     decoder = make_decoder(model)
     whole = constrained_beam_search(decoder, prompts, work.trie, beams, score_eos=EOS)
     levels = constrained_beam_search(decoder, prompts, work.trie, beams)
-    tokens_of = lambda leaf: tuple(sids[work.trie.items_of_leaf(leaf)[0]])  # noqa: E731
-    lists = sum(
-        [tokens_of(leaf) for leaf in row] == want
-        for row, want in zip(whole.leaves.tolist(), expected, strict=True)
-    )
-    sets = sum(
-        {tokens_of(leaf) for leaf in row} == set(want)
-        for row, want in zip(levels.leaves.tolist(), expected, strict=True)
-    )
+
+    def tokens_of(leaves: list[int]) -> list[tuple[int, ...]]:
+        return [tuple(sids[work.trie.items_of_leaf(leaf)[0]]) for leaf in leaves]
+
+    lists = 0
+    sets = 0
+    found = zip(whole.leaves.tolist(), levels.leaves.tolist(), expected, strict=True)
+    for with_end, without_end, want in found:
+        lists += tokens_of(with_end) == want
+        sets += set(tokens_of(without_end)) == set(want)
     gap = (whole.scores.cpu() - torch.tensor(expected_scores)).abs().max().item()
     print(
         f"float32 parity on {len(prompts)} prompts: {lists} lists identical, {sets} sets "

@@ -20,11 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fire
 import numpy as np
+
+from minionerec.experiment.settings import Experiment, SidSettings
 
 if TYPE_CHECKING:
     from minionerec.experiment.settings import Experiment
@@ -84,7 +87,7 @@ def main(
 def one(folder: str, size: int, way: str) -> None:
     """One size one way, in a process of its own; prints peak memory and seconds as JSON."""
     start = time.perf_counter()
-    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), int(size))
+    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), size)
     print(
         json.dumps(
             {
@@ -106,9 +109,13 @@ def disk(folder: Path, size: int) -> None:
     """The stage with a network that costs nothing: what texts, parts and output take."""
     from rqvae import embed_items
 
-    embed_items.encode_with = lambda _: (
-        lambda texts: np.full((len(texts), 384), 384**-0.5, np.float32)
-    )
+    def constant(texts: list[str]) -> np.ndarray:
+        return np.full((len(texts), 384), 384**-0.5, np.float32)
+
+    def encode_with(model: object) -> Callable[[list[str]], np.ndarray]:
+        return constant
+
+    embed_items.encode_with = encode_with
     embed_items.main(experiment(folder, size))
 
 
@@ -130,8 +137,6 @@ def stock(folder: Path, size: int) -> None:
 
 def experiment(folder: Path, size: int) -> Experiment:
     """Where a catalogue of this size lives."""
-    from minionerec.experiment.settings import Experiment, SidSettings
-
     return Experiment(
         name="bench",
         output_dir=str(folder / f"ours-{size}"),
@@ -174,6 +179,6 @@ def save_wide_encoder(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
-        one(*sys.argv[2:])
+        one(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     else:
         fire.Fire(main)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 
 import fire
@@ -50,7 +51,10 @@ class Stock:
         group: int,
         beta: float,
     ):
-        self.model, self.ref_model, self.group, self.beta = model, ref_model, group, beta
+        self.model = model
+        self.ref_model = ref_model
+        self.group = group
+        self.beta = beta
         self.decode = stock_decoder(model, sids, group, end=False)
         self.item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(sids)))}
 
@@ -58,7 +62,7 @@ class Stock:
         """G completions per prompt."""
         self.model.eval()
         with torch.no_grad():
-            completions, _ = self.decode([row.prompt for row in rows])
+            completions, _ = self.decode([row.prompt for row in rows], False)
         self.model.train()
         return completions
 
@@ -76,15 +80,15 @@ class Stock:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and per-token log-probabilities of the given completions."""
         width = max(len(row.prompt) for row in rows)
-        ids, mask = [], []
+        id_rows = []
+        mask_rows = []
         for row, group in zip(rows, completions, strict=True):
             for completion in group:
-                ids.append([0] * (width - len(row.prompt)) + row.prompt + list(completion))
-                mask.append([0] * (width - len(row.prompt)) + [1] * (len(row.prompt) + LEVELS))
-        ids, mask = (
-            torch.tensor(ids, device=self.model.device),
-            torch.tensor(mask, device=self.model.device),
-        )
+                padding = [0] * (width - len(row.prompt))
+                id_rows.append(padding + row.prompt + list(completion))
+                mask_rows.append(padding + [1] * (len(row.prompt) + LEVELS))
+        ids = torch.tensor(id_rows, device=self.model.device)
+        mask = torch.tensor(mask_rows, device=self.model.device)
         items = torch.tensor(
             [[self.item_of[c] for c in group] for group in completions], device=self.model.device
         )
@@ -120,11 +124,8 @@ def main(
     rows = mixture(
         settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0
     )
-    rows = (
-        [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows]
-        if preamble
-        else rows
-    )
+    wording = w.preamble(work, preamble)
+    rows = [replace(row, prompt=wording + row.prompt) for row in rows]
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
@@ -164,7 +165,10 @@ def main(
 
     peak = w.gemm_peak(sizes.dtype, device)
     rollouts = trainer.roll_out(rows)
-    sides = {"rollouts": lambda: trainer.roll_out(rows), "update": lambda: our_update(rollouts)}
+    sides: dict[str, Callable[[], object]] = {
+        "rollouts": lambda: trainer.roll_out(rows),
+        "update": lambda: our_update(rollouts),
+    }
     if stock:
         completions = reference.roll_out(rows)
         sides |= {
@@ -217,15 +221,14 @@ def main(
 
 def pick_mixture(rows: list[Row], count: int) -> list[Row]:
     """Tasks in turn, so that a few rows are a mixture too."""
-    tasks = {
-        task: [row for row in rows if row.task == task]
-        for task in sorted({row.task for row in rows})
-    }
-    turns = [
-        row
-        for together in zip(*(own[:count] for own in tasks.values()), strict=False)
-        for row in together
-    ]
+    tasks: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.task):
+        tasks.setdefault(row.task, []).append(row)
+    turns: list[Row] = []
+    for together in zip(*tasks.values(), strict=False):
+        turns += together
+        if len(turns) >= count:
+            break
     return turns[:count]
 
 
@@ -236,9 +239,12 @@ def check_parity(
 
     In float32.
     """
-    model, dtype = trainer.model, trainer.model.dtype
-    model.float(), trainer.ref_model.float()
-    rollouts, completions = trainer.roll_out(rows), reference.roll_out(rows)
+    model = trainer.model
+    dtype = model.dtype
+    for one in (model, reference.ref_model):
+        one.float()
+    rollouts = trainer.roll_out(rows)
+    completions = reference.roll_out(rows)
     codes, levels = trainer.trie.code, trainer.trie.level_tokens
     paths = trainer.trie.path(rollouts.nodes, LEVELS)
     found = torch.stack(
@@ -260,7 +266,8 @@ def check_parity(
         f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of "
         "each tensor's largest"
     )
-    model.to(dtype), trainer.ref_model.to(dtype)
+    for one in (model, reference.ref_model):
+        one.to(dtype)
     return equal and gap <= 2e-5 and abs(loss.item() - expected.item()) <= 1e-6 and worst <= 2e-5
 
 

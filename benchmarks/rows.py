@@ -83,7 +83,10 @@ def main(data: str = "", repeats: int = 5, template: str = "alpaca") -> None:
     work = w.load_workload(w.data_folder(data), vocabulary=31_000)
     items, samples, tokenizer = work.samples.items, work.samples.splits["train"], work.tokenizer
     sids = work.sids.token_ids(tokenizer)
-    new = lambda: Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)  # noqa: E731
+
+    def new() -> Renderer:
+        return Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)
+
     stock, ours = [], []
     for _ in range(repeats):
         plain, seconds = timed(lambda: one_call_per_row(tokenizer, new(), items, samples, sids))

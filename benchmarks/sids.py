@@ -10,11 +10,11 @@ Time of an epoch on equal terms, then both recipes for as many steps.
 1. Equal terms: both sides train the same model from the same weights on the same batches, turn by
    turn; the medians are compared. Parity: in float64, where rounding cannot send an item to another
    code, mean losses agree to 1e-9.
-2. Recipes: ours as ``rqvae/quantizers/rqvae_training.py`` has it, and the reference's (raw embeddings,
-   all items in one batch, constant 1e-3, the residual through the straight-through value, no
-   dead-code restarts), for the same number of optimiser steps; seconds, loss, share of variance
-   lost, collision rate. The losses are on different scales (ours is of embeddings with mean square
-   1), the shares are not.
+2. Recipes: ours as ``rqvae/quantizers/rqvae_training.py`` has it, and the reference's (raw
+   embeddings, all items in one batch, constant 1e-3, the residual through the straight-through
+   value, no dead-code restarts), for the same number of optimiser steps; seconds, loss, share of
+   variance lost, collision rate. The losses are on different scales (ours is of embeddings with
+   mean square 1), the shares are not.
 
 The loop is the reference code's on both counts: one ``__getitem__`` per item, four workers,
 ``cdist``, AdamW without fusion, ``.item()`` on both losses of every step.
@@ -39,7 +39,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from minionerec.experiment.settings import SidSettings
-from rqvae.assign import colliding
+from rqvae.quantizers.collisions import colliding
 from rqvae.quantizers.rqkmeans import kmeans
 from rqvae.quantizers.rqvae import RQVAE, measure
 from rqvae.quantizers.rqvae_training import (
@@ -71,14 +71,12 @@ class StockRun:
     def __init__(
         self, model: RQVAE, x: Tensor, settings: SidSettings, device: torch.device, workers: int
     ) -> None:
-        self.model, self.x, self.settings, self.device, self.workers, self.epoch = (
-            model,
-            x,
-            settings,
-            device,
-            workers,
-            0,
-        )
+        self.model = model
+        self.x = x
+        self.settings = settings
+        self.device = device
+        self.workers = workers
+        self.epoch = 0
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
         )
@@ -229,9 +227,8 @@ def equal_terms(x: Tensor, settings: SidSettings, device: torch.device, epochs: 
         seconds["ours"].append(timed(run.train_epoch))
         for workers, other in stock.items():
             seconds[f"{workers} workers"].append(timed(partial(other.train_epoch, order)))
-    median = {
-        name: statistics.median(taken[1:]) for name, taken in seconds.items()
-    }  # the first one warms up
+    # The first turn warms up
+    median = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
     for name, value in median.items():
         print(
             f"{name:>10}: {value:.3f} s per epoch of {len(x)} items, {value / median['ours']:.2f} "

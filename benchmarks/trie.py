@@ -33,7 +33,7 @@ from benchmarks.workload import build_model, shape_of
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import one_line_errors
 from minionerec.model.beam_search import constrained_beam_search
-from minionerec.model.decoders import TreeDecoder, make_decoder
+from minionerec.model.decoders import make_decoder
 
 SIZES, LEVELS, CODES = (4_000, 1_000_000, 10_000_000), 3, 256
 BATCH, BEAMS, PROMPT = 8, 50, 40
@@ -129,7 +129,9 @@ def compare_steps(
 
     The smallest ratio, and whether the allowed sets are equal.
     """
-    walks, others, lookups, same = {}, {}, {}, True
+    walks: dict[Any, Callable[[], object]] = {}
+    both_ways: dict[Any, Callable[[], object]] = {}
+    same = True
     first_token = vocab_size - LEVELS * CODES
     for size, trie in tries.items():
         nodes = beams_of(trie, level)
@@ -140,27 +142,16 @@ def compare_steps(
         table = allowed_table(size, prefixes, first_token)
         _, legal, codes = trie.expand(nodes, level)
         tokens = trie.level_tokens[level][codes].view(*prefixes.shape[:1], -1)
-        found = [
-            sorted(row[ok].tolist())
-            for row, ok in zip(tokens, legal.view(tokens.shape), strict=True)
-        ]
+        found = []
+        for row, ok in zip(tokens, legal.view(tokens.shape), strict=True):
+            found.append(sorted(row[ok].tolist()))
         same &= found == dict_lookup(table, prefixes)
         walks[size] = partial(trie.expand, nodes, level)
-        others[size], lookups[size] = (
-            partial(dict_step, table, prefixes, vocab_size),
-            partial(dict_lookup, table, prefixes),
-        )
+        both_ways["trie", size] = walks[size]
+        both_ways["dict", size] = partial(dict_step, table, prefixes, vocab_size)
+        both_ways["look-up", size] = partial(dict_lookup, table, prefixes)
     ours = median_ms(walks, device, repeats, inner=50)
-    both = median_ms(
-        {
-            **{("trie", size): step for size, step in walks.items()},
-            **{("dict", size): step for size, step in others.items()},
-            **{("look-up", size): step for size, step in lookups.items()},
-        },
-        device,
-        repeats,
-        inner=1,
-    )
+    both = median_ms(both_ways, device, repeats, inner=1)
     for size, trie in tries.items():
         print(
             f"{size:>10,} items, level {level + 1}, {BATCH * BEAMS} beams x {trie.fan_out[level]}: "
@@ -183,7 +174,7 @@ def compare_searches(
 
     And what each step beyond reading the prompts takes.
     """
-    decoder: TreeDecoder = make_decoder(build_model(shape_of(shape), device=device))
+    decoder = make_decoder(build_model(shape_of(shape), device=device))
     prompts = torch.randint(0, vocab_size - LEVELS * CODES, (BATCH, PROMPT)).tolist()
     searches: dict[Any, Callable[[], object]] = {
         "prefill": torch.no_grad()(partial(decoder.prefill, prompts))
@@ -195,8 +186,7 @@ def compare_searches(
     for size in tries:
         print(
             f"{size:>10,} items, {shape}, {BATCH} prompts of {PROMPT} tokens x {BEAMS} beams: "
-            f"search {taken[size]:.1f} ms, "
-            f"of which a step {step[size]:.2f} ms"
+            f"search {taken[size]:.1f} ms, of which a step {step[size]:.2f} ms"
         )
     print(
         f"growth of a whole step from {SIZES[0]:,} to {SIZES[-1]:,} items: "

@@ -16,7 +16,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(sides: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
+def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each side, run turn by turn in this process, after one untimed round."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):

@@ -1,4 +1,4 @@
-"""An evaluation's ranking, part by part so that a killed run continues, and what is measured on it."""
+"""An evaluation's ranking, part by part so that a killed run continues, and its measures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from minionerec.evaluation.ranking import predictions, sid_of
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.experiment import parts as kept
 from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.stages import settings_of
 from minionerec.model import ranking
 from minionerec.model.policy import Policy
@@ -98,16 +99,15 @@ def what_is_missing(folder: Path, facts: dict[str, Any], parts: Parts) -> list[i
     """Numbers of the parts that are to be made; says what it found of an earlier run."""
     changed = kept.open_parts(folder, facts)
     if changed:
-        print(
+        say(
             f"{folder}: held parts of another evaluation ({'; '.join(changed)}); deleted, "
-            "beginning anew",
-            flush=True,
+            "beginning anew"
         )
     missing = kept.missing_parts(folder, len(parts))
     if len(missing) < len(parts):
         done = set(range(len(parts))) - set(missing)
         rows = sum(len(batch) for number in done for batch in parts[number])
-        print(f"continuing: {rows:,} rows are ranked already, in {folder}", flush=True)
+        say(f"continuing: {rows:,} rows are ranked already, in {folder}")
     return missing
 
 

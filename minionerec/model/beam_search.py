@@ -22,7 +22,7 @@ Shapes: B prompts, W beams, F children of a trie node, K codes of a level, L lev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,9 +32,9 @@ from tqdm import tqdm
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.model.decoders import ReplayDecoder, TreeDecoder, make_decoder
-from minionerec.model.output_head import OutputHead
+from minionerec.model.output_head import LogitsHead, OutputHead
 
-Noise = torch.Generator | Sequence[torch.Generator] | None
+Noise: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Beams(NamedTuple):
@@ -86,6 +86,7 @@ def constrained_beam_search(
         UserError: a prompt is longer than the model's context.
         NotFinite: the model's scores are not numbers.
     """
+    # Positions beyond the context give scores that look like any others
     context = getattr(decoder.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts)) + trie.num_levels
     if context and longest > context:
@@ -150,6 +151,7 @@ class _State(NamedTuple):
 
 
 def _start(batch: int, width: int, device: torch.device) -> _State:
+    # All beams stand at the root with probability 1
     zeros = torch.zeros(batch, width, device=device)
     return _State(zeros.long(), zeros, zeros, zeros, zeros[..., None][..., :0])
 
@@ -175,13 +177,13 @@ def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.
         rows.append(sorted(dead))
     longest = max(len(row) for row in rows)
     table = torch.full((len(rows), longest), -1, dtype=torch.long)
-    for row, dead in zip(table, rows, strict=True):
-        row[: len(dead)] = torch.tensor(dead, dtype=torch.long)
+    for row, nodes in zip(table, rows, strict=True):
+        row[: len(nodes)] = torch.tensor(nodes, dtype=torch.long)
     return table.to(device)
 
 
 def _expand(
-    head: OutputHead,
+    head: OutputHead | LogitsHead,
     hidden: Tensor,
     nodes: Tensor,
     trie: SidTrie,
@@ -243,6 +245,7 @@ def _choose(
         The new beams, and which beam each one continues, ``(B, W)``.
     """
     _, width, fan_out = child.shape
+    # Log-probabilities add up along the path
     score = state.scores[..., None] + logp  # (B, W, F)
     drawn = state.draws[..., None] + draw
     noise = drawn
@@ -361,6 +364,7 @@ def search_batches(
         raise UserError(f"num_beams: got {num_beams}, expected at least 1")
     # A catalogue with fewer SIDs than beams has that many places
     width = min(num_beams, trie.num_leaves)
+    # Validation comes in the middle of training, whose mode is given back
     was_training = model.training
     model.eval()
     try:

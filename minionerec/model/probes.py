@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
     """
     if mixes_tokens_otherwise(model):
         return False
+    # Token ids within any vocabulary
     vocabulary = model.get_input_embeddings().weight.shape[0]
     sequences = []
     for sequence in ([5, 6, 7, 8, 9], [5, 6, 17, 18], [5, 26, 27]):
@@ -87,6 +88,7 @@ def _logits(model: PreTrainedModel, sequence: list[int]) -> Tensor:
 
 
 def _equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    # Relative to the largest logit, as rounding is
     scale = expected.abs().max().clamp(min=1.0)
     return bool((found - expected).abs().max() <= tolerance * scale)
 
@@ -128,7 +130,9 @@ def _with_unit_gain(model: PreTrainedModel) -> list[torch.utils.hooks.RemovableH
     return hooks
 
 
-def _scaled_by(factor: float):  # noqa: ANN202 (a hook)
+def _scaled_by(factor: float) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+    """A forward hook that multiplies a module's output."""
+
     def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         return output * factor
 

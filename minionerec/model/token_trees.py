@@ -81,6 +81,17 @@ class TokenTree:
     nodes: list[np.ndarray]
     blocks: Blocks | None
 
+    @property
+    def packed(self) -> Blocks:
+        """The blocks, of a tree that shares prefixes.
+
+        Raises:
+            ValueError: every sequence has a row of its own.
+        """
+        if self.blocks is None:
+            raise ValueError("this tree shares nothing, it has no blocks")
+        return self.blocks
+
     def to(self, device: torch.device | str) -> TokenTree:
         """The same tree on another device."""
         return TokenTree(
@@ -101,10 +112,11 @@ def pack_trees(
         share: False gives every sequence a padded row of its own.
         block_length: queries of an attention block; by default those with the least work.
     """
+    # Models that mix tokens by other means than attention need rows of their own
     if not share:
         return _separate_rows(sequences)
     # In lexicographic order every sequence shares as much as it can with the one before it
-    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
     # The row under construction: of each slot its token, its depth and the slot above it
     tokens: list[int] = []
     depths: list[int] = []
@@ -142,6 +154,7 @@ def cheapest_block_length(depths: Sequence[int]) -> int:
         above = _aligned(max(depths[::length]))
         return blocks * length * (length + above)
 
+    # One block for all, two to eight of equal length, or any of a grid of lengths
     whole = _aligned(len(depths))
     even = [_aligned(whole // blocks + 1) for blocks in range(2, 9)]
     candidates = [whole, *even, *range(8 * ALIGNMENT, 64 * ALIGNMENT, 4 * ALIGNMENT)]

@@ -40,7 +40,8 @@ def block_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    blocks: Blocks | None = None,
+    *,
+    blocks: Blocks,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention of one row of tokens, block by block; called by the layers of transformers models.
@@ -124,6 +125,7 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
     ``hidden`` are those logits. Every other call is unchanged. ``model.takes_trees`` says whether
     blocks work.
     """
+    # PEFT, DDP and FSDP wrap or copy the model after this.
     # Of the class: a deep copy of the model must not run the original's forward
     plain_forward = type(model).forward
     model.plain_attention = model.config._attn_implementation
@@ -132,16 +134,17 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
         self: PreTrainedModel,
         *args: Any,
         tree: TokenTree | None = None,
-        slots: Tensor | None = None,
-        readout: Readout | None = None,
+        slots: Any = None,  # (M,), with a tree
+        readout: Any = None,  # a Readout, with a tree
         **kwargs: Any,
     ) -> Any:
-        if tree is not None and tree.blocks is not None:
+        if tree is None or readout is None:
+            self.config._attn_implementation = self.plain_attention
+            return plain_forward(self, *args, **kwargs)
+        if tree.blocks is not None:
             hidden = tree_hidden(self, tree)  # (T, D)
             return readout(hidden[slots], output_head(self))
         self.config._attn_implementation = self.plain_attention
-        if tree is None:
-            return plain_forward(self, *args, **kwargs)
         # Right-padded rows need no mask: causal models read from left to right
         output = plain_forward(self, input_ids=tree.input_ids, use_cache=False)
         return readout(output.logits.flatten(0, 1)[slots], LogitsHead())
@@ -153,6 +156,7 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
 
 def tree_hidden(model: PreTrainedModel, tree: TokenTree) -> Tensor:
     """``(T, D)`` final hidden states of a tree's slots."""
+    # The whole row is one "batch" of one sequence to the layers; positions say how deep a token is
     with attention_over_blocks(model):
         output = model.base_model(
             input_ids=tree.input_ids[None],

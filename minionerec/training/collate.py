@@ -18,7 +18,7 @@ def collate_sft(
     rows: Sequence[Row],
     share: bool = True,
     trie: SidTrie | None = None,
-    paths: Sequence[Sequence[int]] | None = None,
+    paths: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
     """Rows to one packed tree with its J pairs (slot, label), what ``sft_logp`` reads.
 
@@ -40,13 +40,13 @@ def collate_sft(
     above: list[int] = []  # trie nodes whose children the tokens of SIDs are normalised over
     for row in rows:
         # Behind a whole SID the end of the sequence is certain: nothing to learn from it
-        sid = trie is not None and row.task.endswith("to_sid")
+        sid = paths is not None and row.task.endswith("to_sid")
         completion = row.completion[:-1] if sid else row.completion
         sequences.append(row.prompt + completion)
         starts.append(len(row.prompt))
         lengths.append(len(completion))
         is_sid.append(sid)
-        if sid:
+        if sid and paths is not None:
             above += [0, *paths[row.target_item][:-1]]  # 0 is the root
 
     # The last token of a sequence is predicted, never read.
@@ -55,8 +55,9 @@ def collate_sft(
 
     token_is_sid = torch.repeat_interleave(torch.tensor(is_sid), torch.tensor(lengths))  # (J,)
     children = torch.empty(0, 1, dtype=torch.long)
-    if above:
+    if above and trie is not None:
         children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64)))  # (S, F)
+    # Plain tensors under plain names, which accelerate moves to the device
     return {
         "tree": tree,
         "slots": slots,
