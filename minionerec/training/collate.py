@@ -18,7 +18,7 @@ def collate_sft(
     rows: Sequence[Row],
     share: bool = True,
     trie: SidTrie | None = None,
-    paths: Sequence[Sequence[int]] | None = None,
+    paths: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
     """Rows to one packed tree with its J pairs (slot, label), what ``sft_logp`` reads.
 
@@ -57,6 +57,7 @@ def collate_sft(
     children = torch.empty(0, 1, dtype=torch.long)
     if above and trie is not None:
         children = torch.from_numpy(trie.child_tokens(np.array(above, dtype=np.int64)))  # (S, F)
+    # Plain tensors under plain names, which accelerate moves to the device
     return {
         "tree": tree,
         "slots": slots,
