@@ -148,8 +148,8 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """Keep the first ``layers`` transformer blocks; embeddings, final norm and head stay.
 
     The lower blocks carry most of what is known of words; a cut model fits machines and tests that
-    the whole one does not. Its config says how many blocks it has, so that the checkpoint loads as a
-    plain one.
+    the whole one does not. Its config says how many blocks it has, so that the checkpoint loads as
+    a plain one.
 
     Raises:
         UserError: the model has fewer blocks, or keeps them where this function does not find them.
