@@ -45,7 +45,6 @@ from minionerec.model.output_head import (
     LogitsHead,
     OutputHead,
     children_logps,
-    pick_child,
     vocab_logps,
 )
 from minionerec.model.token_trees import TokenTree, base_causal_lm, pack_trees
@@ -346,10 +345,18 @@ class SFTTrainer(RankingTrainer):
 
     With a ``trie`` the tokens of a SID are normalised over the legal children of their prefix instead of the vocabulary:
     the model need not learn which codes exist, and is scored the same way when it decodes with ``normalize: trie``.
+    ``teacher_weight`` says how much the teacher of rows with soft labels weighs, by the share of all steps that is done.
     """
 
-    def __init__(self, *args: Any, trie: SidTrie | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        trie: SidTrie | None = None,
+        teacher_weight: Callable[[float], float] = lambda _: 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.teacher_weight = teacher_weight
         share = base_causal_lm(self.model).takes_trees
         paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else None
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
@@ -364,29 +371,29 @@ class SFTTrainer(RankingTrainer):
         """Mean negative log-likelihood per completion token of the global batch."""
         if not len(inputs["shift_labels"]):
             return zero_loss(model, inputs["tree"])
+        weight = self.teacher_weight(self.state.global_step / self.state.max_steps)
         return (
-            -sft_logp(model, inputs) / num_items_in_batch * self.accelerator.num_processes
+            -sft_logp(model, inputs, weight) / num_items_in_batch * self.accelerator.num_processes
         )  # gradients are averaged over processes
 
 
-def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """Log-likelihood of all completion tokens of a collated batch, ``()``."""
-    rows, labels, sid_pairs, children = (
-        inputs[key] for key in ("pair_rows", "shift_labels", "sid_pairs", "children")
-    )
+def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0.0) -> Tensor:
+    """Weighted log-likelihood of all completion tokens of a collated batch, ``()``."""
+    rows, tokens, sid_pairs = (inputs[key] for key in ("pair_rows", "pair_tokens", "sid_pairs"))
+    weights = (1.0 - teacher_weight) * inputs["own"] + teacher_weight * inputs["teacher"]  # (J,)
 
     def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
         if not len(sid_pairs):
-            return vocab_logps(hidden, head, rows, labels).sum()
-        legal = children_logps(hidden, head, rows[sid_pairs], children)
-        total = pick_child(legal, children, labels[sid_pairs]).sum()
+            return (vocab_logps(hidden, head, rows, tokens) * weights).sum()
+        legal = children_logps(hidden, head, inputs["child_rows"], inputs["children"])  # (C, F)
+        logps = legal[inputs["child_of_pair"], inputs["place"]]  # (S,)
+        total = (logps * weights[sid_pairs]).sum()
         text = torch.ones_like(rows, dtype=torch.bool)
         text[sid_pairs] = False
-        return (
-            total + vocab_logps(hidden, head, rows[text], labels[text]).sum()
-            if text.any()
-            else total
-        )
+        if text.any():
+            logps = vocab_logps(hidden, head, rows[text], tokens[text])
+            total = total + (logps * weights[text]).sum()
+        return total
 
     return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
 

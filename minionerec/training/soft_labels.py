@@ -1,0 +1,158 @@
+"""Soft labels for SFT: a row's target is one good answer, not the only one.
+
+A row keeps ``1 - weight`` of its label on its own target and spreads ``weight`` over the ``top_k`` items that a *teacher*
+ranks first for the same history. They are further completions of the same prompt, so that a prefix tree reads the prompt
+once. This is distillation (Hinton et al., arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose
+teacher costs nothing to train: a mix of counting rules and text neighbours (``minionerec/rankers/experts.py``).
+
+Two promises. The teacher is asked about train rows only and has counted train interactions only: nothing held out reaches
+a label. And it is leave-one-out: what the row's own target has added to the counts is taken out before the row is
+scored, or the teacher would but repeat the target.
+
+Rows that show one item and ask for that very item (title -> SID) have one right answer and keep it, as do titles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from minionerec.catalogue.prompts import Renderer
+from minionerec.catalogue.rows import Label, Row
+from minionerec.model.token_trees import pack_trees
+from minionerec.rankers import rules
+from minionerec.rankers.experts import Expert, mix, normalised
+
+ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
+
+
+class Labels(NamedTuple):
+    """A teacher's best items for every row; ``weights`` add up to 1 per row, or to 0 where it knows nothing."""
+
+    items: np.ndarray  # (rows, K) item indexes, -1 where there are fewer
+    weights: np.ndarray  # (rows, K)
+
+
+def teacher_labels(
+    experts: Sequence[Expert],
+    shares: Sequence[float],
+    histories: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    top_k: int,
+    *,
+    exclude_history: bool,
+) -> Labels:
+    """The ``top_k`` best items of every train row by a mix of experts, asked leave-one-out.
+
+    Args:
+        experts: of the mix.
+        shares: weight of each expert.
+        histories: what the rows show.
+        targets: the rows' own targets, which the experts take out of their counts.
+        top_k: K, at most the catalogue.
+        exclude_history: items that a row shows get no weight, as they are never recommended.
+    """
+    items = np.full((len(histories), top_k), -1, dtype=np.int64)
+    weights = np.zeros((len(histories), top_k))
+    for start in range(0, len(histories), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        shown = histories[block]
+        probabilities = mix(experts, shares, shown, targets[block])  # (B, N)
+        if exclude_history:
+            for row, history in enumerate(shown):
+                probabilities[row, list(history)] = 0.0
+        best = rules.top_k(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
+        value = np.take_along_axis(probabilities, best, axis=1)
+        items[block] = np.where(value > 0, best, -1)
+        weights[block] = normalised(value)
+    return Labels(items, weights)
+
+
+def takes_labels(row: Row) -> bool:
+    """Whether other items could be right answers too: the row shows a history and asks for the SID of the next item."""
+    return bool(row.history) and row.task.endswith("to_sid")
+
+
+def with_labels(
+    rows: Sequence[Row],
+    experts: Sequence[Expert],
+    shares: Sequence[float],
+    top_k: int,
+    renderer: Renderer,
+    *,
+    exclude_history: bool,
+) -> list[Row]:
+    """The rows, those that ``takes_labels`` with the teacher's answers beside their own; the rest unchanged.
+
+    Several tasks may have rows of the same history and target: the teacher is asked once.
+    """
+    asked: dict[tuple[tuple[int, ...], int], int] = {}
+    for row in rows:
+        if takes_labels(row):
+            asked.setdefault((row.history, row.target_item), len(asked))
+    found = teacher_labels(
+        experts,
+        shares,
+        [history for history, _ in asked],
+        [target for _, target in asked],
+        top_k,
+        exclude_history=exclude_history,
+    )
+    labelled = []
+    for row in rows:
+        if takes_labels(row):
+            place = asked[row.history, row.target_item]
+            labels = answers(row, found.items[place], found.weights[place], renderer)
+            row = replace(row, labels=labels)
+        labelled.append(row)
+    return labelled
+
+
+def answers(
+    row: Row, items: np.ndarray, weights: np.ndarray, renderer: Renderer
+) -> tuple[Label, ...]:
+    """The row's target and the teacher's items, each once; the target alone where the teacher knows nothing.
+
+    Args:
+        row: with its own target.
+        items: ``(K,)`` item indexes, -1 where there are fewer.
+        weights: ``(K,)``.
+        renderer: of the completions.
+    """
+    teacher = {}
+    for item, weight in zip(items.tolist(), weights.tolist(), strict=True):
+        if weight > 0:
+            teacher[item] = weight
+    if not teacher:
+        return ()
+    target = row.target_item
+    labels = [Label(target, row.completion, 1.0, teacher.pop(target, 0.0))]
+    for item, weight in teacher.items():
+        labels.append(Label(item, renderer.completion(row.task, item), 0.0, weight))
+    return tuple(labels)
+
+
+def tokens(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Tokens that a forward reads for these batches of rows without and with their labels: what soft labels cost."""
+    plain, soft = 0, 0
+    for batch in batches:
+        one_each = [row.prompt + row.completion[:-1] for row in (rows[i] for i in batch)]
+        every = []
+        for i in batch:
+            completions = [label.completion for label in rows[i].labels] or [rows[i].completion]
+            every += [rows[i].prompt + completion[:-1] for completion in completions]
+        plain += pack_trees(one_each).input_ids.numel()
+        soft += pack_trees(every).input_ids.numel()
+    return plain, soft
+
+
+def weight_at(progress: float, first: float, last: float) -> float:
+    """The teacher's weight when a share ``progress`` of all steps is done: ``first`` for half of them, then straight to ``last``.
+
+    >>> [weight_at(p, 0.5, 0.1) for p in (0.0, 0.5, 0.75, 1.0)]
+    [0.5, 0.5, 0.3, 0.1]
+    """
+    return first + (last - first) * max(0.0, 2.0 * progress - 1.0)
