@@ -2,7 +2,8 @@
 
     bash evaluate.sh --config configs/quickstart.yaml [--evaluate.checkpoint sft|rl|PATH] [--evaluate.split test|valid]
 
-Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}. Metrics are item-level: a SID that
+Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}, and with ``evaluate.fusion`` beside it
+<checkpoint>-fusion-<split>: the same list united with those of rules (minionerec/rankers/fusion.py). Metrics are item-level: a SID that
 several items share counts in expectation; the SID-string number stands beside it. PATH may be any Hugging Face
 checkpoint whose tokenizer knows this experiment's SID tokens; with a prompt_template.json in it, its own prompts are used.
 
@@ -25,7 +26,6 @@ from minionerec.experiment.settings import Experiment
 if TYPE_CHECKING:
     from minionerec.catalogue.samples import Samples
     from minionerec.catalogue.sids import SidTable
-    from minionerec.catalogue.trie import SidTrie
     from minionerec.evaluation.ranking import Ranker
 
 
@@ -36,9 +36,11 @@ def main() -> None:
     path = artifacts.evaluation_path(experiment)
     if artifacts.is_done(experiment, "evaluate", path):
         processes.say(f"{path} is finished; its numbers are in {path / 'metrics.json'}")
-        return
-    with processes.locked(path):
-        evaluate(experiment, path)
+    else:
+        with processes.locked(path):
+            evaluate(experiment, path)
+    if experiment.evaluate.fusion and processes.processes().is_main_process:
+        fuse(experiment, path)
 
 
 def evaluate(experiment: Experiment, path: Path) -> None:
@@ -108,7 +110,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         records = [json.loads(line) for line in lines]
         if s.checkpoint in ("sft", "rl"):
             spent["train_seconds"] = training_seconds(checkpoint.parent, s.checkpoint)
-        metrics = measure(experiment, samples, sids, trie, records) | {"cost": spent}
+        metrics = measure(experiment, samples, sids, trie.num_leaves, records) | {"cost": spent}
         with artifacts.committed(
             path, "evaluate", settings, [data_dir, sids_dir, *parents], **digests
         ) as staging:
@@ -119,6 +121,67 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         shutil.rmtree(parts_folder(path), ignore_errors=True)
         report(metrics, path)
     state.wait_for_everyone()
+
+
+def fuse(experiment: Experiment, path: Path) -> None:
+    """The ranking in ``path`` united with those of the rules of ``evaluate.fusion``, beside it."""
+    from minionerec.catalogue import inputs
+    from minionerec.catalogue.samples import seen_items
+    from minionerec.evaluation import fused
+    from minionerec.evaluation.cost import cost
+    from minionerec.experiment import artifacts, processes
+    from minionerec.rankers import experts, fusion
+
+    s = experiment.evaluate
+    target = artifacts.fusion_path(experiment)
+    if artifacts.is_done(experiment, "fusion", target):
+        processes.say(f"{target} is finished; its numbers are in {target / 'metrics.json'}")
+        return
+
+    # The model's lists, and the rankers with what they leave open chosen on validation rows
+    start = time.perf_counter()
+    data_dir = artifacts.require_stage(experiment, "data")
+    sids_dir = artifacts.require_stage(experiment, "sids")
+    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
+    rows = samples.splits[s.split]
+    model = fused.read_model_lists(path / "predictions.jsonl", rows, sids.item_ids)
+    weights = fused.weights_of(s.fusion)
+    unwanted = {}
+    for split in {"valid", s.split} if s.exclude_history else ():
+        unwanted[split] = seen_items(data_dir, split)
+    rankers = experts.build(
+        [name for name in weights if name != "model"],
+        samples,
+        embeddings_file=sids_dir / "embeddings.npy",
+        temperature=s.fusion.get("temperature", fused.TEMPERATURE),
+        unwanted=unwanted.get("valid"),
+    )
+
+    # Unite, weigh, measure
+    ready = time.perf_counter()
+    united = fused.unite(model, rankers, rows, s.num_beams, unwanted.get(s.split))
+    shares = [weights.get("model", 0.0), *(weights[ranker.name] for ranker in rankers)]
+    records = fused.records(*fusion.fuse(united, shares, s.num_beams), rows, sids.item_ids)
+    metrics = measure(experiment, samples, None, len(sids.item_ids), records)
+    metrics |= {
+        "fusion": weights,
+        "chosen": {ranker.name: ranker.made_with for ranker in rankers},
+        "cost": cost(0, time.perf_counter() - ready, len(rows), train_seconds=ready - start),
+    }
+    with (
+        artifacts.locked(target),
+        artifacts.committed(
+            target,
+            "fusion",
+            artifacts.relevant_settings(experiment, "fusion"),
+            [data_dir, sids_dir, path],
+        ) as staging,
+    ):
+        artifacts.write_json(staging / "metrics.json", metrics)
+        with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
+            for record in records:
+                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+    report(metrics, target)
 
 
 def rank_in_parts(
@@ -237,11 +300,18 @@ def joined(folder: Path, parts: list[list[list[int]]]) -> list[str]:
 def measure(
     experiment: Experiment,
     samples: Samples,
-    sids: SidTable,
-    trie: SidTrie,
+    sids: SidTable | None,
+    num_choices: int,
     records: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The content of ``metrics.json`` but for the cost.
+
+    Args:
+        experiment: whose ``evaluate.split`` was ranked.
+        samples: of the experiment.
+        sids: None for a ranking that knows items apart.
+        num_choices: items, or SIDs, that could be ranked.
+        records: lines of ``predictions.jsonl``.
 
     Raises:
         UserError: there are recommendations that must not be.
@@ -250,32 +320,36 @@ def measure(
     from minionerec.evaluation.ranking import sid_of
     from minionerec.evaluation.scoring import score_predictions
 
-    s, ids = experiment.evaluate, sids.item_ids
+    s, ids = experiment.evaluate, samples.item_ids
     counts = train_counts(samples.train_sequences, len(samples.items))
     metrics = score_predictions(
         records,
-        sid_of(sids),
+        sid_of(sids) if sids else None,
         ids,
         dict(zip(ids, counts.tolist(), strict=True)),
         [[ids[i] for i in row.history] for row in samples.splits[s.split]],
         s.bootstrap_samples,
         experiment.seed,
-        depth=s.num_beams if s.num_beams < trie.num_leaves else len(ids),
+        depth=s.num_beams if s.num_beams < num_choices else len(ids),
     )
     if metrics["invalid"] or metrics["duplicates"]:
         raise UserError(
             f"{metrics['invalid']} recommended ids are not in the catalogue and {metrics['duplicates']} are repeated; "
             "nothing was written, since this must never happen: please report it with your config"
         )
-    return metrics | {
-        "num_beams": s.num_beams,
-        "checkpoint": str(s.checkpoint),
-        "split": s.split,
-        "sids_sha256": sids.sha256,
-        "normalize": s.normalize,
-        "exclude_history": s.exclude_history,
-        "empty": sum(not record["item_ids"] for record in records),
-    }
+    of_sids = {"sids_sha256": sids.sha256} if sids else {}
+    return (
+        metrics
+        | of_sids
+        | {
+            "num_beams": s.num_beams,
+            "checkpoint": str(s.checkpoint),
+            "split": s.split,
+            "normalize": s.normalize,
+            "exclude_history": s.exclude_history,
+            "empty": sum(not record["item_ids"] for record in records),
+        }
+    )
 
 
 def report(metrics: dict[str, Any], path: Path) -> None:

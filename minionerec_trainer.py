@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import math
 import shutil
@@ -360,6 +361,10 @@ class SFTTrainer(RankingTrainer):
         share = base_causal_lm(self.model).takes_trees
         paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else None
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
+
+    def first_batches(self, number: int) -> list[list[int]]:
+        """Row numbers of the first micro-batches of the run, for a look at what they cost."""
+        return list(itertools.islice(self._batches, number))
 
     def compute_loss(
         self,

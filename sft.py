@@ -12,10 +12,17 @@ target. An interrupted run continues from its last checkpoint in runs/<name>/sft
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minionerec.errors import one_line_errors
+from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import Experiment
+
+if TYPE_CHECKING:
+    from minionerec.catalogue.prompts import Renderer
+    from minionerec.catalogue.rows import Row
+    from minionerec.catalogue.samples import Samples
+    from minionerec.training.soft_labels import Recipe
 
 
 def main() -> None:
@@ -42,7 +49,7 @@ def train(experiment: Experiment, path: Path) -> None:
     from minionerec.experiment import artifacts, processes
     from minionerec.model import backbone
     from minionerec.pages import plots
-    from minionerec.training import run
+    from minionerec.training import run, soft_labels
     from minionerec.training.callbacks import early_stopping
 
     s, model_settings = experiment.sft, experiment.model
@@ -72,6 +79,9 @@ def train(experiment: Experiment, path: Path) -> None:
     )
     rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
     backbone.check_context(model, rows, "sft.max_tokens")
+    recipe = soft_labels.Recipe.of(s.soft_labels)
+    if s.soft_labels:
+        rows = taught(experiment, rows, recipe, samples, renderer, data_dir, sids_dir)
     processes.say(
         f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {backbone.describe(model)}"
     )
@@ -114,8 +124,11 @@ def train(experiment: Experiment, path: Path) -> None:
         validate,
         groups,
         trie=trie if s.normalize == "trie" else None,
+        teacher_weight=lambda done: soft_labels.weight_at(done, recipe.weight, recipe.final_weight),
         callbacks=early_stopping(s.patience),
     )
+    if s.soft_labels:
+        processes.say(soft_labels.price(rows, trainer.first_batches(8)))
     run.train_or_resume(trainer)
 
     # Save
@@ -131,6 +144,46 @@ def train(experiment: Experiment, path: Path) -> None:
         f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
         f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "
         f"{artifacts.COMMANDS['evaluate']} with --evaluate.checkpoint sft"
+    )
+
+
+def taught(
+    experiment: Experiment,
+    rows: list[Row],
+    recipe: Recipe,
+    samples: Samples,
+    renderer: Renderer,
+    data_dir: Path,
+    sids_dir: Path,
+) -> list[Row]:
+    """The rows with the labels of ``sft.teacher``, which knows the train split alone.
+
+    Raises:
+        UserError: the teacher lacks what it needs, or more items are asked of it than there are.
+    """
+    from minionerec.catalogue.samples import seen_items
+    from minionerec.experiment import processes
+    from minionerec.rankers import experts
+    from minionerec.training import soft_labels
+
+    num_items = len(samples.items)
+    if recipe.top_k > num_items:
+        raise UserError(
+            f"sft.soft_labels: top_k: got {recipe.top_k}, but the catalogue has {num_items} items; lower it"
+        )
+    shares = {name: share for name, share in experiment.sft.teacher.items() if share}
+    exclude = experiment.evaluate.exclude_history
+    teacher = experts.build(
+        list(shares),
+        samples,
+        embeddings_file=sids_dir / "embeddings.npy",
+        temperature=recipe.temperature,
+        unwanted=seen_items(data_dir, "valid") if exclude else None,
+    )
+    for expert in teacher:
+        processes.say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    return soft_labels.with_labels(
+        rows, teacher, list(shares.values()), recipe.top_k, renderer, exclude_history=exclude
     )
 
 

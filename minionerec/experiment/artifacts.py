@@ -38,6 +38,7 @@ COMMANDS = {
     "sft": "bash sft.sh",
     "rl": "bash rl.sh",
     "evaluate": "bash evaluate.sh",
+    "fusion": "bash evaluate.sh",
     "baselines": "bash baselines/run.sh",
     "baseline_networks": "bash baselines/run.sh",
     "baseline_tiger": "bash baselines/run.sh",
@@ -69,6 +70,7 @@ SECTIONS = {
         "sft.max_tokens",
         "data.max_history",
     ),
+    "fusion": ("seed", "evaluate", "data.max_history"),
     "baselines": BASELINE_SETTINGS,
     "baseline_networks": (*BASELINE_SETTINGS, *NETWORK_SETTINGS),
     "baseline_tiger": (*BASELINE_SETTINGS, *TIGER_SETTINGS),
@@ -77,6 +79,7 @@ SECTIONS = {
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}
+ONLY_FUSION = {"evaluate.fusion"}  # the model's own ranking is the same whatever it is united with
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 PACKAGES = (
     "torch",
@@ -104,6 +107,13 @@ def evaluation_path(experiment: Experiment) -> Path:
     """``runs/<name>/evaluate/<checkpoint>-<split>``; of a checkpoint given as a path the last component counts."""
     checkpoint = Path(experiment.evaluate.checkpoint).resolve().name
     return stage_path(experiment, "evaluate") / f"{checkpoint}-{experiment.evaluate.split}"
+
+
+def fusion_path(experiment: Experiment) -> Path:
+    """``runs/<name>/evaluate/<checkpoint>-fusion-<split>``, beside the model's own ranking."""
+    own = evaluation_path(experiment)
+    split = experiment.evaluate.split
+    return own.with_name(f"{own.name.removesuffix(split)}fusion-{split}")
 
 
 def baseline_path(experiment: Experiment, method: str) -> Path:
@@ -136,7 +146,8 @@ def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
             )
         else:
             flat[owner] = value
-    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
+    without = WITHOUT_EFFECT if stage == "fusion" else WITHOUT_EFFECT | ONLY_FUSION
+    return {key: value for key, value in flat.items() if key not in without}
 
 
 def is_done(experiment: Experiment, stage: str, path: Path | None = None) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.settings import RL_PRESETS, Experiment
+from minionerec.experiment.settings import RL_PRESETS, Experiment, SFTSettings
 
 SECTIONS = [
     f.name for f in dataclasses.fields(Experiment) if f.default_factory is not dataclasses.MISSING
@@ -176,6 +176,8 @@ def cross_check(experiment: Experiment) -> list[str]:
             "model.config: has no model_type, which a model from scratch needs; write e.g. model_type: qwen2",
         ),
         (not any(sft.tasks.values()), "sft.tasks: every task is off; give one a positive share"),
+        *_soft_label_rules(sft),
+        *_fusion_rules(experiment.evaluate.fusion),
         (not any(rl.tasks.values()), "rl.tasks: every task is off; give one a positive share"),
         (not any(rl.rewards.values()), "rl.rewards: every weight is 0; give one a weight"),
         (
@@ -188,6 +190,47 @@ def cross_check(experiment: Experiment) -> list[str]:
         ),
     ]
     return [message for broken, message in rules if broken] + _date_problems(data.start, data.end)
+
+
+def _soft_label_rules(sft: SFTSettings) -> list[tuple[bool, str]]:
+    """What may be wrong with ``sft.soft_labels`` and its teacher, and how to say it."""
+    if not sft.soft_labels:
+        return []
+    given = sft.soft_labels
+    top_k = given.get("top_k", 1)
+    rules = [
+        (
+            top_k < 1 or top_k != int(top_k),
+            f"sft.soft_labels: top_k: got {top_k:g}, expected a whole number from 1",
+        ),
+        (
+            given.get("temperature") == 0,
+            "sft.soft_labels: temperature: got 0, expected a number above 0",
+        ),
+        (
+            not any(sft.teacher.values()),
+            "sft.teacher: every weight is 0, but sft.soft_labels asks it; give a ranker a weight",
+        ),
+    ]
+    for key in ("weight", "final_weight"):
+        value = given.get(key, 0)
+        rules.append((value > 1, f"sft.soft_labels: {key}: got {value:g}, expected at most 1"))
+    return rules
+
+
+def _fusion_rules(fusion: dict[str, float]) -> list[tuple[bool, str]]:
+    """What may be wrong with ``evaluate.fusion``, and how to say it."""
+    weights = [value for key, value in fusion.items() if key != "temperature"]
+    return [
+        (
+            bool(fusion) and not any(weights),
+            "evaluate.fusion: every weight is 0; give the model or a ranker a weight, or {} for no fusion",
+        ),
+        (
+            fusion.get("temperature") == 0,
+            "evaluate.fusion: temperature: got 0, expected a number above 0",
+        ),
+    ]
 
 
 def _date_problems(start: str, end: str) -> list[str]:

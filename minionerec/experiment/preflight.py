@@ -20,6 +20,7 @@ from minionerec.experiment.artifacts import (
     baseline_path,
     baseline_stage,
     evaluation_path,
+    fusion_path,
     is_done,
     require_stage,
     stage_path,
@@ -90,6 +91,10 @@ def finished_path(experiment: Experiment, stage: str) -> Path | None:
             for method in methods
         )
         return stage_path(experiment, stage) if done else None
+    if stage == "evaluate" and experiment.evaluate.fusion:
+        fused = fusion_path(experiment)
+        if not is_done(experiment, "fusion", fused):
+            return None
     path = evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
     return path if is_done(experiment, stage, path) else None
 

@@ -31,6 +31,9 @@ BASELINES = (
     "tiger",
 )
 REWARDS = ("rule", "ranking", "semantic", "collaborative", "prefix")
+EXPERTS = ("popularity", "markov", "item_knn", "text_knn")
+FUSED = ("model", *EXPERTS, "temperature")
+SOFT_LABELS = ("weight", "final_weight", "top_k", "temperature")
 
 
 def setting(default: Any, meaning: str, *, low=None, high=None, above=None, choices=None) -> Any:
@@ -307,6 +310,21 @@ class SFTSettings:
         "use the same in rl and evaluate",
         choices=("vocab", "trie"),
     )
+    soft_labels: dict[str, float] = setting(
+        {},
+        "beside its own target a row is taught the best items of a teacher. weight: the teacher's share of the loss "
+        "(0.5); final_weight: where that goes in the second half of all steps (stays); top_k: items a row (8); temperature: "
+        "of text_knn (0.07); {}: off (paper)",
+        low=0,
+        choices=SOFT_LABELS,
+    )
+    teacher: dict[str, float] = setting(
+        {"markov": 0.7, "text_knn": 0.3},
+        "soft_labels only: ranker -> weight in the mix of their probabilities; what a ranker leaves open is chosen on "
+        "validation rows; `python baselines/mix.py` tries weights",
+        low=0,
+        choices=EXPERTS,
+    )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0)
     max_tokens: int = setting(
         512, "cutoff: rows longer than this lose their oldest history items (paper: 512)", low=16
@@ -448,6 +466,14 @@ class EvaluateSettings:
         False,
         "never recommend what the user had before, also beyond the prompt's history; baselines neither: "
         "for data where nothing is taken twice",
+    )
+    fusion: dict[str, float] = setting(
+        {},
+        "also write <checkpoint>-fusion-<split>: the model's list united with those of rules, weighed as probabilities. "
+        "model and rankers -> weight, temperature: of text_knn (0.07); `python baselines/mix.py` tries weights on validation "
+        "rows; {}: none",
+        low=0,
+        choices=FUSED,
     )
     bootstrap_samples: int = setting(1000, "resamples of the 95 % intervals; 0: none", low=0)
 

@@ -1,30 +1,35 @@
 """Rankers as probabilities over the catalogue: what a fusion and the teacher of soft labels mix.
 
-A rule's scores are counts of one kind or another, a text's are cosines: they can be added up only as probabilities.
+A rule's scores are counts of one kind or another, a text's are cosines: they can be added up only
+as probabilities.
 
 * popularity, Markov, item-kNN: ``p(item) = score / sum of the scores``, none of them negative;
-* text-kNN: ``p(item) = exp(cosine / temperature) / sum``, the cosine being the weighted mean over the latest items.
+* text-kNN: ``p(item) = exp(cosine / temperature) / sum``, the cosine being the weighted mean over
+  the latest items.
 
-How far a rule looks (reach, window, shrinkage, ...) is what ``rules.choose`` finds on validation rows, as for the baseline of
-the same name.
+How far a rule looks (reach, window, shrinkage, ...) is what ``rules.choose`` finds on validation
+rows, as for the baseline of the same name.
 
-An expert can be asked *leave-one-out* about a row of train: what the row's own transition (from its history to its
-target) has added to the counts is then taken out of the scores, as if it had not been seen. Asked about held-out rows it
-needs no such care, as no held-out row is ever counted.
+An expert can be asked *leave-one-out* about a row of train: what the row's own transition (from
+its history to its target) has added to the counts is then taken out of the scores, as if it had
+not been seen. Asked about held-out rows it needs no such care, as no held-out row is ever
+counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
 
 from minionerec.catalogue.samples import Samples, train_counts
+from minionerec.errors import UserError
+from minionerec.experiment import artifacts
 from minionerec.rankers import rules
 
-EXPERTS = ("popularity", "markov", "item_knn", "text_knn")
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
 
 
@@ -32,13 +37,16 @@ class Expert(NamedTuple):
     """One ranker of a mix.
 
     Attributes:
-        name: one of ``EXPERTS``.
-        probabilities: histories, and the targets of these train rows or None -> ``(B, N)``, rows that add up to 1, or
-            to 0 where the ranker knows nothing. With targets it is asked leave-one-out.
+        name: one of ``settings.EXPERTS``.
+        num_items: N.
+        probabilities: histories, and the targets of these train rows or None -> ``(B, N)``, rows
+            that add up to 1, or to 0 where the ranker knows nothing. With targets it is asked
+            leave-one-out.
         made_with: the choices it was made with, for people.
     """
 
     name: str
+    num_items: int
     probabilities: Callable[[Sequence[Sequence[int]], Sequence[int] | None], np.ndarray]
     made_with: dict[str, float]
 
@@ -54,7 +62,7 @@ def popularity(counts: np.ndarray) -> Expert:
             scores[row, target] = max(0.0, scores[row, target] - 1.0)
         return normalised(scores)
 
-    return Expert("popularity", probabilities, {})
+    return Expert("popularity", len(counts), probabilities, {})
 
 
 def markov(
@@ -62,9 +70,10 @@ def markov(
 ) -> Expert:
     """``rules.transition_counts``, looked up by the latest ``window`` items.
 
-    The row's own transition: its target was counted as a follower of the history item m steps before it with 1/m, for m up
-    to ``reach``, and that item before the target with ``backward / m``. What was counted for an item stands in the score
-    with 1/m' for every place m' of the window at which the item is looked up.
+    The row's own transition: its target was counted as a follower of the history item m steps
+    before it with 1/m, for m up to ``reach``, and that item before the target with ``backward /
+    m``. What was counted for an item stands in the score with 1/m' for every place m' of the
+    window at which the item is looked up.
     """
     matrix = rules.transition_counts(sequences, num_items, reach, backward)
 
@@ -91,8 +100,9 @@ def item_knn(
 ) -> Expert:
     """``rules.item_cosine``, looked up by the latest ``window`` items.
 
-    The row's own transition: its user is one of those who have both the history item and the target. Of a target that
-    the user took several times this is more than the one row has added, never less. Norms stay as they are.
+    The row's own transition: its user is one of those who have both the history item and the
+    target. Of a target that the user took several times this is more than the one row has added,
+    never less. Norms stay as they are.
     """
     matrix = rules.item_cosine(sequences, num_items, shrinkage)
     holders = np.zeros(num_items)
@@ -110,7 +120,7 @@ def item_knn(
 
 
 def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: float) -> Expert:
-    """Texts count nothing, so there is nothing to take out; without ``again`` items of the history get no weight."""
+    """Texts count nothing, so nothing is taken out; without ``again`` the history gets no weight."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)  # (N, D)
 
     def probabilities(
@@ -129,7 +139,10 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
         return normalised(weights)
 
     return Expert(
-        "text_knn", probabilities, {"window": window, "again": again, "temperature": temperature}
+        "text_knn",
+        len(unit),
+        probabilities,
+        {"window": window, "again": again, "temperature": temperature},
     )
 
 
@@ -147,7 +160,7 @@ def mix(
 
 
 def normalised(scores: np.ndarray) -> np.ndarray:
-    """Rows of ``(B, N)`` scores, none negative, divided by their sum; rows of nothing but 0 stay as they are."""
+    """Rows of ``(B, N)`` scores, none negative, divided by their sum; rows of 0 stay as they are."""
     total = scores.sum(axis=1, keepdims=True)
     return scores / np.where(total > 0, total, 1.0)
 
@@ -159,7 +172,7 @@ def _counting(
     own: Callable[[Sequence[int], int], dict[int, float]],
     made_with: dict[str, float],
 ) -> Expert:
-    """Scores of ``rules.item_to_item``; ``own`` is what a train row's transition has added to the scores of which items."""
+    """Scores of ``rules.item_to_item``; ``own``: what a row's transition has added to which items."""
     rule = rules.item_to_item(matrix, window)
 
     def probabilities(
@@ -172,25 +185,28 @@ def _counting(
                 scores[row, item] = left if left > ROUNDING else 0.0
         return normalised(scores)
 
-    return Expert(name, probabilities, made_with)
+    return Expert(name, matrix.shape[0], probabilities, made_with)
 
 
 def build(
     names: Sequence[str],
     samples: Samples,
     *,
-    embeddings: np.ndarray | None,
+    embeddings_file: Path,
     temperature: float,
     unwanted: Sequence[Collection[int]] | None = None,
 ) -> list[Expert]:
     """Experts by name, what they leave open chosen on validation rows as for the baselines.
 
     Args:
-        names: of ``EXPERTS``.
+        names: of ``settings.EXPERTS``.
         samples: counted are the train sequences, chosen is on the valid rows.
-        embeddings: ``(N, D)`` of the items' texts; needed for ``text_knn`` only.
+        embeddings_file: ``(N, D)`` of the items' texts, which ``text_knn`` reads.
         temperature: of ``text_knn``.
         unwanted: per valid row, items that are not ranked.
+
+    Raises:
+        UserError: there are no embeddings, or those of other items.
     """
     sequences, num_items = samples.train_sequences, len(samples.items)
     counts = train_counts(sequences, num_items)
@@ -212,6 +228,26 @@ def build(
                 choice = chosen(rules.knn_candidates(sequences, num_items))
                 found.append(item_knn(sequences, num_items, **choice))
             case "text_knn":
+                embeddings = read_embeddings(embeddings_file, num_items)
                 choice = chosen(rules.text_candidates(embeddings))
                 found.append(text_knn(embeddings, **choice, temperature=temperature))
     return found
+
+
+def read_embeddings(file: Path, num_items: int) -> np.ndarray:
+    """``(N, D)`` float32.
+
+    Raises:
+        UserError: they are missing, or those of another catalogue.
+    """
+    if not file.is_file():
+        raise UserError(
+            f"{file} not found, which text_knn reads; run `{artifacts.COMMANDS['sids']}` with the "
+            "same --config first, or give text_knn no weight"
+        )
+    embeddings = artifacts.load_array(file).astype(np.float32)
+    if len(embeddings) != num_items:
+        raise UserError(
+            f"{file}: holds {len(embeddings)} rows, expected one for each of {num_items} items"
+        )
+    return embeddings

@@ -2,22 +2,27 @@
 
     s(item) = sum_k w_k p_k(item)
 
-over the union of the lists, ``p_k`` being ranker k's scores as probabilities over its own list, and 0 for an item that is
-not on it. Rules remember which pairs were seen, a generator knows what is alike, and their lists overlap little. A linear
-mix of probabilities is the "linear opinion pool" (Stone, 1961); memorising beside generalising is the idea of Wide & Deep
-(Cheng et al., arXiv:1606.07792).
+over the union of the lists, ``p_k`` being ranker k's scores as probabilities over its own list,
+and 0 for an item that is not on it. Rules remember which pairs were seen, a generator knows what
+is alike, and their lists overlap little. A linear mix of probabilities is the "linear opinion
+pool" (Stone, 1961); memorising beside generalising is the idea of Wide & Deep (Cheng et al.,
+arXiv:1606.07792).
 
-Only lists are read and written: memory grows with rows x length of the lists, never with users x items. Items that no list
-holds are never recommended, so what every ranker leaves out stays out. Equal scores are ordered by item index.
+Only lists are read and written: memory grows with rows x length of the lists, never with users x
+items. Items that no list holds are never recommended, so what every ranker leaves out stays out.
+Equal scores are ordered by item index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+
+from minionerec.rankers import rules
+from minionerec.rankers.experts import Expert
 
 NO_ITEM = -1
 
@@ -39,9 +44,26 @@ class Union(NamedTuple):
 
 
 def from_log_probabilities(items: np.ndarray, scores: np.ndarray) -> Lists:
-    """A model's beams: ``(n, W)`` items and log-probabilities, -inf or item -1 where there is none."""
+    """A model's beams: ``(n, W)`` items and log-probabilities; item -1 where there is none."""
     weights = np.where(items >= 0, np.exp(np.minimum(scores, 0.0)), 0.0)
     return Lists(np.where(weights > 0, items, NO_ITEM), weights)
+
+
+def from_expert(
+    expert: Expert,
+    histories: Sequence[Sequence[int]],
+    k: int,
+    unwanted: Sequence[Collection[int]] | None = None,
+) -> Lists:
+    """An expert's k best items of each history, none of them unwanted, equal ones in item order."""
+    items, weights = rules.rank(
+        lambda shown: expert.probabilities(shown, None),
+        histories,
+        np.arange(expert.num_items),
+        k,
+        unwanted,
+    )
+    return Lists(np.where(weights > 0, items, NO_ITEM), np.maximum(weights, 0.0))
 
 
 def union(lists: Sequence[Lists]) -> Union:
@@ -85,7 +107,8 @@ def fuse(candidates: Union, weights: Sequence[float], k: int) -> tuple[np.ndarra
         k: items returned.
 
     Returns:
-        ``(n, k)`` item indexes, best first, and their scores; -1 and 0 where there are fewer, and no item whose score is 0.
+        ``(n, k)`` item indexes, best first, and their scores; -1 and 0 where there are fewer, and
+        no item whose score is 0.
     """
     scores = np.tensordot(np.asarray(weights, dtype=float), candidates.shares, axes=1)  # (n, U)
     # a stable sort leaves equal scores in the order of the items
@@ -99,7 +122,7 @@ def fuse(candidates: Union, weights: Sequence[float], k: int) -> tuple[np.ndarra
 
 
 def ranks(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> np.ndarray:
-    """``(n,)`` how many items ``fuse`` puts before each target; a large number where the target is on no list."""
+    """``(n,)`` how many items ``fuse`` puts before each target; very many if no list names it."""
     scores = np.tensordot(np.asarray(weights, dtype=float), candidates.shares, axes=1)  # (n, U)
     is_target = candidates.items == targets[:, None]
     own = np.where(is_target, scores, 0.0).sum(axis=1, keepdims=True)
@@ -109,7 +132,8 @@ def ranks(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> n
 
 
 def weight_grid(rankers: int, steps: int) -> Iterator[tuple[float, ...]]:
-    """All weights that are multiples of ``1 / steps`` and add up to 1, the most of the first ranker first.
+    """All weights that are multiples of ``1 / steps`` and add up to 1, the most of the first
+    ranker first.
 
     >>> list(weight_grid(2, 2))
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]

@@ -23,16 +23,19 @@ def collate_sft(
 ) -> dict[str, Any]:
     """Rows to one packed tree with its (slot, token) pairs.
 
-    A row has a sequence of its own for every answer it has (one, but for soft labels). With a trie a SID's end-of-sequence
-    token, which nothing can replace, is no label, and the tokens of SIDs are normalised over the children of their prefix.
-    Without rows the tree is one token and there is no pair.
+    A row has a sequence of its own for every answer it has (one, but for soft labels). With a
+    trie a SID's end-of-sequence token, which nothing can replace, is no label, and the tokens of
+    SIDs are normalised over the children of their prefix. Without rows the tree is one token and
+    there is no pair.
 
     Returns:
-        ``tree``; ``slots`` ``(M,)`` that predict something; for J pairs ``pair_rows`` ``(J,)`` into slots, ``pair_tokens``,
-        and the weights ``own`` and ``teacher`` of ``Label``; ``sid_pairs`` ``(S,)`` the pairs that are normalised over
-        children, ``child_rows`` ``(C,)`` the slots and ``children`` ``(C, F)`` the legal tokens of each place in the trie
-        that these pairs read, ``child_of_pair`` ``(S,)`` and ``place`` ``(S,)`` where among them each pair's token is;
-        ``shift_labels``, which the Trainer counts, holds as many numbers as the rows have tokens to predict.
+        ``tree``; ``slots`` ``(M,)`` that predict something; for J pairs ``pair_rows`` ``(J,)``
+        into slots, ``pair_tokens``, and the weights ``own`` and ``teacher`` of ``Label``;
+        ``sid_pairs`` ``(S,)`` the pairs that are normalised over children, ``child_rows``
+        ``(C,)`` the slots and ``children`` ``(C, F)`` the legal tokens of each place in the trie
+        that these pairs read, ``child_of_pair`` ``(S,)`` and ``place`` ``(S,)`` where among them
+        each pair's token is; ``shift_labels``, which the Trainer counts, holds as many numbers as
+        the rows have tokens to predict.
     """
     if not rows:
         return _nothing(share)
@@ -76,7 +79,7 @@ def collate_sft(
 
 
 def _in_order_of_pairs(values: list[float], inverse: Tensor) -> Tensor:
-    """``(J,)`` values that come sequence by sequence, in the order that ``label_pairs`` gives the pairs."""
+    """``(J,)`` values that come sequence by sequence, in the order of the pairs."""
     ordered = torch.empty(len(values))
     ordered[inverse] = torch.tensor(values)
     return ordered
@@ -85,7 +88,8 @@ def _in_order_of_pairs(values: list[float], inverse: Tensor) -> Tensor:
 def _children(
     trie: SidTrie | None, nodes: np.ndarray, slots: np.ndarray, tokens: Tensor
 ) -> dict[str, Tensor]:
-    """Every place in the trie once, however many pairs read it: the answers of a row share most of theirs.
+    """Every place in the trie once, however many pairs read it: the answers of a row share most
+    of theirs.
 
     Args:
         trie: the catalogue.

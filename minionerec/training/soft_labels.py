@@ -1,20 +1,22 @@
 """Soft labels for SFT: a row's target is one good answer, not the only one.
 
-A row keeps ``1 - weight`` of its label on its own target and spreads ``weight`` over the ``top_k`` items that a *teacher*
-ranks first for the same history. They are further completions of the same prompt, so that a prefix tree reads the prompt
-once. This is distillation (Hinton et al., arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose
-teacher costs nothing to train: a mix of counting rules and text neighbours (``minionerec/rankers/experts.py``).
+A row keeps ``1 - weight`` of its label on its own target and spreads ``weight`` over the
+``top_k`` items that a *teacher* ranks first for the same history. They are further completions of
+the same prompt, so that a prefix tree reads the prompt once. This is distillation (Hinton et al.,
+arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose teacher costs nothing to
+train: a mix of counting rules and text neighbours (``minionerec/rankers/experts.py``).
 
-Two promises. The teacher is asked about train rows only and has counted train interactions only: nothing held out reaches
-a label. And it is leave-one-out: what the row's own target has added to the counts is taken out before the row is
-scored, or the teacher would but repeat the target.
+Two promises. The teacher is asked about train rows only and has counted train interactions only:
+nothing held out reaches a label. And it is leave-one-out: what the row's own target has added to
+the counts is taken out before the row is scored, or the teacher would but repeat the target.
 
-Rows that show one item and ask for that very item (title -> SID) have one right answer and keep it, as do titles.
+Rows that show one item and ask for that very item (title -> SID) have one right answer and keep
+it, as do titles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,8 +31,28 @@ from minionerec.rankers.experts import Expert, mix, normalised
 ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
 
 
+class Recipe(NamedTuple):
+    """``sft.soft_labels`` with its defaults, those that ranked validation rows best (docs/LOG.md)."""
+
+    weight: float
+    final_weight: float
+    top_k: int
+    temperature: float
+
+    @classmethod
+    def of(cls, given: Mapping[str, float]) -> Recipe:
+        """The keys that were given, and the defaults of the others."""
+        weight = given.get("weight", 0.5)
+        return cls(
+            weight,
+            given.get("final_weight", weight),
+            int(given.get("top_k", 8)),
+            given.get("temperature", 0.07),
+        )
+
+
 class Labels(NamedTuple):
-    """A teacher's best items for every row; ``weights`` add up to 1 per row, or to 0 where it knows nothing."""
+    """A teacher's best items for every row; weights add up to 1, or to 0 where it knows nothing."""
 
     items: np.ndarray  # (rows, K) item indexes, -1 where there are fewer
     weights: np.ndarray  # (rows, K)
@@ -72,7 +94,7 @@ def teacher_labels(
 
 
 def takes_labels(row: Row) -> bool:
-    """Whether other items could be right answers too: the row shows a history and asks for the SID of the next item."""
+    """Whether other items could be right too: the row shows a history and asks for the next item."""
     return bool(row.history) and row.task.endswith("to_sid")
 
 
@@ -85,7 +107,8 @@ def with_labels(
     *,
     exclude_history: bool,
 ) -> list[Row]:
-    """The rows, those that ``takes_labels`` with the teacher's answers beside their own; the rest unchanged.
+    """The rows, those that ``takes_labels`` with the teacher's answers beside their own; the rest
+    unchanged.
 
     Several tasks may have rows of the same history and target: the teacher is asked once.
     """
@@ -114,7 +137,8 @@ def with_labels(
 def answers(
     row: Row, items: np.ndarray, weights: np.ndarray, renderer: Renderer
 ) -> tuple[Label, ...]:
-    """The row's target and the teacher's items, each once; the target alone where the teacher knows nothing.
+    """The row's target and the teacher's items, each once; the target alone where the teacher
+    knows nothing.
 
     Args:
         row: with its own target.
@@ -135,22 +159,28 @@ def answers(
     return tuple(labels)
 
 
-def tokens(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Tokens that a forward reads for these batches of rows without and with their labels: what soft labels cost."""
+def price(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> str:
+    """What soft labels cost, in words: tokens that a forward reads for these batches of rows, without labels and with them."""
     plain, soft = 0, 0
     for batch in batches:
-        one_each = [row.prompt + row.completion[:-1] for row in (rows[i] for i in batch)]
+        alone = []
         every = []
-        for i in batch:
-            completions = [label.completion for label in rows[i].labels] or [rows[i].completion]
-            every += [rows[i].prompt + completion[:-1] for completion in completions]
-        plain += pack_trees(one_each).input_ids.numel()
+        for row in (rows[i] for i in batch):
+            completions = [label.completion for label in row.labels] or [row.completion]
+            alone.append(row.prompt + row.completion[:-1])
+            every += [row.prompt + completion[:-1] for completion in completions]
+        plain += pack_trees(alone).input_ids.numel()
         soft += pack_trees(every).input_ids.numel()
-    return plain, soft
+    taught = sum(bool(row.labels) for row in rows)
+    return (
+        f"soft labels: {taught:,} of {len(rows):,} rows have them; a forward reads {soft / len(batches):,.0f} "
+        f"tokens instead of {plain / len(batches):,.0f}: {soft / plain:.1f} x the plain run"
+    )
 
 
 def weight_at(progress: float, first: float, last: float) -> float:
-    """The teacher's weight when a share ``progress`` of all steps is done: ``first`` for half of them, then straight to ``last``.
+    """The teacher's weight when a share ``progress`` of all steps is done: ``first`` for half of
+    them, then straight to ``last``.
 
     >>> [weight_at(p, 0.5, 0.1) for p in (0.0, 0.5, 0.75, 1.0)]
     [0.5, 0.5, 0.3, 0.1]

@@ -1,0 +1,83 @@
+"""A checkpoint's ranking united with those of rules: what ``evaluate.fusion`` writes beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minionerec.catalogue.samples import Sample
+from minionerec.errors import UserError
+from minionerec.rankers import fusion
+from minionerec.rankers.experts import Expert
+from minionerec.rankers.fusion import Lists, Union
+
+TEMPERATURE = 0.07  # of text_knn, where evaluate.fusion names none
+
+
+def weights_of(setting: dict[str, float]) -> dict[str, float]:
+    """Model and rankers with a weight; ``temperature`` is none of them."""
+    return {name: weight for name, weight in setting.items() if weight and name != "temperature"}
+
+
+def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[str]) -> Lists:
+    """The model's lists as ``predictions.jsonl`` holds them.
+
+    Args:
+        file: written by ``evaluate.py``, one line per sample.
+        samples: the rows that are ranked.
+        item_ids: by item index.
+
+    Raises:
+        UserError: they rank other rows.
+    """
+    index = {item_id: item for item, item_id in enumerate(item_ids)}
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    ranked = [(record["user_id"], record["target_item_id"]) for record in records]
+    wanted = [(sample.user_id, item_ids[sample.target]) for sample in samples]
+    if ranked != wanted:
+        raise UserError(
+            f"{file}: ranks other rows than the experiment has; delete {file.parent} and evaluate again"
+        )
+    width = max((len(record["item_ids"]) for record in records), default=0)
+    items = np.full((len(records), width), fusion.NO_ITEM, dtype=np.int64)
+    scores = np.full((len(records), width), -np.inf)
+    for row, record in enumerate(records):
+        named = [index[item_id] for item_id in record["item_ids"]]
+        items[row, : len(named)] = named
+        scores[row, : len(named)] = record["scores"]
+    return fusion.from_log_probabilities(items, scores)
+
+
+def unite(
+    model: Lists,
+    experts: Sequence[Expert],
+    samples: Sequence[Sample],
+    k: int,
+    unwanted: Sequence[Collection[int]] | None,
+) -> Union:
+    """The model's lists first, then k items of every expert."""
+    histories = [sample.history for sample in samples]
+    lists = [fusion.from_expert(expert, histories, k, unwanted) for expert in experts]
+    return fusion.union([model, *lists])
+
+
+def records(
+    items: np.ndarray, scores: np.ndarray, samples: Sequence[Sample], item_ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Lines of ``predictions.jsonl``; scores are mixed probabilities."""
+    found = []
+    for sample, row, row_scores in zip(samples, items, scores, strict=True):
+        there = row >= 0
+        found.append(
+            {
+                "user_id": sample.user_id,
+                "target_item_id": item_ids[sample.target],
+                "item_ids": [item_ids[item] for item in row[there]],
+                "scores": [round(float(score), 6) for score in row_scores[there]],
+            }
+        )
+    return found

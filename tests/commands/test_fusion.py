@@ -1,0 +1,128 @@
+"""``evaluate.fusion``: a ranking of its own beside the model's, which stays as it is."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+import evaluate
+from baselines import mix
+from minionerec.catalogue import inputs
+from minionerec.catalogue.prompts import TEMPLATES
+from minionerec.catalogue.samples import load_samples, seen_items
+from minionerec.errors import UserError
+from minionerec.evaluation import fused
+from minionerec.experiment import artifacts, config, preflight
+from minionerec.experiment.settings import EvaluateSettings
+from minionerec.model import backbone
+from tests.worlds import tiny_run
+
+WEIGHTS = {"model": 0.5, "markov": 0.3, "text_knn": 0.2}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An experiment with a random model, ranked on valid and test rows by the model alone."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("fusion")
+    experiment = tiny_run(folder / "runs")
+    sids_dir = artifacts.stage_path(experiment, "sids")
+    data_dir = artifacts.stage_path(experiment, "data")
+    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
+    model, tokenizer = backbone.build(experiment.model, sids, inputs.texts(samples.items), seed=1)
+    model.get_output_embeddings().weight.data.normal_(std=0.5)
+    (folder / "model").mkdir()
+    backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], folder / "model")
+    settings = EvaluateSettings(checkpoint=str(folder / "model"), bootstrap_samples=20)
+    experiment = dataclasses.replace(experiment, evaluate=settings)
+    for split in ("valid", "test"):
+        evaluate.evaluate(*with_settings(experiment, split=split))
+    return experiment
+
+
+def with_settings(experiment, **changes):
+    """The experiment with other settings of ``evaluate``, and where the model's ranking is."""
+    settings = dataclasses.replace(experiment.evaluate, **changes)
+    changed = dataclasses.replace(experiment, evaluate=settings)
+    return changed, artifacts.evaluation_path(changed)
+
+
+def read(path):
+    return [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_fusion_is_written_beside_the_models_ranking_and_leaves_it_as_it_was(world):
+    experiment, path = with_settings(world, fusion=WEIGHTS)
+    before = (path / "predictions.jsonl").read_bytes()
+    evaluate.fuse(experiment, path)
+    target = artifacts.fusion_path(experiment)
+    assert target.name == "model-fusion-test"
+    assert (path / "predictions.jsonl").read_bytes() == before
+    # finished is finished, for either; other weights are another fusion
+    assert artifacts.is_done(experiment, "evaluate", path)
+    assert preflight.finished_path(experiment, "evaluate") == path
+    other, _ = with_settings(world, fusion={"model": 0.9, "markov": 0.1})
+    with pytest.raises(UserError, match="was made with other settings"):
+        artifacts.is_done(other, "fusion", target)
+    metrics = json.loads((target / "metrics.json").read_text())
+    assert metrics["fusion"] == WEIGHTS
+    assert metrics["invalid"] == metrics["duplicates"] == 0
+    assert set(metrics["chosen"]) == {"markov", "text_knn"}
+
+
+def test_all_weight_on_the_model_is_the_models_own_ranking(world, tmp_path):
+    experiment, path = with_settings(world, fusion={"model": 1.0}, split="valid")
+    evaluate.fuse(experiment, path)
+    for own, united in zip(read(path), read(artifacts.fusion_path(experiment)), strict=True):
+        assert [item for item in united["item_ids"]] == own["item_ids"][: len(united["item_ids"])]
+        total = sum(math.exp(score) for score in own["scores"])
+        first = math.exp(own["scores"][0]) / total
+        assert united["scores"][0] == pytest.approx(first, abs=1e-5)
+
+
+def test_what_is_excluded_is_excluded_from_a_fusion_too(world, tmp_path):
+    experiment, _ = with_settings(world, exclude_history=True, fusion=WEIGHTS)
+    experiment = tiny_run_as(experiment, tmp_path)
+    path = artifacts.evaluation_path(experiment)
+    evaluate.evaluate(experiment, path)
+    evaluate.fuse(experiment, path)
+    data_dir = artifacts.stage_path(experiment, "data")
+    ids = load_samples(data_dir, 5).item_ids
+    seen = seen_items(data_dir, "test")
+    for record, items in zip(read(artifacts.fusion_path(experiment)), seen, strict=True):
+        assert not {ids[item] for item in items} & set(record["item_ids"])
+
+
+def tiny_run_as(experiment, folder):
+    """The same experiment in a folder of its own."""
+    moved = tiny_run(folder)
+    return dataclasses.replace(moved, evaluate=experiment.evaluate)
+
+
+def test_a_ranking_of_other_rows_is_refused_in_one_line(world):
+    experiment, path = with_settings(world)
+    samples = load_samples(artifacts.stage_path(experiment, "data"), 5)
+    with pytest.raises(UserError, match=r"predictions.jsonl: ranks other rows than the experiment"):
+        fused.read_model_lists(
+            path / "predictions.jsonl", samples.splits["valid"], samples.item_ids
+        )
+
+
+def test_weights_are_tried_on_validation_rows_in_one_table(world, capsys):
+    experiment, _ = with_settings(world)
+    mix.main_of(experiment)
+    told = capsys.readouterr().out
+    assert "teacher" in told
+    assert "fusion" in told
+    assert "model alone" in told
+    line = next(row for row in told.splitlines() if row.strip().startswith("fusion: {"))
+    assert "temperature" in line
+
+
+def test_a_fusion_of_no_weight_is_refused_before_anything_runs(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("evaluate:\n  fusion: {model: 0, markov: 0}\n")
+    with pytest.raises(UserError, match="evaluate.fusion: every weight is 0; give the model or a"):
+        config.read_experiment(file)
