@@ -130,7 +130,7 @@ def fuse(experiment: Experiment, path: Path) -> None:
     from minionerec.evaluation import fused
     from minionerec.evaluation.cost import cost
     from minionerec.experiment import artifacts, processes
-    from minionerec.rankers import experts, fusion
+    from minionerec.rankers import fusion
 
     s = experiment.evaluate
     target = artifacts.fusion_path(experiment)
@@ -145,26 +145,18 @@ def fuse(experiment: Experiment, path: Path) -> None:
     samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
     rows = samples.splits[s.split]
     model = fused.read_model_lists(path / "predictions.jsonl", rows, sids.item_ids)
-    weights = fused.weights_of(s.fusion)
     unwanted = {}
     for split in {"valid", s.split} if s.exclude_history else ():
         unwanted[split] = seen_items(data_dir, split)
-    rankers = experts.build(
-        [name for name in weights if name != "model"],
-        samples,
-        embeddings_file=sids_dir / "embeddings.npy",
-        temperature=s.fusion.get("temperature", fused.TEMPERATURE),
-        unwanted=unwanted.get("valid"),
-    )
+    rankers, shares = fused.rankers_of(s.fusion, samples, sids_dir, unwanted.get("valid"))
 
     # Unite, weigh, measure
     ready = time.perf_counter()
     united = fused.unite(model, rankers, rows, s.num_beams, unwanted.get(s.split))
-    shares = [weights.get("model", 0.0), *(weights[ranker.name] for ranker in rankers)]
     records = fused.records(*fusion.fuse(united, shares, s.num_beams), rows, sids.item_ids)
     metrics = measure(experiment, samples, None, len(sids.item_ids), records)
     metrics |= {
-        "fusion": weights,
+        "fusion": fused.weights_of(s.fusion),
         "chosen": {ranker.name: ranker.made_with for ranker in rankers},
         "cost": cost(0, time.perf_counter() - ready, len(rows), train_seconds=ready - start),
     }

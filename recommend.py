@@ -1,17 +1,23 @@
 """Recommend the next items for one history.
 
     python recommend.py --config configs/quickstart.yaml --history ID,ID,... [--k 10] [--evaluate.exclude_history true]
+    python recommend.py ... --evaluate.fusion '{model: 0.5, markov: 0.5}'
 
-Item ids are those of runs/<name>/data/items.parquet, oldest first. The model is the one of ``evaluate.checkpoint``.
+Item ids are those of runs/<name>/data/items.parquet, oldest first. The model is the one of ``evaluate.checkpoint``;
+with ``evaluate.fusion`` its list is united with those of rules, as evaluation does it.
 """
 
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING, Any
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import Experiment
+
+if TYPE_CHECKING:
+    from minionerec.catalogue.samples import Sample, Samples
 
 
 def main() -> None:
@@ -86,6 +92,8 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
         )
     )
     record = ranking.predictions([sample], leaves, scores, trie, sids.item_ids, unwanted)[0]
+    if s.fusion:
+        record = united(experiment, record, sample, samples, unwanted)
     titles = dict(zip(sids.item_ids, samples.items["title"], strict=True))
     print("history (oldest first):")
     for item_id in history:
@@ -95,6 +103,32 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
         zip(record["item_ids"][:k], record["scores"][:k], strict=True), 1
     ):
         print(f"{rank:>4}  {score:9.4f}  {item_id}  {titles[item_id]}")
+
+
+def united(
+    experiment: Experiment,
+    record: dict[str, Any],
+    sample: Sample,
+    samples: Samples,
+    unwanted: list[set[int]] | None,
+) -> dict[str, Any]:
+    """The model's list united with those of the rules of ``evaluate.fusion``; scores are then mixed probabilities."""
+    from minionerec.catalogue.samples import seen_items
+    from minionerec.evaluation import fused
+    from minionerec.experiment import artifacts
+    from minionerec.rankers import fusion
+
+    s = experiment.evaluate
+    seen = None
+    if s.exclude_history:
+        seen = seen_items(artifacts.require_stage(experiment, "data"), "valid")
+    rankers, shares = fused.rankers_of(
+        s.fusion, samples, artifacts.require_stage(experiment, "sids"), seen
+    )
+    model = fused.lists_of([record], samples.item_ids)
+    both = fused.unite(model, rankers, [sample], s.num_beams, unwanted)
+    fused_lists = fusion.fuse(both, shares, len(samples.items))
+    return fused.records(*fused_lists, [sample], samples.item_ids)[0]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.samples import Sample, Samples
 from minionerec.errors import UserError
-from minionerec.rankers import fusion
+from minionerec.rankers import experts, fusion
 from minionerec.rankers.experts import Expert
 from minionerec.rankers.fusion import Lists, Union
 
@@ -21,6 +21,31 @@ TEMPERATURE = 0.07  # of text_knn, where evaluate.fusion names none
 def weights_of(setting: dict[str, float]) -> dict[str, float]:
     """Model and rankers with a weight; ``temperature`` is none of them."""
     return {name: weight for name, weight in setting.items() if weight and name != "temperature"}
+
+
+def rankers_of(
+    setting: dict[str, float],
+    samples: Samples,
+    sids_dir: Path,
+    seen: Sequence[Collection[int]] | None,
+) -> tuple[list[Expert], list[float]]:
+    """The rules that have a weight, and the weights: the model's first.
+
+    Args:
+        setting: ``evaluate.fusion``.
+        samples: what the rules leave open is chosen on the valid rows.
+        sids_dir: holds the embeddings that ``text_knn`` reads.
+        seen: per valid row, items that are not ranked; None: all are.
+    """
+    weights = weights_of(setting)
+    rankers = experts.build(
+        [name for name in weights if name != "model"],
+        samples,
+        embeddings_file=sids_dir / "embeddings.npy",
+        temperature=setting.get("temperature", TEMPERATURE),
+        unwanted=seen,
+    )
+    return rankers, [weights.get("model", 0.0), *(weights[ranker.name] for ranker in rankers)]
 
 
 def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[str]) -> Lists:
@@ -34,14 +59,20 @@ def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[s
     Raises:
         UserError: they rank other rows.
     """
-    index = {item_id: item for item, item_id in enumerate(item_ids)}
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     ranked = [(record["user_id"], record["target_item_id"]) for record in records]
     wanted = [(sample.user_id, item_ids[sample.target]) for sample in samples]
     if ranked != wanted:
         raise UserError(
-            f"{file}: ranks other rows than the experiment has; delete {file.parent} and evaluate again"
+            f"{file}: ranks other rows than the experiment has; delete {file.parent} and "
+            "evaluate again"
         )
+    return lists_of(records, item_ids)
+
+
+def lists_of(records: Sequence[dict[str, Any]], item_ids: Sequence[str]) -> Lists:
+    """Records of ``predictions.jsonl`` with log-probabilities as lists of item indexes."""
+    index = {item_id: item for item, item_id in enumerate(item_ids)}
     width = max((len(record["item_ids"]) for record in records), default=0)
     items = np.full((len(records), width), fusion.NO_ITEM, dtype=np.int64)
     scores = np.full((len(records), width), -np.inf)
@@ -54,14 +85,14 @@ def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[s
 
 def unite(
     model: Lists,
-    experts: Sequence[Expert],
+    rankers: Sequence[Expert],
     samples: Sequence[Sample],
     k: int,
     unwanted: Sequence[Collection[int]] | None,
 ) -> Union:
     """The model's lists first, then k items of every expert."""
     histories = [sample.history for sample in samples]
-    lists = [fusion.from_expert(expert, histories, k, unwanted) for expert in experts]
+    lists = [fusion.from_expert(expert, histories, k, unwanted) for expert in rankers]
     return fusion.union([model, *lists])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evaluate
+import recommend
 from baselines import mix
 from minionerec.catalogue import inputs
 from minionerec.catalogue.prompts import TEMPLATES
@@ -99,6 +100,23 @@ def tiny_run_as(experiment, folder):
     """The same experiment in a folder of its own."""
     moved = tiny_run(folder)
     return dataclasses.replace(moved, evaluate=experiment.evaluate)
+
+
+def test_recommend_shows_the_fusion_that_evaluation_measures(world, capsys):
+    """Rows of one history of the test split, ranked by both ways."""
+    experiment, path = with_settings(world, fusion=WEIGHTS)
+    evaluated = read(artifacts.fusion_path(experiment))[0]
+    samples = load_samples(artifacts.stage_path(experiment, "data"), 5)
+    sample = samples.splits["test"][0]
+    capsys.readouterr()
+    recommend.recommend(experiment, [samples.item_ids[item] for item in sample.history], 5)
+    shown = capsys.readouterr().out.split("recommended:\n")[1].splitlines()
+    assert [line.split()[2] for line in shown] == evaluated["item_ids"][:5]
+    without, _ = with_settings(experiment, exclude_history=True)
+    recommend.recommend(without, ["i3"], 24)
+    shown = capsys.readouterr().out.split("recommended:\n")[1].splitlines()
+    assert len(shown) == 23
+    assert "i3" not in [line.split()[2] for line in shown]
 
 
 def test_a_ranking_of_other_rows_is_refused_in_one_line(world):
