@@ -120,7 +120,7 @@ def item_knn(
 
 
 def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: float) -> Expert:
-    """Texts count nothing, so nothing is taken out; without ``again`` the history gets no weight."""
+    """Texts count nothing: nothing is taken out; without ``again`` the history gets no weight."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)  # (N, D)
 
     def probabilities(
@@ -160,7 +160,7 @@ def mix(
 
 
 def normalised(scores: np.ndarray) -> np.ndarray:
-    """Rows of ``(B, N)`` scores, none negative, divided by their sum; rows of 0 stay as they are."""
+    """Rows of ``(B, N)`` scores, none negative, divided by their sum; rows of 0 stay."""
     total = scores.sum(axis=1, keepdims=True)
     return scores / np.where(total > 0, total, 1.0)
 
@@ -172,7 +172,7 @@ def _counting(
     own: Callable[[Sequence[int], int], dict[int, float]],
     made_with: dict[str, float],
 ) -> Expert:
-    """Scores of ``rules.item_to_item``; ``own``: what a row's transition has added to which items."""
+    """Scores of ``rules.item_to_item``; ``own``: what a transition has added to which items."""
     rule = rules.item_to_item(matrix, window)
 
     def probabilities(

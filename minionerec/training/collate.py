@@ -74,7 +74,8 @@ def collate_sft(
             trie, np.array(above)[is_sid], pair_rows[sid_pairs].numpy(), pair_tokens[sid_pairs]
         ),
         "shift_labels": counted_labels,
-        "labels": counted_labels,  # the Trainer counts shift_labels, and only where there are labels
+        # the Trainer counts shift_labels, and only where there are labels
+        "labels": counted_labels,
     }
 
 
@@ -133,7 +134,7 @@ def _nothing(share: bool) -> dict[str, Any]:
 
 
 def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to what ``roll_out`` takes, with a label for each, as the Trainer counts labels."""
+    """Numbered rows to what ``roll_out`` takes, with a label for each, as labels are counted."""
     numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
     labels = torch.zeros(len(rows))
     return {"prompts": {"rows": rows, "numbers": numbers}, "shift_labels": labels, "labels": labels}

@@ -28,11 +28,12 @@ from minionerec.model.token_trees import pack_trees
 from minionerec.rankers import rules
 from minionerec.rankers.experts import Expert, mix, normalised
 
+TASK = "sid_to_sid"  # of rows that show one item
 ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
 
 
 class Recipe(NamedTuple):
-    """``sft.soft_labels`` with its defaults, those that ranked validation rows best (docs/LOG.md)."""
+    """``sft.soft_labels`` with its defaults: what ranked validation rows best (docs/LOG.md)."""
 
     weight: float
     final_weight: float
@@ -52,7 +53,7 @@ class Recipe(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """A teacher's best items for every row; weights add up to 1, or to 0 where it knows nothing."""
+    """A teacher's best items for every row; weights add up to 1, or to 0 if it knows none."""
 
     items: np.ndarray  # (rows, K) item indexes, -1 where there are fewer
     weights: np.ndarray  # (rows, K)
@@ -62,7 +63,7 @@ def teacher_labels(
     experts: Sequence[Expert],
     shares: Sequence[float],
     histories: Sequence[Sequence[int]],
-    targets: Sequence[int],
+    targets: Sequence[int] | None,
     top_k: int,
     *,
     exclude_history: bool,
@@ -73,7 +74,8 @@ def teacher_labels(
         experts: of the mix.
         shares: weight of each expert.
         histories: what the rows show.
-        targets: the rows' own targets, which the experts take out of their counts.
+        targets: the rows' own targets, which the experts take out of their counts; None for
+            histories that have none.
         top_k: K, at most the catalogue.
         exclude_history: items that a row shows get no weight, as they are never recommended.
     """
@@ -82,7 +84,8 @@ def teacher_labels(
     for start in range(0, len(histories), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         shown = histories[block]
-        probabilities = mix(experts, shares, shown, targets[block])  # (B, N)
+        own = None if targets is None else targets[block]
+        probabilities = mix(experts, shares, shown, own)  # (B, N)
         if exclude_history:
             for row, history in enumerate(shown):
                 probabilities[row, list(history)] = 0.0
@@ -94,7 +97,7 @@ def teacher_labels(
 
 
 def takes_labels(row: Row) -> bool:
-    """Whether other items could be right too: the row shows a history and asks for the next item."""
+    """Whether other items could be right: the row shows a history and asks for the next item."""
     return bool(row.history) and row.task.endswith("to_sid")
 
 
@@ -134,6 +137,36 @@ def with_labels(
     return labelled
 
 
+def item_rows(
+    num_items: int,
+    experts: Sequence[Expert],
+    shares: Sequence[float],
+    top_k: int,
+    renderer: Renderer,
+    *,
+    exclude_history: bool,
+) -> list[Row]:
+    """A row for every item: a history of that item alone, and what the teacher says follows it.
+
+    They teach the whole table of which item leads to which, also for items that no train row
+    shows last, and have no target of their own that would have to be taken out of the counts.
+    """
+    histories = [(item,) for item in range(num_items)]
+    found = teacher_labels(experts, shares, histories, None, top_k, exclude_history=exclude_history)
+    rows = []
+    for item, (items, weights) in enumerate(zip(found.items, found.weights, strict=True)):
+        labels = []
+        for other, weight in zip(items.tolist(), weights.tolist(), strict=True):
+            if weight > 0:
+                completion = renderer.completion(TASK, other)
+                labels.append(Label(other, completion, weight, weight))
+        if labels:
+            first = labels[0]
+            prompt = renderer.prompt(TASK, (item,))
+            rows.append(Row(TASK, "", prompt, first.completion, first.item, (item,), tuple(labels)))
+    return rows
+
+
 def answers(
     row: Row, items: np.ndarray, weights: np.ndarray, renderer: Renderer
 ) -> tuple[Label, ...]:
@@ -160,7 +193,7 @@ def answers(
 
 
 def price(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> str:
-    """What soft labels cost, in words: tokens that a forward reads for these batches of rows, without labels and with them."""
+    """What soft labels cost, in words: tokens of these batches of rows without and with them."""
     plain, soft = 0, 0
     for batch in batches:
         alone = []
@@ -173,8 +206,9 @@ def price(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> str:
         soft += pack_trees(every).input_ids.numel()
     taught = sum(bool(row.labels) for row in rows)
     return (
-        f"soft labels: {taught:,} of {len(rows):,} rows have them; a forward reads {soft / len(batches):,.0f} "
-        f"tokens instead of {plain / len(batches):,.0f}: {soft / plain:.1f} x the plain run"
+        f"soft labels: {taught:,} of {len(rows):,} rows have them; a forward reads "
+        f"{soft / len(batches):,.0f} tokens instead of {plain / len(batches):,.0f}: "
+        f"{soft / plain:.1f} x the plain run"
     )
 
 
