@@ -76,7 +76,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         load_template(checkpoint, experiment.model.template),
         sids,
         samples,
-        experiment.sft.max_tokens,
+        experiment.model.max_tokens,
     )
     trie = inputs.trie(sids, tokenizer).to(state.device)
 
@@ -100,7 +100,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             renderer,
             trie,
             s.num_beams,
-            normalize=s.normalize,
+            normalize=experiment.model.normalize,
             unwanted=seen_items(data_dir, s.split) if s.exclude_history else None,
         )
         lines, spent = rank_in_parts(ranker, sids.item_ids, parts_folder(path), facts)
@@ -337,7 +337,7 @@ def measure(
             "num_beams": s.num_beams,
             "checkpoint": str(s.checkpoint),
             "split": s.split,
-            "normalize": s.normalize,
+            "normalize": experiment.model.normalize,
             "exclude_history": s.exclude_history,
             "empty": sum(not record["item_ids"] for record in records),
         }

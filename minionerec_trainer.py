@@ -434,6 +434,7 @@ class GRPOTrainer(RankingTrainer):
     Args:
         trie: the catalogue, on the model's device.
         settings: the ``rl`` section.
+        normalize: the distribution of rollouts, loss and KL, ``vocab`` or ``trie`` (``model.normalize``).
         reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``, B histories) -> each weighted part ``(B, G)``; they add up.
         ref_model: frozen copy for the KL; None when beta is 0, or when the model without its adapters is the reference.
     """
@@ -443,11 +444,13 @@ class GRPOTrainer(RankingTrainer):
         *args: Any,
         trie: SidTrie,
         settings: RLSettings,
+        normalize: str,
         reward: Reward,
         ref_model: nn.Module | None,
         **kwargs: Any,
     ):
         self.settings = settings
+        self.normalize = normalize
         super().__init__(*args, **kwargs)
         self.trie, self.reward, self.stop_signal.every = (
             trie.to(self.args.device),
@@ -554,7 +557,7 @@ class GRPOTrainer(RankingTrainer):
             prompts,
             self.trie,
             s.num_generations,
-            normalize=s.normalize,
+            normalize=self.normalize,
             rollout=s.rollout,
             temperature=s.temperature,
             generator=generators,
@@ -607,7 +610,7 @@ class GRPOTrainer(RankingTrainer):
         batch = GroupBatch.make(
             prompts, rollouts.nodes[kept], rollouts.alive[kept], self.trie, self.share, targets
         )
-        output = batch.forward(model, s.normalize, s.kl == "exact" and s.beta > 0)
+        output = batch.forward(model, self.normalize, s.kl == "exact" and s.beta > 0)
         mask = batch.mask
         ratio = torch.exp(
             output.logps - rollouts.old_logps[kept]
@@ -646,11 +649,11 @@ class GRPOTrainer(RankingTrainer):
         """The same log-probabilities from the frozen copy, or from the policy with its adapters off."""
         with_children = self.settings.kl == "exact"
         if self.ref_model is not None:
-            return batch.forward(self.ref_model, self.settings.normalize, with_children)
+            return batch.forward(self.ref_model, self.normalize, with_children)
         policy: PeftModel = self.accelerator.unwrap_model(model)
         was_training = policy.training
         with policy.eval().disable_adapter():
-            output = batch.forward(policy, self.settings.normalize, with_children)
+            output = batch.forward(policy, self.normalize, with_children)
         policy.train(was_training)
         return output
 

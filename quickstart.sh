@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
 
 help_if_asked "$@"
-set_up
+set_up user
 config=configs/quickstart.yaml
 [[ "$PWD" -ef "$ROOT" ]] || config="$ROOT/$config"
 

@@ -72,7 +72,7 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
         load_template(checkpoint, experiment.model.template),
         sids,
         samples,
-        experiment.sft.max_tokens,
+        experiment.model.max_tokens,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trie = inputs.trie(sids, tokenizer).to(device)
@@ -87,7 +87,7 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
             renderer,
             trie,
             max(k, s.num_beams),
-            normalize=s.normalize,
+            normalize=experiment.model.normalize,
             unwanted=unwanted,
         )
     )

@@ -3,7 +3,7 @@
     bash rl.sh --config configs/quickstart.yaml [--rl.preset paper] [--section.key value ...]
 
 Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like that of SFT. Departures from the reference:
-(1) every row carries its own target; (2) rollouts, loss and validation use one distribution (``rl.normalize``) and one
+(1) every row carries its own target; (2) rollouts, loss and validation use one distribution (``model.normalize``) and one
 prompt; (3) the prompt is read once per group; (4) the checkpoint handed on is the best one on validation NDCG@10, and if
 no step beats the SFT model, it is the SFT model; (5) groups whose completions all earn the same are dropped before the
 forward, KL included (``rl.kl_on_flat_groups``); (6) with adapters the reference is the policy with the adapters off.
@@ -70,7 +70,7 @@ def train(experiment: Experiment, path: Path) -> None:
     backbone.check_sids(sft_dir, sids)
     model, tokenizer = backbone.load(sft_dir, torch.float32)
     template = load_template(sft_dir, experiment.model.template)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.sft.max_tokens)
+    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.model.max_tokens)
     trie = inputs.trie(sids, tokenizer)
     rows = mixture(s.tasks, samples.splits["train"], renderer, len(samples.items), experiment.seed)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
@@ -105,7 +105,8 @@ def train(experiment: Experiment, path: Path) -> None:
     )
     trie = trie.to(arguments.device)
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, normalize=s.normalize)
+    normalize = experiment.model.normalize
+    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, normalize=normalize)
     before = validate(model.to(arguments.device))
     processes.say(
         "SFT model: validation "
@@ -128,6 +129,7 @@ def train(experiment: Experiment, path: Path) -> None:
         validate,
         trie=trie,
         settings=s,
+        normalize=normalize,
         reward=reward,
         ref_model=reference,
     )

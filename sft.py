@@ -68,7 +68,7 @@ def train(experiment: Experiment, path: Path) -> None:
         model_settings, sids, inputs.texts(samples.items), experiment.seed, s.dropout
     )
     template = inputs.template_of(model_settings)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, s.max_tokens)
+    renderer = inputs.renderer(tokenizer, template, sids, samples, model_settings.max_tokens)
     trie = inputs.trie(sids, tokenizer)
     sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
     model = backbone.add_adapters(model, model_settings, sid_token_ids)
@@ -78,7 +78,7 @@ def train(experiment: Experiment, path: Path) -> None:
         else window_samples(samples.train_sequences, experiment.data.max_history, experiment.seed)
     )
     rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
-    backbone.check_context(model, rows, "sft.max_tokens")
+    backbone.check_context(model, rows, "model.max_tokens")
     recipe = soft_labels.Recipe.of(s.soft_labels)
     if s.soft_labels:
         rows = taught(experiment, rows, recipe, samples, renderer, data_dir, sids_dir)
@@ -105,7 +105,7 @@ def train(experiment: Experiment, path: Path) -> None:
         trie.to(arguments.device),
         sids,
         num_beams=s.eval_beams,
-        normalize=s.normalize,
+        normalize=model_settings.normalize,
     )
     contents = trainers.CheckpointContents(
         "sft",
@@ -123,7 +123,7 @@ def train(experiment: Experiment, path: Path) -> None:
         contents,
         validate,
         groups,
-        trie=trie if s.normalize == "trie" else None,
+        trie=trie if model_settings.normalize == "trie" else None,
         teacher_weight=lambda done: soft_labels.weight_at(done, recipe.weight, recipe.final_weight),
         callbacks=early_stopping(s.patience),
     )
@@ -182,9 +182,13 @@ def taught(
     )
     for expert in teacher:
         processes.say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
-    return soft_labels.with_labels(
+    labelled = soft_labels.with_labels(
         rows, teacher, list(shares.values()), recipe.top_k, renderer, exclude_history=exclude
     )
+    of_items = soft_labels.item_rows(
+        num_items, teacher, list(shares.values()), recipe.top_k, renderer, exclude_history=exclude
+    )
+    return labelled + recipe.items * of_items
 
 
 if __name__ == "__main__":

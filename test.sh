@@ -10,6 +10,6 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
 
 help_if_asked "$@"
-set_up
+set_up developer
 cd "$ROOT"
 exec "$PYTHON" -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile "$@"     # of two -m or -n, pytest takes the last

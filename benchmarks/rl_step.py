@@ -143,6 +143,7 @@ def main(
             lambda _: {},
             trie=work.trie,
             settings=settings,
+            normalize="vocab",
             reward=lambda items, *_: {"arbitrary": reward_of(items)},
             ref_model=ref_model.requires_grad_(False),
         )

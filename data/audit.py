@@ -93,7 +93,7 @@ def read_prompts(experiment: Experiment, samples: Samples, sources: dict[str, Pa
         sources["sft"], trust_remote_code=experiment.model.trust_remote_code
     )
     template = load_template(sources["sft"], experiment.model.template)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.sft.max_tokens)
+    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.model.max_tokens)
     tasks = [
         task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)
     ]

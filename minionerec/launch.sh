@@ -46,10 +46,12 @@ is_recent() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# For quickstart.sh and test.sh: create .venv unless an environment is active, and install requirements.txt into the
-# environment unless the stamp in it says that this very file was installed before.
+# set_up user (quickstart.sh) or set_up developer (test.sh). Create .venv unless an environment is active, and install
+# requirements.txt and this project into the environment, for a developer with the extra dev of pyproject.toml, in the
+# versions of constraints.txt, unless the stamp in it says that this very set was installed before.
 set_up() {
-    local candidate stamp digest
+    local candidate stamp wanted extra=""
+    if [[ "$1" == developer ]]; then extra="[dev]"; fi
     if ! find_python; then
         for candidate in python3 python3.11 python3.12 python3.13; do
             is_recent "$candidate" && break
@@ -61,17 +63,24 @@ set_up() {
     fi
     is_recent "$PYTHON" || refuse "set-up: $PYTHON is older than Python 3.11; activate a newer environment or deactivate this one"
     stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.minionerec-requirements.sha256"
-    digest="$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ROOT/requirements.txt") $ROOT"
-    if [[ -f "$stamp" && "$(<"$stamp")" == "$digest" ]]; then
-        return 0
-    fi
-    echo "set-up: installing requirements.txt into $(dirname -- "$stamp") (once, a minute or two)"
+    wanted="$(digest_of requirements.txt constraints.txt pyproject.toml) $ROOT"
+    if [[ -f "$stamp" ]] && grep -qxF -- "$wanted$extra" "$stamp"; then return 0; fi
+    echo "set-up: installing requirements.txt${extra:+ and the extra dev} into $(dirname -- "$stamp") (once, a minute or two)"
     "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null
-    "$PYTHON" -m pip install -qq --disable-pip-version-check -r "$ROOT/requirements.txt" ||
-        refuse "set-up: pip could not install $ROOT/requirements.txt; its message is above"
-    "$PYTHON" -m pip install -qq --disable-pip-version-check --no-deps -e "$ROOT" ||
-        refuse "set-up: pip could not install $ROOT itself; its message is above"
-    echo "$digest" >"$stamp"
+    pip_install "$ROOT/requirements.txt" -r "$ROOT/requirements.txt"
+    pip_install "$ROOT itself" -e "$ROOT$extra"
+    printf '%s\n' "$wanted" "$wanted$extra" >"$stamp"
+}
+
+# pip_install NAME ARGUMENTS...: in the versions that the tests ran with.
+pip_install() {
+    "$PYTHON" -m pip install -qq --disable-pip-version-check -c "$ROOT/constraints.txt" "${@:2}" ||
+        refuse "set-up: pip could not install $1; its message is above"
+}
+
+# digest_of FILES...: one sha256 of files of the repository.
+digest_of() {
+    (cd -- "$ROOT" && cat -- "$@") | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
 # For the stage scripts: an environment must be there and hold what the stages import.

@@ -186,7 +186,7 @@ class Renderer:
                 ids = self._whole(task, shown)
         if len(ids) > room:
             raise UserError(
-                f"sft.max_tokens: a '{task}' prompt needs {self.max_tokens - room + len(ids)} tokens, "
+                f"model.max_tokens: a '{task}' prompt needs {self.max_tokens - room + len(ids)} tokens, "
                 f"the limit is {self.max_tokens}; raise it"
             )
         return ids

@@ -67,7 +67,8 @@ SECTIONS = {
         "evaluate",
         "model.dtype",
         "model.template",
-        "sft.max_tokens",
+        "model.normalize",
+        "model.max_tokens",
         "data.max_history",
     ),
     "fusion": ("seed", "evaluate", "data.max_history"),
@@ -75,7 +76,7 @@ SECTIONS = {
     "baseline_networks": (*BASELINE_SETTINGS, *NETWORK_SETTINGS),
     "baseline_tiger": (*BASELINE_SETTINGS, *TIGER_SETTINGS),
     "collaborative": ("seed", *NETWORK_SETTINGS),
-    "audit": ("data.max_history", "sft.tasks", "rl.tasks"),
+    "audit": ("data.max_history", "model.max_tokens", "sft.tasks", "rl.tasks"),
 }
 # Settings inside those sections that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}

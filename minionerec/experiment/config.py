@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.settings import RL_PRESETS, Experiment, SFTSettings
+from minionerec.experiment.settings import MOVED, RL_PRESETS, Experiment, SFTSettings
 
 SECTIONS = [
     f.name for f in dataclasses.fields(Experiment) if f.default_factory is not dataclasses.MISSING
@@ -198,7 +198,12 @@ def _soft_label_rules(sft: SFTSettings) -> list[tuple[bool, str]]:
         return []
     given = sft.soft_labels
     top_k = given.get("top_k", 1)
+    items = given.get("items", 1)
     rules = [
+        (
+            items != int(items),
+            f"sft.soft_labels: items: got {items:g}, expected a whole number from 0",
+        ),
         (
             top_k < 1 or top_k != int(top_k),
             f"sft.soft_labels: top_k: got {top_k:g}, expected a whole number from 1",
@@ -443,6 +448,11 @@ def _read_values(
         label = (
             entry.where if entry.where.startswith("command line") else f"{entry.where}: {dotted}"
         )
+        if dotted in MOVED:
+            from_flag = entry.where.startswith("command line")
+            advice = f"pass --{MOVED[dotted]}" if from_flag else "move it there"
+            problems.append(f"{label}: is now {MOVED[dotted]}; {advice}")
+            continue
         if name not in declared:
             problems.append(f"{label}: unknown key{_nearest_key(section, name)}")
             continue

@@ -33,7 +33,7 @@ BASELINES = (
 REWARDS = ("rule", "ranking", "semantic", "collaborative", "prefix")
 EXPERTS = ("popularity", "markov", "item_knn", "text_knn")
 FUSED = ("model", *EXPERTS, "temperature")
-SOFT_LABELS = ("weight", "final_weight", "top_k", "temperature")
+SOFT_LABELS = ("weight", "final_weight", "top_k", "temperature", "items")
 
 
 def setting(default: Any, meaning: str, *, low=None, high=None, above=None, choices=None) -> Any:
@@ -241,6 +241,17 @@ class ModelSettings:
         "prompt wording: alpaca (paper) or compact (no instructions)",
         choices=("alpaca", "compact"),
     )
+    normalize: str = setting(
+        "vocab",
+        "the one distribution of SID tokens in SFT's loss, in RL and in every ranking: over the whole vocabulary (vocab, "
+        "paper) or over the legal children of the prefix (trie: measured better for models from scratch, docs/LOG.md)",
+        choices=("vocab", "trie"),
+    )
+    max_tokens: int = setting(
+        512,
+        "prompt and completion together, in tokens: longer rows lose their oldest history items (paper: 512)",
+        low=16,
+    )
     dtype: str = setting(
         "auto", "auto: bfloat16 on GPU, float32 on CPU", choices=("auto", "float32", "bfloat16")
     )
@@ -304,17 +315,11 @@ class SFTSettings:
         low=0,
         high=0.9,
     )
-    normalize: str = setting(
-        "vocab",
-        "distribution of SID tokens in the loss: vocab (paper) or trie (legal children of the prefix); "
-        "use the same in rl and evaluate",
-        choices=("vocab", "trie"),
-    )
     soft_labels: dict[str, float] = setting(
         {},
         "beside its own target a row is taught the best items of a teacher. weight: the teacher's share of the loss "
         "(0.5); final_weight: where that goes in the second half of all steps (stays); top_k: items a row (8); temperature: "
-        "of text_knn (0.07); {}: off (paper)",
+        "of text_knn (0.07); items: passes an epoch over rows that show one item and have the teacher alone (1); {}: off (paper)",
         low=0,
         choices=SOFT_LABELS,
     )
@@ -326,9 +331,6 @@ class SFTSettings:
         choices=EXPERTS,
     )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0)
-    max_tokens: int = setting(
-        512, "cutoff: rows longer than this lose their oldest history items (paper: 512)", low=16
-    )
     evals_per_epoch: float = setting(
         1.0, "validations per epoch; each is a possible best checkpoint", above=0
     )
@@ -348,7 +350,8 @@ class RLSettings:
 
     preset: str = setting(
         "default",
-        "default or paper; keys written out win over the preset",
+        "default or paper; keys written out win over the preset. The distribution belongs to the model, so no preset names it: "
+        "the paper's is model.normalize vocab",
         choices=("default", "paper"),
     )
     tasks: dict[str, float] = setting(
@@ -368,11 +371,6 @@ class RLSettings:
         "beam: constrained beam search (paper); gumbel: stochastic beams without replacement; "
         "sample: independent samples in the trie",
         choices=("beam", "gumbel", "sample"),
-    )
-    normalize: str = setting(
-        "vocab",
-        "distribution of rollouts, loss and KL: vocab (whole vocabulary) or trie (legal children)",
-        choices=("vocab", "trie"),
     )
     temperature: float = setting(
         1.0, "gumbel and sample only: softmax temperature of the rollouts", above=0
@@ -429,7 +427,6 @@ RL_PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "tasks": {"sid_to_sid": 1.0, "title_to_sid": 1.0, "titles_to_sid": 0.3},
-        "normalize": "vocab",
         "rollout": "beam",
         "num_generations": 16,
         "beta": 1e-3,
@@ -456,11 +453,6 @@ class EvaluateSettings:
     num_beams: int = setting(50, "items returned per user (paper: 50)", low=1)
     batch_size: int = setting(
         64, "users that a process ranks and keeps at a time; never changes a result", low=1
-    )
-    normalize: str = setting(
-        "vocab",
-        "scores over the whole vocabulary (paper) or over the legal children",
-        choices=("vocab", "trie"),
     )
     exclude_history: bool = setting(
         False,
@@ -524,6 +516,15 @@ class BaselineSettings:
     tiger_learning_rate: list[float] = setting([1e-3], "tiger: AdamW step sizes to try", above=0)
     tiger_batch_size: int = setting(256, "tiger: samples per step (its paper)", low=1)
     tiger_epochs: int = setting(100, "tiger: most passes over the train samples", low=1)
+
+
+# Keys that have moved to the section that owns them: old name -> new name.
+MOVED = {
+    "sft.normalize": "model.normalize",
+    "rl.normalize": "model.normalize",
+    "evaluate.normalize": "model.normalize",
+    "sft.max_tokens": "model.max_tokens",
+}
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def constrained_beam_search(
     if context and longest > context:
         raise UserError(
             f"a prompt and its SID need {longest} tokens, the model's context is {context}; "
-            "lower data.max_history or sft.max_tokens"
+            "lower data.max_history or model.max_tokens"
         )
     hidden = decoder.prefill(prompts)[:, None]  # (B, 1, D)
     sid_tokens = torch.cat(trie.level_tokens)

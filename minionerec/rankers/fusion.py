@@ -132,8 +132,7 @@ def ranks(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> n
 
 
 def weight_grid(rankers: int, steps: int) -> Iterator[tuple[float, ...]]:
-    """All weights that are multiples of ``1 / steps`` and add up to 1, the most of the first
-    ranker first.
+    """All weights in steps of ``1 / steps`` that add up to 1, the most of the first ranker first.
 
     >>> list(weight_grid(2, 2))
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]

@@ -10,6 +10,10 @@ Two promises. The teacher is asked about train rows only and has counted train i
 nothing held out reaches a label. And it is leave-one-out: what the row's own target has added to
 the counts is taken out before the row is scored, or the teacher would but repeat the target.
 
+Beside the rows of train there is one for every item of the catalogue, which shows that item alone
+and is taught by the teacher alone: the whole table of what leads to what, for items too that no
+train row shows last, and without leaving anything out, as it has no target of its own.
+
 Rows that show one item and ask for that very item (title -> SID) have one right answer and keep
 it, as do titles.
 """
@@ -39,6 +43,7 @@ class Recipe(NamedTuple):
     final_weight: float
     top_k: int
     temperature: float
+    items: int
 
     @classmethod
     def of(cls, given: Mapping[str, float]) -> Recipe:
@@ -49,6 +54,7 @@ class Recipe(NamedTuple):
             given.get("final_weight", weight),
             int(given.get("top_k", 8)),
             given.get("temperature", 0.07),
+            int(given.get("items", 1)),
         )
 
 
@@ -110,8 +116,7 @@ def with_labels(
     *,
     exclude_history: bool,
 ) -> list[Row]:
-    """The rows, those that ``takes_labels`` with the teacher's answers beside their own; the rest
-    unchanged.
+    """The rows, those that take labels with the teacher's answers beside their own.
 
     Several tasks may have rows of the same history and target: the teacher is asked once.
     """
@@ -170,8 +175,7 @@ def item_rows(
 def answers(
     row: Row, items: np.ndarray, weights: np.ndarray, renderer: Renderer
 ) -> tuple[Label, ...]:
-    """The row's target and the teacher's items, each once; the target alone where the teacher
-    knows nothing.
+    """The row's target and the teacher's items, each once; none where the teacher knows nothing.
 
     Args:
         row: with its own target.
@@ -213,8 +217,9 @@ def price(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> str:
 
 
 def weight_at(progress: float, first: float, last: float) -> float:
-    """The teacher's weight when a share ``progress`` of all steps is done: ``first`` for half of
-    them, then straight to ``last``.
+    """The teacher's weight when a share ``progress`` of all steps is done.
+
+    It is ``first`` for half of them and then goes straight to ``last``.
 
     >>> [weight_at(p, 0.5, 0.1) for p in (0.0, 0.5, 0.75, 1.0)]
     [0.5, 0.5, 0.3, 0.1]

@@ -29,7 +29,7 @@ def grid(size: int) -> list[int]:
     """Cells per dimension, finest first: about 6 each, the product the largest that ``size`` codes have room for.
 
     >>> grid(256), grid(1000), grid(64), grid(7)
-    ([8, 8, 4], [10, 10, 10], [8, 8], [7])
+    ([8, 8, 4], [8, 5, 5, 5], [8, 8], [7])
     """
     dims = max(1, round(math.log(size, CELLS))) if size > 1 else 1
     highest = max(math.ceil(size ** (1 / dims)) + 2, 2)

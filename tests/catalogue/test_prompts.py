@@ -159,7 +159,7 @@ def test_a_limit_that_holds_not_even_one_item_names_the_setting():
     _, renderer = world("alpaca", max_tokens=16)
     with pytest.raises(
         UserError,
-        match=r"^sft.max_tokens: a 'sid_to_sid' prompt needs \d+ tokens, the limit is 16; raise it$",
+        match=r"^model.max_tokens: a 'sid_to_sid' prompt needs \d+ tokens, the limit is 16; raise it$",
     ):
         renderer.prompt("sid_to_sid", (0,))
 

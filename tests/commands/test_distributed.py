@@ -85,12 +85,11 @@ WORLDS = {
         },
     },
     "trie": {
-        "model": MODEL | {"config": QWEN | {"tie_word_embeddings": False}},
+        "model": MODEL | {"config": QWEN | {"tie_word_embeddings": False}, "normalize": "trie"},
         "sft": SFT
         | {
             "tasks": {"sid_to_sid": 1.0, "sid_to_title": 0.5},
             "micro_batch_size": 2,
-            "normalize": "trie",
             "group_by_user": True,
             "patience": 1,
             "soft_labels": {"top_k": 3, "final_weight": 0.1},
@@ -100,7 +99,6 @@ WORLDS = {
             "num_generations": 3,
             "micro_batch_size": 1,
             "epochs": 0.6,
-            "normalize": "trie",
             "learning_rate": 1e-2,
             "beta": 0.0,
             "num_iterations": 2,

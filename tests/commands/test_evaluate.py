@@ -51,7 +51,7 @@ def small_forwards(monkeypatch):
     monkeypatch.setattr(ranking, "USERS_PER_FORWARD", 4)
 
 
-def world(folder, checkpoint, **changes):
+def world(folder, checkpoint, normalize="vocab", **changes):
     """The experiment and the directory of its evaluation, not there yet."""
     experiment = tiny_run(folder)
     settings = {
@@ -60,7 +60,11 @@ def world(folder, checkpoint, **changes):
         "bootstrap_samples": 20,
         "batch_size": 8,
     }
-    experiment = dataclasses.replace(experiment, evaluate=EvaluateSettings(**(settings | changes)))
+    experiment = dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, normalize=normalize),
+        evaluate=EvaluateSettings(**(settings | changes)),
+    )
     return experiment, artifacts.evaluation_path(experiment)
 
 
@@ -207,7 +211,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
     "changes, reason",
     [
         ({"num_beams": 10}, "evaluate.num_beams: 24 -> 10"),
-        ({"normalize": "trie"}, "evaluate.normalize: vocab -> trie"),
+        ({"normalize": "trie"}, "model.normalize: vocab -> trie"),
         ({"split": "valid"}, None),  # another directory
     ],
 )
@@ -340,10 +344,10 @@ def test_a_finished_evaluation_with_shorter_prompts_is_another_one(tmp_path, che
     run(tmp_path, checkpoint)
     experiment, path = world(tmp_path, checkpoint)
     shorter = dataclasses.replace(
-        experiment, sft=dataclasses.replace(experiment.sft, max_tokens=20)
+        experiment, model=dataclasses.replace(experiment.model, max_tokens=20)
     )
     with pytest.raises(
-        UserError, match="was made with other settings \\(sft.max_tokens: 512 -> 20\\)"
+        UserError, match="was made with other settings \\(model.max_tokens: 512 -> 20\\)"
     ):
         artifacts.is_done(shorter, "evaluate", path)
 

@@ -67,12 +67,13 @@ data:
 sids: {{codebook_sizes: [5, 5], collision: extra_level}}
 model:
   template: compact
+  normalize: trie
   text_vocab_size: 300
   config: {{model_type: qwen2, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2,
            intermediate_size: 32, max_position_embeddings: 256}}
-sft: {{tasks: {{sid_to_sid: 1, title_to_sid: 1}}, epochs: 3, batch_size: 32, learning_rate: 1e-2, eval_rows: 30, normalize: trie}}
-rl: {{epochs: 0.2, batch_size: 16, num_generations: 4, evals: 1, eval_rows: 30, eval_beams: 10, normalize: trie}}
-evaluate: {{bootstrap_samples: 20, normalize: trie}}
+sft: {{tasks: {{sid_to_sid: 1, title_to_sid: 1}}, epochs: 3, batch_size: 32, learning_rate: 1e-2, eval_rows: 30}}
+rl: {{epochs: 0.2, batch_size: 16, num_generations: 4, evals: 1, eval_rows: 30, eval_beams: 10}}
+evaluate: {{bootstrap_samples: 20}}
 baselines: {{methods: [popularity, markov]}}
 """)
     return folder
@@ -126,8 +127,6 @@ def test_the_five_stages_run_in_sequence_on_tables_of_ones_own(shop):
         *config,
         "--evaluate.split",
         "valid",
-        "--evaluate.normalize",
-        "vocab",
         cwd=shop,
     )
     lines = (folder / "evaluate" / "rl-valid" / "predictions.jsonl").read_text().splitlines()

@@ -8,9 +8,7 @@ small scripts that write down how they were called.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -116,59 +114,6 @@ def test_every_script_stops_at_the_first_error_and_is_executable(name):
     assert os.access(ROOT / name, os.X_OK)
 
 
-def test_requirements_name_what_is_installed_and_everything_that_is_imported():
-    lines = [
-        line
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
-    pinned = dict(re.fullmatch(r"(\S+)==(\S+) +# \S.*", line).groups() for line in lines)
-    for name, version in pinned.items():
-        assert importlib.metadata.version(name).split("+")[0] == version, name
-    files = [
-        path
-        for folder in (
-            ".",
-            "minionerec",
-            "data",
-            "rqvae",
-            "baselines",
-            "benchmarks",
-            "tests",
-            "tests/reliability",
-        )
-        for path in (ROOT / folder).glob("*.py")
-    ]
-    own = {path.stem for path in files} | {
-        "minionerec",
-        "data",
-        "rqvae",
-        "baselines",
-        "benchmarks",
-        "tests",
-    }
-    carried_by = importlib.metadata.packages_distributions()
-    imported = (
-        {name for path in files for name in top_level_imports(path)} - own - sys.stdlib_module_names
-    )
-    missing = {
-        name
-        for name in imported
-        if not {re.sub("[._]", "-", d).lower() for d in carried_by[name]} & set(pinned)
-    }
-    assert missing == set()
-
-
-def top_level_imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.partition(".")[0])
-    return names
-
-
 # -------------------------------------------------------------------------------------------------------------- set-up
 
 
@@ -227,32 +172,55 @@ exec "{sys.executable}" "$@"
     )
 
 
-def test_requirements_are_installed_once_and_again_when_they_change(copy, tmp_path):
+def pip_calls(copy: Path, extra: str = "") -> str:
+    pip = f"-m pip install -qq --disable-pip-version-check -c {copy}/constraints.txt"
+    return f"{pip} -r {copy}/requirements.txt\n{pip} -e {copy}{extra}\n"
+
+
+@pytest.mark.parametrize("changed", ["requirements.txt", "constraints.txt", "pyproject.toml"])
+def test_requirements_are_installed_once_and_again_when_they_change(copy, tmp_path, changed):
     environment = tmp_path / "env"
     recording_python(environment)
-    pip = "-m pip install -qq --disable-pip-version-check"
-    call = f"{pip} -r {copy}/requirements.txt\n{pip} --no-deps -e {copy}\n"
-    first, second = (in_launch_sh(copy, "set_up", VIRTUAL_ENV=environment) for _ in range(2))
+    first, second = (in_launch_sh(copy, "set_up user", VIRTUAL_ENV=environment) for _ in range(2))
     assert (
         first.stdout
         == f"set-up: installing requirements.txt into {environment} (once, a minute or two)\n"
     )
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
-    assert (environment / "calls").read_text() == call
-    stamp = (environment / ".minionerec-requirements.sha256").read_text()
-    assert (
-        stamp == hashlib.sha256((copy / "requirements.txt").read_bytes()).hexdigest() + f" {copy}\n"
-    )
-    with open(copy / "requirements.txt", "a") as handle:
+    assert (environment / "calls").read_text() == pip_calls(copy)
+    with open(copy / changed, "a") as handle:
         handle.write("# changed\n")
-    in_launch_sh(copy, "set_up", VIRTUAL_ENV=environment)
-    assert (environment / "calls").read_text() == 2 * call
+    in_launch_sh(copy, "set_up user", VIRTUAL_ENV=environment)
+    assert (environment / "calls").read_text() == 2 * pip_calls(copy)
+
+
+def test_an_extra_is_installed_on_top_and_is_no_reason_to_install_again_without_it(copy, tmp_path):
+    environment = tmp_path / "env"
+    recording_python(environment)
+    in_launch_sh(copy, "set_up user", VIRTUAL_ENV=environment)
+    run = in_launch_sh(
+        copy, "set_up developer; set_up developer; set_up user", VIRTUAL_ENV=environment
+    )
+    assert (
+        run.stdout == f"set-up: installing requirements.txt and the extra dev into {environment} "
+        "(once, a minute or two)\n"
+    )
+    calls = pip_calls(copy) + pip_calls(copy, "[dev]")
+    assert (environment / "calls").read_text() == calls
+
+
+def test_users_need_no_packages_of_developers():
+    called = {
+        name: re.findall(r"^set_up.*$", (ROOT / name).read_text(), re.MULTILINE)
+        for name in ("quickstart.sh", "test.sh")
+    }
+    assert called == {"quickstart.sh": ["set_up user"], "test.sh": ["set_up developer"]}
 
 
 def test_a_failed_installation_stops_and_is_tried_again_next_time(copy, tmp_path):
     recording_python(tmp_path / "env", pip_code=1)
     for attempt in (1, 2):
-        run = in_launch_sh(copy, "set_up; echo went on", VIRTUAL_ENV=tmp_path / "env")
+        run = in_launch_sh(copy, "set_up user; echo went on", VIRTUAL_ENV=tmp_path / "env")
         assert run.returncode == 2
         assert (
             run.stderr
@@ -265,10 +233,11 @@ def test_a_failed_installation_stops_and_is_tried_again_next_time(copy, tmp_path
 @pytest.mark.slow
 def test_an_environment_is_created_in_the_repository_when_none_is_active(copy):
     """The real venv module; the stamp written beforehand keeps pip from downloading."""
-    digest = hashlib.sha256((copy / "requirements.txt").read_bytes()).hexdigest()
+    files = ("requirements.txt", "constraints.txt", "pyproject.toml")
+    digest = hashlib.sha256(b"".join((copy / file).read_bytes() for file in files)).hexdigest()
     (copy / ".venv").mkdir()
-    (copy / ".venv" / ".minionerec-requirements.sha256").write_text(digest)
-    run = in_launch_sh(copy, 'set_up; "$PYTHON" -c "import sys; print(sys.prefix)"')
+    (copy / ".venv" / ".minionerec-requirements.sha256").write_text(f"{digest} {copy}\n")
+    run = in_launch_sh(copy, 'set_up user; "$PYTHON" -c "import sys; print(sys.prefix)"')
     assert (run.returncode, run.stdout, run.stderr) == (
         0,
         f"set-up: creating {copy}/.venv\n{copy}/.venv\n",
@@ -278,7 +247,7 @@ def test_an_environment_is_created_in_the_repository_when_none_is_active(copy):
 
 def test_an_old_python_is_refused(copy, tmp_path):
     executable(tmp_path / "env" / "bin" / "python", "#!/usr/bin/env bash\nexit 1\n")
-    run = in_launch_sh(copy, "set_up", VIRTUAL_ENV=tmp_path / "env")
+    run = in_launch_sh(copy, "set_up user", VIRTUAL_ENV=tmp_path / "env")
     assert (run.returncode, run.stderr) == (
         2,
         f"set-up: {tmp_path}/env/bin/python is older than Python 3.11; activate a newer environment or deactivate this one\n",

@@ -123,6 +123,10 @@ def test_a_missing_settings_file_is_refused_with_exactly_its_line(
         ("--sead 1", "command line: --sead: unknown key; did you mean 'seed'?"),
         ("--sft 3", "command line: --sft: unknown key; it is a section, write sft.KEY"),
         (
+            "--rl.normalize trie",
+            "command line: --rl.normalize: is now model.normalize; pass --model.normalize",
+        ),
+        (
             "--stf.epochs 3",
             "command line: --stf.epochs: unknown section 'stf'; did you mean 'sft'?",
         ),
@@ -346,6 +350,14 @@ def test_a_preset_gives_defaults_and_written_keys_win(tmp_path):
     paper = read_experiment(write(tmp_path, "rl:\n  preset: paper\n  num_generations: 8\n")).rl
     assert (paper.sync_ref_steps, paper.num_generations) == (512, 8)
     assert paper.tasks == {"sid_to_sid": 1.0, "title_to_sid": 1.0, "titles_to_sid": 0.3}
+
+
+def test_the_paper_preset_goes_on_in_the_distribution_of_the_model(tmp_path):
+    """Scores of another distribution than the one a model was trained in rank worse, whatever a preset says."""
+    trie = read_experiment(write(tmp_path, "model: {normalize: trie}\nrl: {preset: paper}\n"))
+    assert trie.model.normalize == "trie"
+    assert read_experiment(write(tmp_path, "rl: {preset: paper}\n")).model.normalize == "vocab"
+    assert not any("normalize" in values for values in RL_PRESETS.values())
 
 
 def test_one_task_changed_by_a_flag_leaves_the_presets_other_tasks(tmp_path):

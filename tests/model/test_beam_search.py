@@ -251,7 +251,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_setting_to_lower()
     trie = SidTrie([(0,), (1,)], level_tokens([2]))
     with pytest.raises(
         UserError,
-        match="need 301 tokens, the model's context is 256; lower data.max_history or sft.max_tokens",
+        match="need 301 tokens, the model's context is 256; lower data.max_history or model.max_tokens",
     ):
         constrained_beam_search(TreeDecoder(model), [[2] * 300], trie, 2)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,14 @@ def test_each_level_of_opq_is_the_nearest_code_in_its_own_part_of_the_rotated_ve
             ).max()
             == 0
         )
+
+
+def test_opq_without_faiss_names_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError) as caught:
+        fit_opq(cloud(), [16, 9], 20, 0)
+    message = "sids.method: opq needs the package faiss-cpu; run `pip install -e '.[faiss]'`"
+    assert str(caught.value) == message
 
 
 def test_opq_reports_the_error_of_what_can_be_rebuilt(monkeypatch):

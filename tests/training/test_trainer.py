@@ -25,7 +25,7 @@ from tests.worlds import random_catalogue, tiny_model, tiny_run, weights_digest
 LEVELS = [list(range(10, 15)), list(range(15, 20)), list(range(20, 25))]
 
 
-def grpo_trainer(folder, settings, model, ref_model=None, reward=None):
+def grpo_trainer(folder, settings, model, ref_model=None, reward=None, normalize="vocab"):
     """A trainer on a random catalogue, without any stage on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = minionerec_trainer.TrainingArguments(
@@ -54,6 +54,7 @@ def grpo_trainer(folder, settings, model, ref_model=None, reward=None):
         lambda _: {},
         trie=trie,
         settings=settings,
+        normalize=normalize,
         reward=reward,
         ref_model=ref_model,
     )
@@ -176,11 +177,10 @@ def test_every_switch_of_the_objective_changes_the_gradient(tmp_path, changed):
     found = []
     for settings in ({}, changed):
         model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
+        chosen = {"beta": 0.1, "num_generations": 6, **settings}
+        normalize = chosen.pop("normalize", "vocab")
         trainer, rows, _ = grpo_trainer(
-            tmp_path,
-            RLSettings(**{"beta": 0.1, "num_generations": 6, **settings}),
-            model,
-            reference,
+            tmp_path, RLSettings(**chosen), model, reference, normalize=normalize
         )
         rollouts = trainer.roll_out(rows)
         trainer._loss(trainer.model, rollouts, [0, 1, 2, 3])[0].backward()
@@ -476,7 +476,7 @@ def test_rows_longer_than_the_context_are_refused_before_training(tmp_path):
     }
     with pytest.raises(
         UserError,
-        match=r"sft.max_tokens: the longest of \d+ rows has 1\d tokens, the model's context is 8; lower it",
+        match=r"model.max_tokens: the longest of \d+ rows has 1\d tokens, the model's context is 8; lower it",
     ):
         train(
             sft,
