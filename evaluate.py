@@ -152,7 +152,7 @@ def fuse(experiment: Experiment, path: Path) -> None:
 
     # Unite, weigh, measure
     ready = time.perf_counter()
-    united = fused.unite(model, rankers, rows, s.num_beams, unwanted.get(s.split))
+    united = fused.unite(model, rankers, rows, unwanted.get(s.split))
     records = fused.records(*fusion.fuse(united, shares, s.num_beams), rows, sids.item_ids)
     metrics = measure(experiment, samples, None, len(sids.item_ids), records)
     metrics |= {

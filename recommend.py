@@ -126,7 +126,7 @@ def united(
         s.fusion, samples, artifacts.require_stage(experiment, "sids"), seen
     )
     model = fused.lists_of([record], samples.item_ids)
-    both = fused.unite(model, rankers, [sample], s.num_beams, unwanted)
+    both = fused.unite(model, rankers, [sample], unwanted)
     fused_lists = fusion.fuse(both, shares, len(samples.items))
     return fused.records(*fused_lists, [sample], samples.item_ids)[0]
 

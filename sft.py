@@ -163,22 +163,34 @@ def taught(
     """
     from minionerec.catalogue.samples import seen_items
     from minionerec.experiment import processes
-    from minionerec.rankers import experts
+    from minionerec.rankers import experts, mixing
     from minionerec.training import soft_labels
 
     num_items = len(samples.items)
     if recipe.top_k > num_items:
         raise UserError(
-            f"sft.soft_labels: top_k: got {recipe.top_k}, but the catalogue has {num_items} items; lower it"
+            f"sft.soft_labels: top_k: got {recipe.top_k}, but the catalogue has {num_items} items; "
+            "lower it"
         )
-    shares = {name: share for name, share in experiment.sft.teacher.items() if share}
     exclude = experiment.evaluate.exclude_history
+    unwanted = seen_items(data_dir, "valid") if exclude else None
+    embeddings_file = sids_dir / "embeddings.npy"
+    weights, temperature = experiment.sft.teacher, recipe.temperature
+    if not weights:
+        valid = samples.splits["valid"]
+        lists = mixing.rankers_lists(samples, valid, embeddings_file, unwanted)
+        weights, temperature, metrics = mixing.tried({}, lists, valid)[0]
+        processes.say(
+            f"teacher: {mixing.in_yaml(weights)} at temperature {temperature:g} ranks validation "
+            f"rows best, NDCG@10 {metrics['NDCG@10']:.4f}"
+        )
+    shares = {name: weight for name, weight in weights.items() if weight}
     teacher = experts.build(
         list(shares),
         samples,
-        embeddings_file=sids_dir / "embeddings.npy",
-        temperature=recipe.temperature,
-        unwanted=seen_items(data_dir, "valid") if exclude else None,
+        embeddings_file=embeddings_file,
+        temperature=temperature,
+        unwanted=unwanted,
     )
     for expert in teacher:
         processes.say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")

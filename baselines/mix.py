@@ -1,46 +1,30 @@
-"""Weights for ``sft.teacher`` and ``evaluate.fusion``, tried on validation rows; test rows are never looked at.
+"""Weights for ``sft.teacher`` and ``evaluate.fusion``, tried on validation rows alone.
 
-    python baselines/mix.py --config configs/quickstart.yaml
-    bash evaluate.sh --config configs/quickstart.yaml --evaluate.checkpoint sft --evaluate.split valid
-    python baselines/mix.py --config configs/quickstart.yaml --evaluate.checkpoint sft
+    python baselines/mix.py --config C
+    bash evaluate.sh --config C --evaluate.checkpoint sft --evaluate.split valid
+    python baselines/mix.py --config C --evaluate.checkpoint sft
 
-Prints a table of mixes of the rankers, best first, and the line to write into the YAML; if the checkpoint of
-``evaluate.checkpoint`` has ranked the validation rows (the second command), the same for mixes of the model with the
-rankers. Weights are multiples of a tenth, temperatures of the text neighbours a few; lists are 100 items long.
+Prints a table of mixes of the rankers, best first, and the line to write into the YAML; if the
+checkpoint of ``evaluate.checkpoint`` has ranked the validation rows (the second command), the
+same for mixes of the model with the rankers. Weights are multiples of a tenth, temperatures of
+the text neighbours a few; lists are 100 items long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
-
-from minionerec.catalogue.samples import Sample, Samples, load_samples, seen_items
+from minionerec.catalogue.samples import load_samples, seen_items
 from minionerec.errors import one_line_errors
 from minionerec.evaluation import fused
 from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import Experiment
 from minionerec.pages.text import aligned
-from minionerec.rankers import experts, fusion
-from minionerec.rankers.fusion import Lists
+from minionerec.rankers.mixing import Mix, in_yaml, rankers_lists, tried
 
-RANKERS = ("markov", "item_knn", "text_knn")
-TEMPERATURES = (0.05, 0.07, 0.1)
-STEPS = 10  # weights are multiples of 1 / STEPS
-LENGTH = 100  # items of each ranker's list
 SHOWN = 8  # rows of a table
 KEYS = ("HR@1", "HR@10", "HR@50", "NDCG@10")
-
-
-class Mix(NamedTuple):
-    """Weights, by the name of the ranker, the temperature of the texts, and what they measured."""
-
-    weights: dict[str, float]
-    temperature: float
-    metrics: dict[str, float]
 
 
 def main() -> None:
@@ -56,8 +40,8 @@ def main_of(experiment: Experiment) -> None:
     samples = load_samples(data_dir, experiment.data.max_history)
     exclude = experiment.evaluate.exclude_history
     unwanted = seen_items(data_dir, "valid") if exclude else None
-    lists = rankers_lists(samples, sids_dir / "embeddings.npy", unwanted)
     valid = samples.splits["valid"]
+    lists = rankers_lists(samples, valid, sids_dir / "embeddings.npy", unwanted)
 
     print(f"teacher: mixes of rankers on {len(valid):,} validation rows\n")
     best = tried({}, lists, valid)
@@ -82,55 +66,6 @@ def main_of(experiment: Experiment) -> None:
     print(f"\n  fusion: {in_yaml(chosen)}")
 
 
-def rankers_lists(
-    samples: Samples, embeddings_file: Path, unwanted: Sequence[Collection[int]] | None
-) -> dict[float, dict[str, Lists]]:
-    """Temperature -> ranker -> its lists of the validation rows."""
-    histories = [sample.history for sample in samples.splits["valid"]]
-    length = min(LENGTH, len(samples.items))
-    found: dict[float, dict[str, Lists]] = {}
-    rules: dict[str, Lists] = {}
-    for temperature in TEMPERATURES:
-        # only the texts have a temperature: the rules are asked once
-        names = [name for name in RANKERS if name not in rules]
-        made = experts.build(
-            names,
-            samples,
-            embeddings_file=embeddings_file,
-            temperature=temperature,
-            unwanted=unwanted,
-        )
-        ranked = {
-            expert.name: fusion.from_expert(expert, histories, length, unwanted) for expert in made
-        }
-        rules |= {name: one for name, one in ranked.items() if name != "text_knn"}
-        found[temperature] = rules | ranked
-    return found
-
-
-def tried(
-    model: dict[str, Lists], lists: dict[float, dict[str, Lists]], valid: Sequence[Sample]
-) -> list[Mix]:
-    """Every mix, the best NDCG@10 first; of equals the one with more of the first ranker."""
-    targets = np.array([sample.target for sample in valid])
-    found = []
-    for temperature, rankers in lists.items():
-        together = model | rankers
-        united = fusion.union(list(together.values()))
-        for weights in fusion.weight_grid(len(together), STEPS):
-            ranks = fusion.ranks(united, weights, targets)
-            named = dict(zip(together, weights, strict=True))
-            found.append(Mix(named, temperature, measured(ranks)))
-    return sorted(found, key=lambda mix: -mix.metrics["NDCG@10"])
-
-
-def measured(ranks: np.ndarray) -> dict[str, float]:
-    """HR@K and NDCG@10 of ``(n,)`` places of the targets, counted from 0."""
-    found = {f"HR@{k}": float((ranks < k).mean()) for k in (1, 10, 50)}
-    gains = np.where(ranks < 10, 1.0 / np.log2(np.minimum(ranks, 10) + 2.0), 0.0)
-    return found | {"NDCG@10": float(gains.mean())}
-
-
 def as_table(best: Sequence[Mix]) -> str:
     """The best mixes, and each ranker alone at its best."""
     rows = [["mix", "temperature", *KEYS]]
@@ -145,13 +80,6 @@ def as_table(best: Sequence[Mix]) -> str:
 def figures(mix: Mix) -> list[str]:
     """The measurements as a table shows them."""
     return [f"{mix.metrics[key]:.4f}" for key in KEYS]
-
-
-def in_yaml(weights: dict[str, float]) -> str:
-    """``{markov: 0.7, text_knn: 0.3}``: what has a weight."""
-    return (
-        "{" + ", ".join(f"{name}: {weight:g}" for name, weight in weights.items() if weight) + "}"
-    )
 
 
 if __name__ == "__main__":

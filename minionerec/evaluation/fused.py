@@ -15,7 +15,7 @@ from minionerec.rankers import experts, fusion
 from minionerec.rankers.experts import Expert
 from minionerec.rankers.fusion import Lists, Union
 
-TEMPERATURE = 0.07  # of text_knn, where evaluate.fusion names none
+TEMPERATURE = 0.1  # of text_knn, where evaluate.fusion names none
 
 
 def weights_of(setting: dict[str, float]) -> dict[str, float]:
@@ -87,12 +87,14 @@ def unite(
     model: Lists,
     rankers: Sequence[Expert],
     samples: Sequence[Sample],
-    k: int,
     unwanted: Sequence[Collection[int]] | None,
 ) -> Union:
-    """The model's lists first, then k items of every expert."""
+    """The model's lists first, then as long ones of every expert as weights are chosen with."""
     histories = [sample.history for sample in samples]
-    lists = [fusion.from_expert(expert, histories, k, unwanted) for expert in rankers]
+    lists = []
+    for ranker in rankers:
+        length = min(experts.LENGTH, ranker.num_items)
+        lists.append(fusion.from_expert(ranker, histories, length, unwanted))
     return fusion.union([model, *lists])
 
 

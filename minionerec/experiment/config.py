@@ -213,7 +213,7 @@ def _soft_label_rules(sft: SFTSettings) -> list[tuple[bool, str]]:
             "sft.soft_labels: temperature: got 0, expected a number above 0",
         ),
         (
-            not any(sft.teacher.values()),
+            bool(sft.teacher) and not any(sft.teacher.values()),
             "sft.teacher: every weight is 0, but sft.soft_labels asks it; give a ranker a weight",
         ),
     ]

@@ -30,6 +30,7 @@ from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.rankers import rules
 
+LENGTH = 100  # items of a list, where rankers are mixed
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
 
 
@@ -152,11 +153,26 @@ def mix(
     histories: Sequence[Sequence[int]],
     targets: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """``(B, N)`` weighted sum of the experts' probabilities."""
-    total = weights[0] * experts[0].probabilities(histories, targets)
-    for expert, weight in zip(experts[1:], weights[1:], strict=True):
-        total += weight * expert.probabilities(histories, targets)
+    """``(B, N)`` weighted sum of the experts' probabilities over their best ``LENGTH`` items.
+
+    A rule that gives every item a little would else have hardly anything left for its best.
+    """
+    total = 0.0
+    for expert, weight in zip(experts, weights, strict=True):
+        total = total + weight * best_of(expert.probabilities(histories, targets), LENGTH)
     return total
+
+
+def best_of(probabilities: np.ndarray, length: int) -> np.ndarray:
+    """``(B, N)`` the ``length`` largest of every row, and what equals the least of them; else 0.
+
+    >>> best_of(np.array([[0.5, 0.2, 0.3]]), 2).tolist()
+    [[0.625, 0.0, 0.375]]
+    """
+    if length >= probabilities.shape[1]:
+        return probabilities
+    least = -np.partition(-probabilities, length - 1, axis=1)[:, length - 1 : length]  # (B, 1)
+    return normalised(np.where(probabilities >= least, probabilities, 0.0))
 
 
 def normalised(scores: np.ndarray) -> np.ndarray:

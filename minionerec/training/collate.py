@@ -89,8 +89,7 @@ def _in_order_of_pairs(values: list[float], inverse: Tensor) -> Tensor:
 def _children(
     trie: SidTrie | None, nodes: np.ndarray, slots: np.ndarray, tokens: Tensor
 ) -> dict[str, Tensor]:
-    """Every place in the trie once, however many pairs read it: the answers of a row share most
-    of theirs.
+    """Every place in the trie once, however many pairs read it: answers share most of theirs.
 
     Args:
         trie: the catalogue.

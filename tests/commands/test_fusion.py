@@ -77,7 +77,7 @@ def test_all_weight_on_the_model_is_the_models_own_ranking(world, tmp_path):
     experiment, path = with_settings(world, fusion={"model": 1.0}, split="valid")
     evaluate.fuse(experiment, path)
     for own, united in zip(read(path), read(artifacts.fusion_path(experiment)), strict=True):
-        assert [item for item in united["item_ids"]] == own["item_ids"][: len(united["item_ids"])]
+        assert united["item_ids"] == own["item_ids"][: len(united["item_ids"])]
         total = sum(math.exp(score) for score in own["scores"])
         first = math.exp(own["scores"][0]) / total
         assert united["scores"][0] == pytest.approx(first, abs=1e-5)
