@@ -24,9 +24,9 @@ from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
 from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import TASKS, Experiment
-from minionerec.pages.html import checks, page, verdict_line
+from minionerec.pages.html import render
 
-STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of minionerec/pages/html.py
+STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of the page's style sheet
 COLUMNS = 120  # of the printed table
 
 
@@ -121,9 +121,8 @@ def write(staging: Path, name: str, found: list[Check]) -> None:
             for row in rows
         ],
     }
-    (staging / "audit.html").write_text(
-        page(f"Audit of {name}", verdict_line(shown) + checks(shown)), encoding="utf-8"
-    )
+    page = render("audit.html", title=f"Audit of {name}", verdict=shown)
+    (staging / "audit.html").write_text(page, encoding="utf-8")
 
 
 def summary(found: list[Check]) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import html
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -47,7 +46,7 @@ from minionerec.experiment.artifacts import (
 )
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import Experiment
-from minionerec.pages.html import page, table
+from minionerec.pages.html import render
 from rqvae import build_sids, embed_items
 from rqvae.assign import Sid, as_tuples, colliding, nearest_free
 from rqvae.quantizers.methods import Quantizer, load_quantizer
@@ -412,9 +411,13 @@ def write_sids(
         for name in ("quantizer.safetensors", "quantizer.json"):
             link_or_copy(sids / name, staging / name)
         write_json(staging / "report.json", facts)
-        (staging / "report.html").write_text(
-            page(f"Items added to {target.name}", body(facts)), encoding="utf-8"
+        page = render(
+            "added_items.html",
+            title=f"Items added to {target.name}",
+            lines=figures(facts),
+            examples=facts["examples"],
         )
+        (staging / "report.html").write_text(page, encoding="utf-8")
         append_log(
             staging / "log.jsonl",
             {"stage": "sids", **{key: value for key, value in facts.items() if key != "examples"}},
@@ -432,21 +435,6 @@ def append_rows(source: Path, rows: np.ndarray, target: Path) -> None:
         joined[start : start + len(some)] = some
     joined[len(old) :] = rows
     joined.flush()
-
-
-def body(facts: dict[str, Any]) -> str:
-    """The page's content: figures, and where the new items stand."""
-    rows = [
-        [
-            f"{html.escape(row['title'])}<br><small>{html.escape(row['item_id'])}</small>",
-            ", ".join(map(str, row["sid"])),
-            str(row["shares"]),
-            html.escape(row["beside"]),
-        ]
-        for row in facts["examples"]
-    ]
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in figures(facts))
-    return f"{lines}<h2>The first {len(rows)}</h2>{table(['new item', 'SID', 'codes shared', 'with this old item'], rows, wide=(0, 3))}"
 
 
 def figures(facts: dict[str, Any]) -> list[str]:

@@ -1,143 +1,135 @@
-"""``report.html``: one self-contained page of ``report.json`` (no network, pictures inline), for a screen or a phone.
+"""``report.html``: one self-contained page of ``report.json``, for a screen or a phone.
 
-Everything that comes from the data (titles, ids, names) is escaped.
+Python prepares the texts and numbers; ``minionerec/pages/templates/sid_report.html`` shows them.
 """
 
 from __future__ import annotations
 
-import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from minionerec.pages.charts import Line, chart
-from minionerec.pages.html import checks, number, page, sid_figures, table, verdict_line
+from minionerec.pages.html import Table, number, render, sid_figures
+
+Report = dict[str, Any]  # the content of report.json
+GREY = 7  # colour of the random control
+LEVELS_HEAD = (
+    "level",
+    "codes",
+    "used",
+    "dead",
+    "perplexity",
+    "perplexity / K",
+    "Gini",
+    "largest",
+    "error after",
+)
+COLLISIONS_HEAD = (
+    "SIDs",
+    "items that share one",
+    "by interactions",
+    "distinct SIDs",
+    "largest group",
+)
+MEANING_HEAD = ("codes", "prefixes", "category purity", "random", "next item inside", "random")
+FAN_OUT_HEAD = ("after codes", "nodes", "children, mean", "median", "most")
 
 
-def write_page(path: Path, report: dict[str, Any], name: str) -> None:
-    """The page of one report; ``name`` is the experiment's."""
-    path.write_text(page(f"Semantic IDs of {name}", report_body(report)), encoding="utf-8")
-
-
-def report_body(report: dict[str, Any]) -> str:
-    """Every section, the decision first."""
-    return "\n".join(
-        [
-            f'<p class="soft">{html.escape(report["method"])}, {" × ".join(map(str, report["codebook_sizes"]))} codes, '
-            f"collisions: {html.escape(report['collision'])}</p>",
-            verdict_line(report["verdict"]),
-            sid_figures(report),
-            "<h2>Go or no-go</h2>",
-            checks(report["verdict"]),
-            "<h2>Levels</h2>",
-            levels(report),
-            f'<div class="charts">{usage_chart(report)}{error_chart(report)}</div>',
-            "<h2>Collisions</h2>",
-            collisions(report),
-            "<h2>Meaning of prefixes</h2>",
-            "<p>Do items that begin with the same codes belong together? Beside each figure stands the same SIDs dealt to the items at "
-            "random, because small groups look pure by chance.</p>",
-            meaning(report),
-            f'<div class="charts">{meaning_charts(report)}</div>',
-            "<h2>Trie</h2>",
-            fan_out(report),
-            f'<div class="charts">{crowd_chart(report)}</div>',
-            "<h2>Largest prefixes</h2>",
-            largest(report["largest_prefixes"]),
-            "<h2>Identical listings</h2>",
-            identical(report["duplicate_listings"]),
-        ]
+def write_page(path: Path, report: Report, name: str) -> None:
+    """Write the page of one report; ``name`` is the experiment's."""
+    sizes = " × ".join(map(str, report["codebook_sizes"]))
+    text = render(
+        "sid_report.html",
+        title=f"Semantic IDs of {name}",
+        made_with=f"{report['method']}, {sizes} codes, collisions: {report['collision']}",
+        verdict=report["verdict"],
+        figures=sid_figures(report),
+        levels=levels(report),
+        level_charts=[usage_chart(report), error_chart(report)],
+        collisions=collisions(report),
+        meaning=meaning(report),
+        meaning_charts=meaning_charts(report),
+        fan_out=fan_out(report),
+        trie_charts=[crowd_chart(report)],
+        largest=largest(report["largest_prefixes"]),
+        identical=identical(report["duplicate_listings"]),
     )
+    path.write_text(text, encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sections
+# -------------------------------------------------------------------------------------------------
+# Tables
 
 
-def levels(report: dict[str, Any]) -> str:
+def levels(report: Report) -> Table:
     """Usage of every level's codes, and what is left to say after it."""
-    errors = [f"{error:.3f}" for error in report["reconstruction_error"]] + ["-"] * len(
-        report["levels"]
-    )
-    return table(
-        [
-            "level",
-            "codes",
-            "used",
-            "dead",
-            "perplexity",
-            "perplexity / K",
-            "Gini",
-            "largest",
-            "error after",
-        ],
-        [
+    errors = report["reconstruction_error"]
+    rows = []
+    for level, usage in enumerate(report["levels"]):
+        rows.append(
             [
-                str(n + 1),
-                *(f"{row[key]:,}" for key in ("size", "used", "dead")),
-                f"{row['perplexity']:.1f}",
-                f"{row['perplexity'] / row['size']:.2f}",
-                f"{row['gini']:.3f}",
-                f"{row['largest']:,}",
-                errors[n],
+                str(level + 1),
+                f"{usage['size']:,}",
+                f"{usage['used']:,}",
+                f"{usage['dead']:,}",
+                f"{usage['perplexity']:.1f}",
+                f"{usage['perplexity'] / usage['size']:.2f}",
+                f"{usage['gini']:.3f}",
+                f"{usage['largest']:,}",
+                number(errors[level] if level < len(errors) else None),
             ]
-            for n, row in enumerate(report["levels"])
-        ],
-    )
-
-
-def collisions(report: dict[str, Any]) -> str:
-    """Before and after, by items and by interactions."""
-    rows = [
-        [
-            name,
-            f"{row['collision_rate']:.2%}",
-            f"{row['collision_rate_by_interactions']:.2%}",
-            f"{row['distinct_sids']:,}",
-            f"{row['largest_group']:,}",
-        ]
-        for name, row in (
-            ("as quantised", report["collisions"]["before"]),
-            ("final", report["collisions"]["after"]),
         )
-    ]
+    return Table(LEVELS_HEAD, rows)
+
+
+def collisions(report: Report) -> dict[str, Any]:
+    """Before and after, by items and by interactions; and how many items were moved."""
+    rows = []
+    for name, when in (("as quantised", "before"), ("final", "after")):
+        rates = report["collisions"][when]
+        rows.append(
+            [
+                name,
+                f"{rates['collision_rate']:.2%}",
+                f"{rates['collision_rate_by_interactions']:.2%}",
+                f"{rates['distinct_sids']:,}",
+                f"{rates['largest_group']:,}",
+            ]
+        )
     moved = report["collisions"]["items_with_another_sid_than_quantised"]
-    return (
-        table(
-            ["SIDs", "items that share one", "by interactions", "distinct SIDs", "largest group"],
-            rows,
-        )
-        + f"<p>{moved:,} items ({moved / report['items']:.1%}) have another SID than the quantiser gave them.</p>"
-    )
+    return {
+        "head": COLLISIONS_HEAD,
+        "rows": rows,
+        "moved": f"{moved:,}",
+        "share_moved": f"{moved / report['items']:.1%}",
+    }
 
 
-def meaning(report: dict[str, Any]) -> str:
+def meaning(report: Report) -> Table:
     """Purity and neighbour rate per depth, beside the control."""
-    return table(
-        ["codes", "prefixes", "category purity", "random", "next item inside", "random"],
-        [
+    rows = []
+    for row in report["prefixes"]:
+        rows.append(
             [
                 str(row["depth"]),
                 f"{row['prefixes']:,}",
-                *(
-                    number(row[key])
-                    for key in (
-                        "category_purity",
-                        "category_purity_control",
-                        "neighbour_rate",
-                        "neighbour_rate_control",
-                    )
-                ),
+                number(row["category_purity"]),
+                number(row["category_purity_control"]),
+                number(row["neighbour_rate"]),
+                number(row["neighbour_rate_control"]),
             ]
-            for row in report["prefixes"]
-        ],
-    )
+        )
+    return Table(MEANING_HEAD, rows)
 
 
-def fan_out(report: dict[str, Any]) -> str:
+def fan_out(report: Report) -> Table:
     """Children per node."""
-    return table(
-        ["after codes", "nodes", "children, mean", "median", "most"],
-        [
+    rows = []
+    for row in report["fan_out"]:
+        rows.append(
             [
                 str(row["depth"]),
                 f"{row['nodes']:,}",
@@ -145,64 +137,57 @@ def fan_out(report: dict[str, Any]) -> str:
                 f"{row['median']:g}",
                 f"{row['max']:,}",
             ]
-            for row in report["fan_out"]
-        ],
-    )
-
-
-def largest(prefixes: list[dict[str, Any]]) -> str:
-    """The ten largest prefixes of every depth with titles; the first depth is open."""
-    parts = []
-    for depth in sorted({row["depth"] for row in prefixes}):
-        rows = [
-            [
-                f"<code>{', '.join(map(str, row['prefix']))}</code>",
-                f"{row['items']:,}",
-                "<br>".join(html.escape(title) for title in row["titles"]),
-            ]
-            for row in prefixes
-            if row["depth"] == depth
-        ]
-        word = "code" if depth == 1 else "codes"
-        parts.append(
-            f"<details{' open' if depth == 1 else ''}><summary>{depth} {word}</summary>"
-            f"{table(['prefix', 'items', 'some titles'], rows, wide=(2,))}</details>"
         )
-    return "".join(parts) or "<p>SIDs of one level have no prefixes.</p>"
+    return Table(FAN_OUT_HEAD, rows)
 
 
-def identical(listings: dict[str, Any]) -> str:
-    """Items that are listed more than once, and what happens to them."""
-    if not listings["groups"]:
-        return "<p>No two items have the same text.</p>"
-    rows = [
-        [
-            html.escape(group["title"]),
-            "<br>".join(
-                f"{html.escape(item)} <code>{', '.join(map(str, sid))}</code>"
-                for item, sid in zip(group["item_ids"], group["sids"], strict=True)
-            ),
-        ]
-        for group in listings["first"]
+def largest(prefixes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ten largest prefixes of every depth with titles."""
+    of_depth: dict[int, list[dict[str, Any]]] = {}
+    for row in prefixes:
+        shown = {
+            "codes": joined(row["prefix"]),
+            "num_items": f"{row['items']:,}",
+            "titles": row["titles"],
+        }
+        of_depth.setdefault(row["depth"], []).append(shown)
+    return [
+        {"name": f"{depth} {'code' if depth == 1 else 'codes'}", "prefixes": of_depth[depth]}
+        for depth in sorted(of_depth)
     ]
-    shown = f", the first {len(rows)} groups" if len(rows) < listings["groups"] else ""
-    return (
-        f"<p>{listings['items']:,} items in {listings['groups']:,} groups have the same text as another{shown}. "
-        f"Policy: {html.escape(listings['policy'])}.</p>"
-        f"<details><summary>Groups</summary>{table(['title', 'items and SIDs'], rows, wide=(0,))}</details>"
+
+
+def identical(listings: dict[str, Any]) -> dict[str, Any]:
+    """Items that are listed more than once, and what happens to them; empty without any."""
+    if not listings["groups"]:
+        return {}
+    groups = []
+    for group in listings["first"]:
+        sids = map(joined, group["sids"])
+        members = list(zip(group["item_ids"], sids, strict=True))
+        groups.append({"title": group["title"], "members": members})
+    shown = f", the first {len(groups)} groups" if len(groups) < listings["groups"] else ""
+    line = (
+        f"{listings['items']:,} items in {listings['groups']:,} groups have the same text "
+        f"as another{shown}. Policy: {listings['policy']}."
     )
+    return {"line": line, "groups": groups}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def joined(codes: Sequence[int]) -> str:
+    """Codes with commas."""
+    return ", ".join(map(str, codes))
+
+
+# -------------------------------------------------------------------------------------------------
 # Charts
 
 
-def usage_chart(report: dict[str, Any]) -> str:
+def usage_chart(report: Report) -> Markup:
     """Items per code over an even share; a flat line at 1 is an evenly used level."""
-    lines = [
-        Line(f"level {n + 1}", *columns(curve), n)
-        for n, curve in enumerate(report["curves"]["usage"])
-    ]
+    lines = []
+    for level, curve in enumerate(report["curves"]["usage"]):
+        lines.append(Line(f"level {level + 1}", *columns(curve), level))
     return chart(
         "Use of codes",
         lines,
@@ -212,44 +197,49 @@ def usage_chart(report: dict[str, Any]) -> str:
     )
 
 
-def error_chart(report: dict[str, Any]) -> str:
+def error_chart(report: Report) -> Markup:
     """What is left of the embeddings' variance."""
     errors = report["reconstruction_error"]
     return chart(
         "Reconstruction error",
-        [Line(report["method"], list(range(1, len(errors) + 1)), errors)],
+        [Line(report["method"], range(1, len(errors) + 1), errors)],
         "after level",
         "share of the embeddings' variance that the codes lose",
         points=True,
     )
 
 
-def meaning_charts(report: dict[str, Any]) -> str:
+def meaning_charts(report: Report) -> list[Markup]:
     """Purity and neighbour rate per depth."""
-    return depth_chart(
-        "Category purity", "category_purity", [("these SIDs", report)]
-    ) + depth_chart("Next item under the same prefix", "neighbour_rate", [("these SIDs", report)])
+    reports = [("these SIDs", report)]
+    return [
+        depth_chart("Category purity", "category_purity", reports),
+        depth_chart("Next item under the same prefix", "neighbour_rate", reports),
+    ]
 
 
-def depth_chart(title: str, key: str, reports: list[tuple[str, dict[str, Any]]]) -> str:
-    """A figure per prefix depth for every report, with the random control of the first one dashed."""
-    lines = [Line(label, *by_depth(report, key), n) for n, (label, report) in enumerate(reports)]
-    control = Line("dealt at random", *by_depth(reports[0][1], f"{key}_control"), 7, dashed=True)
-    return chart(title, [*lines, control], "codes of the prefix", "share", points=True)
+def depth_chart(title: str, key: str, reports: Sequence[tuple[str, Report]]) -> Markup:
+    """A figure per prefix depth for every report; the first one's random control is dashed."""
+    lines = []
+    for colour, (label, report) in enumerate(reports):
+        lines.append(Line(label, *by_depth(report, key), colour))
+    control = by_depth(reports[0][1], f"{key}_control")
+    lines.append(Line("dealt at random", *control, GREY, dashed=True))
+    return chart(title, lines, "codes of the prefix", "share", points=True)
 
 
-def by_depth(report: dict[str, Any], key: str) -> tuple[list[float], list[float]]:
+def by_depth(report: Report, key: str) -> tuple[list[float], list[float]]:
     """Depths and figures; empty where it cannot be measured."""
     rows = [row for row in report["prefixes"] if row[key] is not None]
     return [row["depth"] for row in rows], [row[key] for row in rows]
 
 
-def crowd_chart(report: dict[str, Any]) -> str:
+def crowd_chart(report: Report) -> Markup:
     """How crowded prefixes are, from the items' side."""
-    lines = [
-        Line(f"{n + 1} code{'s' if n else ''}", *columns(curve), n)
-        for n, curve in enumerate(report["curves"]["crowds"])
-    ]
+    lines = []
+    for level, curve in enumerate(report["curves"]["crowds"]):
+        label = "1 code" if level == 0 else f"{level + 1} codes"
+        lines.append(Line(label, *columns(curve), level))
     return chart(
         "Crowding",
         lines,
@@ -259,6 +249,6 @@ def crowd_chart(report: dict[str, Any]) -> str:
     )
 
 
-def columns(curve: list[list[float]]) -> tuple[list[float], list[float]]:
+def columns(curve: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
     """``[[x, y], ...]`` as two lists."""
     return [x for x, _ in curve], [y for _, y in curve]

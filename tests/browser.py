@@ -7,15 +7,26 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-NASTY = """</td><script>alert("1")</script> & 'co' <b>"""
+# A title that tries to leave its cell, to run, to be a template, and to turn the rest of its line round.
+NASTY = """</td><script>alert("1")</script> & 'co' <b> {{ 7 * 7 }} \u202eabc"""
 
 
 class Links(HTMLParser):
-    """Everything in a page that a browser would fetch, and every tag that is open at its end."""
+    """What a browser makes of a page.
+
+    Attributes:
+        fetched: everything that it would fetch.
+        scripts: number of scripts.
+        open: tags that are open at the end.
+        texts: pieces of text, as people read them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.fetched, self.scripts, self.open = [], 0, []
+        self.fetched: list[str | None] = []
+        self.scripts = 0
+        self.open: list[str] = []
+        self.texts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.fetched += [value for key, value in attrs if key in ("src", "href") and tag != "a"]
@@ -29,6 +40,9 @@ class Links(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
 
 
 def parsed(path: Path) -> tuple[str, Links]:

@@ -1,19 +1,27 @@
-"""Charts as inline SVG: no files, no fonts, no scripts, readable on a phone and in dark mode (colours are the page's)."""
+"""Charts as inline SVG: no files, no fonts, no scripts; colours are those of the page."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 190  # the plotting area inside the SVG
-NAMES, VALUES, ROW = (
-    104,
-    318,
-    24,
-)  # charts of dots: where names end and values begin, height of a row
+from markupsafe import Markup
+
+from minionerec.pages.html import render
+
+WIDTH = 360
+HEIGHT = 230
+# The plotting area inside the SVG.
+LEFT = 46
+RIGHT = 350
+TOP = 12
+BOTTOM = 190
+# Charts of dots: where names end, where the space for values begins, height of a row.
+NAMES = 104
+VALUES = 318
+ROW = 24
 COLOURS = 10  # classes c0 .. c9 of the page's style sheet
 
 
@@ -22,8 +30,8 @@ class Line:
     """One line: equally many x and y, and which colour of the page it has."""
 
     label: str
-    x: list[float]
-    y: list[float]
+    x: Sequence[float]
+    y: Sequence[float]
     colour: int = 0
     dashed: bool = False
 
@@ -49,28 +57,40 @@ class Axis:
 
     def place(self, value: float) -> float:
         """Where a number lies, in SVG units."""
-        low, high, value = (
-            (math.log10(v) for v in (self.low, self.high, value))
-            if self.log
-            else (self.low, self.high, value)
-        )
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """About five round numbers; on a log axis every decade, or 1, 2 and 5 of each when there are few."""
+        """About five round numbers; on a log axis decades, or 1, 2 and 5 of each when few."""
         if self.log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            decades = math.log10(self.high / self.low)
-            values = [
-                float(f"{m}e{power}")
-                for power in powers
-                for m in ((1,) if decades > 2.5 else (1, 2, 5))
-            ]
-            inside = [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
-            return inside[:: max(1, len(inside) // 5)]
+            return self._log_ticks()
         step = nice_step((self.high - self.low) / 4)
         first = math.ceil(self.low / step - 1e-9)
-        return [step * n for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        last = math.floor(self.high / step + 1e-9)
+        return [step * n for n in range(first, last + 1)]
+
+    def _log_ticks(self) -> list[float]:
+        decades = math.log10(self.high / self.low)
+        multiples = (1,) if decades > 2.5 else (1, 2, 5)
+        first = math.floor(math.log10(self.low))
+        last = math.ceil(math.log10(self.high))
+        inside = []
+        for power in range(first, last + 1):
+            for multiple in multiples:
+                value = float(f"{multiple}e{power}")
+                if self.low * 0.999 <= value <= self.high * 1.001:
+                    inside.append(value)
+        return inside[:: max(1, len(inside) // 5)]
+
+
+class Tick(NamedTuple):
+    """A number beside an axis, as the templates read it."""
+
+    place: str
+    label: str
+    text_y: str = ""  # baseline of the label, along the y axis
 
 
 def nice_step(least: float) -> float:
@@ -80,18 +100,19 @@ def nice_step(least: float) -> float:
     [0.05, 2.0, 50.0]
     """
     power = 10.0 ** math.floor(math.log10(least))
-    return next(round(power * m, 12) for m in (1, 2, 5, 10) if power * m >= least * (1 - 1e-9))
+    enough = least * (1 - 1e-9)  # 0.3 / 0.1 is not quite 3
+    return next(round(power * m, 12) for m in (1, 2, 5, 10) if power * m >= enough)
 
 
 def chart(
     title: str,
-    lines: list[Line],
+    lines: Sequence[Line],
     xlabel: str,
     ylabel: str,
     log_x: bool = False,
     log_y: bool = False,
     points: bool = False,
-) -> str:
+) -> Markup:
     """A ``<figure>`` with title, picture and legend; "" when there is nothing to draw.
 
     Args:
@@ -99,87 +120,135 @@ def chart(
     """
     lines = [line for line in lines if line.x]
     if not lines:
-        return ""
-    x_axis = span(
-        [value for line in lines for value in line.x], LEFT, RIGHT, log_x, from_zero=False
-    )
-    y_axis = span([value for line in lines for value in line.y], BOTTOM, TOP, log_y, from_zero=True)
-    ticks = (
-        [float(v) for v in sorted({v for line in lines for v in line.x})]
-        if points
-        else x_axis.ticks()
-    )
-    parts = [
-        *grid(x_axis, ticks, y_axis),
-        *(draw(line, x_axis, y_axis, points) for line in lines),
-        f'<text class="name" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(xlabel)}</text>',
-    ]
-    return figure(
-        title,
-        ylabel,
-        HEIGHT,
-        parts,
-        [(line.label, style(line.colour, line.dashed)) for line in lines],
+        return Markup("")
+    xs: list[float] = []
+    ys: list[float] = []
+    for line in lines:
+        xs += line.x
+        ys += line.y
+    x_axis = span(xs, LEFT, RIGHT, log_x, from_zero=False)
+    y_axis = span(ys, BOTTOM, TOP, log_y, from_zero=True)
+    x_values = sorted(set(xs)) if points else x_axis.ticks()
+    return render(
+        "line_chart.html",
+        title=title,
+        caption=ylabel,
+        xlabel=xlabel,
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=RIGHT,
+        bottom=BOTTOM,
+        x_ticks=[Tick(pixels(x_axis.place(value)), f"{value:g}") for value in x_values],
+        y_ticks=[y_tick(y_axis, value) for value in y_axis.ticks()],
+        lines=[drawn(line, x_axis, y_axis, points) for line in lines],
+        legend=[(line.label, style(line.colour, line.dashed)) for line in lines],
     )
 
 
 def dot_chart(
     title: str,
-    rows: list[tuple[str, list[Dot]]],
+    rows: Sequence[tuple[str, Sequence[Dot]]],
     caption: str,
     legend: Sequence[tuple[str, int]] = (),
-) -> str:
-    """A ``<figure>`` with a row of dots per name, each with its interval as a whisker; "" when there is nothing to draw.
+) -> Markup:
+    """A ``<figure>`` with a row of dots per name, each with its interval as a whisker.
 
     Args:
         caption: what the dots measure.
-        legend: label and colour of what has several dots in a row; without it a row's value stands at its end.
+        legend: label and colour of what has several dots in a row; without it a row's value stands
+            at its end.
+
+    Returns:
+        "" when there is nothing to draw.
     """
-    dots = [dot for _, row in rows for dot in row]
-    if not dots:
-        return ""
+    ends: list[float] = []
+    for _, dots in rows:
+        for dot in dots:
+            ends += [dot.value, *(dot.interval or ())]
+    if not ends:
+        return Markup("")
+    axis = span(ends, NAMES + 8, RIGHT if legend else VALUES, log=False, from_zero=True)
     bottom = TOP + ROW * len(rows)
-    axis = span(
-        [end for dot in dots for end in (dot.value, *(dot.interval or ()))],
-        NAMES + 8,
-        RIGHT if legend else VALUES,
-        False,
-        True,
-    )
-    parts = [
-        f'<path class="grid" d="M{axis.place(tick):.1f} {TOP}V{bottom}"/>'
-        f'<text x="{axis.place(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
-        for tick in axis.ticks()
-    ]
-    for number, (name, row) in enumerate(rows):
+    shown = []
+    for number, (name, dots) in enumerate(rows):
         y = TOP + ROW * (number + 0.5)
-        parts.append(
-            f'<text x="{NAMES}" y="{y + 4:.1f}" text-anchor="end"><title>{html.escape(name)}</title>'
-            f"{html.escape(short(name))}</text>"
+        shown.append(
+            {
+                "name": name,
+                "short_name": short(name),
+                "y": pixels(y),
+                "text_y": pixels(y + 4),
+                "dots": [drawn_dot(dot, axis, y) for dot in dots],
+                "value": "" if legend else f"{dots[0].value:.4f}",
+            }
         )
-        parts += [draw_dot(dot, axis, y) for dot in row]
-        if not legend:
-            parts.append(
-                f'<text x="{WIDTH}" y="{y + 4:.1f}" text-anchor="end">{row[0].value:.4f}</text>'
-            )
-    return figure(
-        title, caption, bottom + 24, parts, [(label, style(colour)) for label, colour in legend]
+    return render(
+        "dot_chart.html",
+        title=title,
+        caption=caption,
+        width=WIDTH,
+        height=bottom + 24,
+        top=TOP,
+        bottom=bottom,
+        names_end=NAMES,
+        ticks=[Tick(pixels(axis.place(value)), f"{value:g}") for value in axis.ticks()],
+        rows=shown,
+        legend=[(label, style(colour)) for label, colour in legend],
     )
 
 
-def draw_dot(dot: Dot, axis: Axis, y: float) -> str:
-    """A dot and its whisker."""
-    colour = style(dot.colour)
-    whisker = (
-        ""
-        if dot.interval is None
-        else (
-            f'<path class="line {colour}" d="M{axis.place(dot.interval[0]):.1f} {y:.1f}H{axis.place(dot.interval[1]):.1f}"/>'
-        )
-    )
-    return (
-        f'{whisker}<circle class="{colour}" cx="{axis.place(dot.value):.1f}" cy="{y:.1f}" r="4"/>'
-    )
+def drawn_dot(dot: Dot, axis: Axis, y: float) -> dict[str, str]:
+    """Where a dot and its whisker lie."""
+    whisker = ""
+    if dot.interval is not None:
+        start, end = (pixels(axis.place(value)) for value in dot.interval)
+        whisker = f"M{start} {pixels(y)}H{end}"
+    return {
+        "classes": style(dot.colour),
+        "x": pixels(axis.place(dot.value)),
+        "whisker": whisker,
+    }
+
+
+def drawn(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> dict[str, Any]:
+    """Where a line and its points lie."""
+    places = []
+    for x, y in zip(line.x, line.y, strict=True):
+        places.append((pixels(x_axis.place(x)), pixels(y_axis.place(y))))
+    return {
+        "classes": style(line.colour, line.dashed),
+        "path": "L".join(f"{x} {y}" for x, y in places),
+        "points": places if points else [],
+    }
+
+
+def y_tick(axis: Axis, value: float) -> Tick:
+    """A number beside the y axis."""
+    y = axis.place(value)
+    return Tick(pixels(y), f"{value:g}", pixels(y + 4))
+
+
+def span(values: Sequence[float], start: float, end: float, log: bool, from_zero: bool) -> Axis:
+    """An axis that holds all values, with a little room above."""
+    low, high = min(values), max(values)
+    if log:
+        if from_zero or high == low:
+            high = max(high, low * 10)
+        return Axis(low, high, start, end, True)
+    if from_zero:
+        low = min(low, 0.0)
+        high += 0.05 * (high - low)
+    return Axis(low, high if high > low else low + 1, start, end, False)
+
+
+def pixels(value: float) -> str:
+    """A place in SVG units, one digit behind the point.
+
+    >>> pixels(45.96)
+    '46.0'
+    """
+    return f"{value:.1f}"
 
 
 def short(name: str, most: int = 17) -> str:
@@ -187,61 +256,6 @@ def short(name: str, most: int = 17) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def figure(
-    title: str, caption: str, height: float, parts: list[str], legend: list[tuple[str, str]]
-) -> str:
-    """Title, picture, and a legend of labels and classes."""
-    entries = "".join(
-        f'<li class="{classes}">{html.escape(label)}</li>' for label, classes in legend
-    )
-    return (
-        f"<figure><figcaption>{html.escape(title)}<small>{html.escape(caption)}</small></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
-        + (f'<ul class="legend">{entries}</ul>' if entries else "")
-        + "</figure>"
-    )
-
-
 def style(colour: int, dashed: bool = False) -> str:
     """The classes of a colour of the page."""
     return f"c{colour % COLOURS}{' dashed' if dashed else ''}"
-
-
-def span(values: list[float], start: float, end: float, log: bool, from_zero: bool) -> Axis:
-    """An axis that holds all values, with a little room above."""
-    low, high = min(values), max(values)
-    if log:
-        high = max(high, low * 10) if from_zero or high == low else high
-        return Axis(low, high, start, end, True)
-    low = min(low, 0.0) if from_zero else low
-    high = high + 0.05 * (high - low) if from_zero else high
-    return Axis(low, high if high > low else low + 1, start, end, False)
-
-
-def grid(x_axis: Axis, x_ticks: list[float], y_axis: Axis) -> list[str]:
-    """Numbers along both axes and a faint line at each of y."""
-    parts = []
-    for value in y_axis.ticks():
-        y = y_axis.place(value)
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
-        )
-    for value in x_ticks:
-        parts.append(
-            f'<text x="{x_axis.place(value):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{value:g}</text>'
-        )
-    return parts
-
-
-def draw(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> str:
-    """A line's path and points."""
-    places = [(x_axis.place(x), y_axis.place(y)) for x, y in zip(line.x, line.y, strict=True)]
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    classes = style(line.colour, line.dashed)
-    dots = (
-        "".join(f'<circle class="{classes}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places)
-        if points
-        else ""
-    )
-    return f'<path class="line {classes}" d="M{path}"/>{dots}'

@@ -1,19 +1,22 @@
-"""Worked examples: test rows drawn by a fixed seed, hits and misses alike, with titles instead of ids."""
+"""Worked examples: test rows drawn by a fixed seed, hits and misses alike, with titles for ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minionerec.catalogue.samples import load_samples
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import Place, find_target
-from minionerec.evaluation.results import Result
+from minionerec.evaluation.results import Result, best
+from minionerec.experiment.artifacts import require_stage, stage_path
+from minionerec.experiment.settings import Experiment
 
-NUMBER, FIRST = 20, 10  # examples, and recommended items that each shows
+NUMBER = 20  # examples
+FIRST = 10  # recommended items that each shows
 GROUPS = ("with the target first", f"with it at 2 to {FIRST}", "with it further down or not at all")
 
 
@@ -26,6 +29,21 @@ class Example(NamedTuple):
     target: str  # title
     rank: str  # of the target, in words
     shown_at: int | None  # where the first ten hold the target, from 0
+
+
+def best_examples(experiment: Experiment, found: Sequence[Result]) -> dict[str, Any]:
+    """Examples of the best checkpoint (without one, of the best baseline); empty where none can be.
+
+    Returns:
+        ``how`` they were drawn, in a sentence, and what was ``drawn``.
+    """
+    models = [result for result in found if not result.is_baseline]
+    chosen = best(models) or best(found)
+    if chosen is None or not chosen.predictions or not stage_path(experiment, "data").exists():
+        return {}
+    data = require_stage(experiment, "data")
+    how, drawn = draw_examples(chosen, data, experiment.data.max_history, experiment.seed)
+    return {"how": how, "drawn": drawn}
 
 
 def draw_examples(
@@ -42,43 +60,46 @@ def draw_examples(
     Raises:
         UserError: the predictions are of other test rows than the data's.
     """
-    from minionerec.catalogue.samples import (
-        load_samples,  # brings transformers, which the table alone does not need
-    )
-
     samples = load_samples(data_dir, max_history)
-    rows, ids = samples.splits["test"], samples.item_ids
-    if [(row["user_id"], row["target_item_id"]) for row in result.predictions] != [
-        (row.user_id, ids[row.target]) for row in rows
-    ]:
+    rows = samples.splits["test"]
+    ids = samples.item_ids
+    expected = [(row.user_id, ids[row.target]) for row in rows]
+    ranked = [(row["user_id"], row["target_item_id"]) for row in result.predictions]
+    if ranked != expected:
         raise UserError(
-            f"{result.directory}: predictions.jsonl holds other test rows than {data_dir}, or in another order; "
-            "delete it and make it again"
+            f"{result.directory}: predictions.jsonl holds other test rows than {data_dir}, "
+            "or in another order; delete it and make it again"
         )
     titles = dict(zip(ids, samples.items["title"], strict=True))
-    places = [
-        find_target(row["item_ids"], row["target_item_id"], result.sid_of)
-        for row in result.predictions
-    ]
+    places = []
+    for row in result.predictions:
+        places.append(find_target(row["item_ids"], row["target_item_id"], result.sid_of))
     groups = grouped(places)
     examples = []
     for number in pick(groups, NUMBER, seed):
-        row, found = rows[number], result.predictions[number]
-        first = found["item_ids"][:FIRST]
-        examples.append(
-            Example(
-                row.user_id,
-                [titles[ids[item]] for item in row.history],
-                [titles[item] for item in first],
-                titles[found["target_item_id"]],
-                in_words(places[number], len(found["item_ids"])),
-                first.index(found["target_item_id"]) if found["target_item_id"] in first else None,
-            )
-        )
-    counts = ", ".join(f"{len(group):,} {name}" for group, name in zip(groups, GROUPS, strict=True))
-    return (
-        f"{len(examples)} rows of {result.name}, drawn at random (seed {seed}) in equal parts from the {counts}.",
-        examples,
+        history = [ids[item] for item in rows[number].history]
+        examples.append(example(history, result.predictions[number], places[number], titles))
+    counts = [f"{len(group):,} {name}" for group, name in zip(groups, GROUPS, strict=True)]
+    how = (
+        f"{len(examples)} rows of {result.name}, drawn at random (seed {seed}) in equal parts "
+        f"from the {', '.join(counts)}."
+    )
+    return how, examples
+
+
+def example(
+    history: Sequence[str], found: dict[str, Any], place: Place, titles: dict[str, str]
+) -> Example:
+    """One row with titles for ids."""
+    first = found["item_ids"][:FIRST]
+    target = found["target_item_id"]
+    return Example(
+        user_id=found["user_id"],
+        history=[titles[item] for item in history],
+        first_titles=[titles[item] for item in first],
+        target=titles[target],
+        rank=in_words(place, len(found["item_ids"])),
+        shown_at=first.index(target) if target in first else None,
     )
 
 
@@ -86,35 +107,43 @@ def grouped(places: Sequence[Place]) -> list[list[int]]:
     """Numbers of the rows whose target is first, at 2 to 10, and elsewhere."""
     groups: list[list[int]] = [[], [], []]
     for number, place in enumerate(places):
-        groups[2 if place.first is None or place.first >= FIRST else min(place.first, 1)].append(
-            number
-        )
+        if place.first is None or place.first >= FIRST:
+            groups[2].append(number)
+        else:
+            groups[min(place.first, 1)].append(number)
     return groups
 
 
 def pick(groups: Sequence[Sequence[int]], number: int, seed: int) -> list[int]:
     """Row numbers, as many from each group as the smaller groups allow, group by group.
 
-    >>> [len(set(pick([[0], range(1, 9), range(9, 20)], 9, seed=0)) & set(group)) for group in ([0], range(1, 9), range(9, 20))]
+    >>> groups = [[0], range(1, 9), range(9, 20)]
+    >>> drawn = set(pick(groups, 9, seed=0))
+    >>> [len(drawn & set(group)) for group in groups]
     [1, 4, 4]
     """
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.array(group, np.int64)).tolist() for group in groups]
-    in_turn = [row for row in chain.from_iterable(zip_longest(*drawn)) if row is not None][:number]
-    return [row for group in drawn for row in group if row in in_turn]
+    taken: set[int] = set()
+    # The first of every group, then the second of every group, and so on.
+    for turn in range(max(map(len, drawn))):
+        for group in drawn:
+            if turn < len(group) and len(taken) < number:
+                taken.add(group[turn])
+    return [row for group in drawn for row in group if row in taken]
 
 
 def in_words(place: Place, length: int) -> str:
     """The rank of the target, from 1.
 
-    >>> in_words(Place(2, 1, 2), 50), in_words(Place(2, 3, 2), 50), in_words(Place(None, None, None), 50)
-    ('rank 3', 'rank 3 to 5 (they share a SID)', 'not in the first 50')
+    >>> in_words(Place(2, 1, 2), 50), in_words(Place(2, 3, 2), 50)
+    ('rank 3', 'rank 3 to 5 (they share a SID)')
+    >>> in_words(Place(None, None, None), 50)
+    'not in the first 50'
     """
-    if place.first is None:
+    if place.first is None or place.size is None:
         return f"not in the first {length}"
     last = place.first + place.size
-    return (
-        f"rank {last}"
-        if place.size == 1
-        else f"rank {place.first + 1} to {last} (they share a SID)"
-    )
+    if place.size == 1:
+        return f"rank {last}"
+    return f"rank {place.first + 1} to {last} (they share a SID)"

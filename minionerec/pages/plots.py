@@ -1,4 +1,4 @@
-"""Curves of a training run as a picture."""
+"""Curves of a training run as a PNG."""
 
 from __future__ import annotations
 
@@ -7,75 +7,64 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from transformers import Trainer
 
 from minionerec.errors import UserError
+from minionerec.pages.series import log_series
 from minionerec.training.checkpoints import clean_history
+
+matplotlib.use("Agg")  # no window: pictures are files
+FEW_POINTS = 50  # fewer are marked one by one
 
 
 def save_log(trainer: Trainer, directory: Path) -> None:
-    """``log.jsonl`` and ``curves.png`` of a finished run."""
-    rows = clean_history(trainer.state.log_history)
+    """Write ``log.jsonl`` and ``curves.png`` of a finished run."""
+    write_log(clean_history(trainer.state.log_history), directory)
+
+
+def write_log(rows: Sequence[Mapping[str, Any]], directory: Path) -> None:
+    """Write the rows as ``log.jsonl`` and draw them as ``curves.png``."""
     with open(directory / "log.jsonl", "w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            handle.write(json.dumps(row) + "\n")
     curves(rows, directory / "curves.png")
 
 
 def curves(log: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss (left) and HR / NDCG on validation rows (right) over optimiser steps, as a PNG with reproducible bytes.
+    """Draw loss (left) and HR / NDCG on validation rows (right) over optimiser steps.
+
+    The same log gives the same bytes.
 
     Args:
-        log: rows of ``log.jsonl``; a row without ``step`` belongs to no point in time and is not drawn.
-        path: file to write.
+        log: rows of ``log.jsonl``; one without ``step`` has no place in time and is left out.
+        path: the PNG to write.
 
     Raises:
         UserError: the log holds no number to draw.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     series = log_series(log)
     if not series:
         raise UserError(
             f"{path}: cannot be drawn, the log has no row with 'step' and a loss or metric"
         )
-    panels = [
-        [key for key in series if "loss" in key],
-        [key for key in series if "loss" not in key],
-    ]
-    panels = [keys for keys in panels if keys]
+    losses = {key: points for key, points in series.items() if "loss" in key}
+    metrics = {key: points for key, points in series.items() if "loss" not in key}
+    panels = [panel for panel in (losses, metrics) if panel]
     figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
-    for axes, keys in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for key in keys:
-            axes.plot(
-                *zip(*series[key], strict=True),
-                label=key,
-                marker="." if len(series[key]) < 50 else "",
-            )
-        axes.set_xlabel("optimiser step")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        draw_panel(axes, panel)
+    figure.savefig(path, dpi=120, metadata={"Software": None})  # no version in the file
 
 
-def log_series(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """The losses, HR and NDCG of a log as key -> [(step, value), ...].
-
-    >>> log_series([{"step": 1, "loss": 2.5, "lr": 0.1}, {"step": 2, "eval_NDCG@10": 0.1}, {"done": True}])
-    {'loss': [(1, 2.5)], 'eval_NDCG@10': [(2, 0.1)]}
-    """
-    drawn = dict.fromkeys(
-        key for row in log for key in row if "loss" in key or "HR@" in key or "NDCG@" in key
-    )
-    return {key: points for key in drawn if (points := key_series(log, key))}
-
-
-def key_series(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """One number of a log as [(step, value), ...]; empty where it is never logged."""
-    return [
-        (row["step"], row[key])
-        for row in log
-        if "step" in row and isinstance(row.get(key), (int, float))
-    ]
+def draw_panel(axes: Axes, panel: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Draw one line per key."""
+    for key, points in panel.items():
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, label=key, marker="." if len(points) < FEW_POINTS else "")
+    axes.set_xlabel("optimiser step")
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -1,9 +1,13 @@
-"""What a person sees of the numbers: an aligned table in the terminal, and curves of a run as a picture."""
+"""What a person sees of the numbers in the terminal: aligned tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from minionerec.pages.html import number
+
+FOUR_DIGITS = "{:.4f}"
 
 
 def metrics_table(
@@ -23,34 +27,30 @@ def metrics_table(
         ndcg_ks: cut-offs of NDCG.
     """
     keys = [f"HR@{k}" for k in ks] + [f"NDCG@{k}" for k in ndcg_ks]
-    intervals = {
-        name: metrics.get("intervals", {}).get("NDCG@10") for name, metrics in rows.items()
-    }
-    header = ["", *keys] + (["NDCG@10 95 %"] if any(intervals.values()) else [])
-    lines = [header]
+    lines = [["", *keys]]
+    intervals = []
     for name, metrics in rows.items():
-        cells = [name, *(_number(metrics.get(key)) for key in keys)]
-        if len(header) > len(cells):
-            cells.append(
-                "-" if not intervals[name] else f"{intervals[name][0]:.4f}-{intervals[name][1]:.4f}"
-            )
-        lines.append(cells)
+        lines.append([name, *(number(metrics.get(key), FOUR_DIGITS) for key in keys)])
+        intervals.append(metrics.get("intervals", {}).get("NDCG@10"))
+    if any(intervals):
+        lines[0].append("NDCG@10 95 %")
+        for line, interval in zip(lines[1:], intervals, strict=True):
+            line.append("{:.4f}-{:.4f}".format(*interval) if interval else "-")
     return aligned(lines)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of equally many cells as a table: the first column to the left, the others to the right.
+    """Lines of equally many cells as a table: the first column to the left, others to the right.
 
     >>> print(aligned([["", "HR@1"], ["markov", "-"]]))
             HR@1
     markov     -
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    shown = []
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        for cell, width in zip(line[1:], widths[1:], strict=True):
+            cells.append(cell.rjust(width))
+        shown.append("  ".join(cells).rstrip())
+    return "\n".join(shown)

@@ -1,0 +1,34 @@
+"""Everything an experiment has measured on the test split: one table, and one page beside it."""
+
+from __future__ import annotations
+
+from minionerec.errors import UserError
+from minionerec.evaluation.results import TITLES, results
+from minionerec.experiment.artifacts import COMMANDS, stage_path
+from minionerec.experiment.settings import Experiment
+from minionerec.pages.experiment_page import write_page
+from minionerec.pages.text import metrics_table
+
+
+def main(experiment: Experiment) -> None:
+    """Print the table and which of its rows are still to be made, then write the page.
+
+    Raises:
+        UserError: nothing is measured yet.
+    """
+    found = results(experiment)
+    if not found:
+        raise UserError(
+            f"{stage_path(experiment, '')}: nothing is measured yet; run `{COMMANDS['baselines']}` "
+            f"or `{COMMANDS['evaluate']}` with the same --config first"
+        )
+    users = {result.metrics["num_users"] for result in found if "num_users" in result.metrics}
+    counts = "".join(f", {count} users" for count in sorted(users))
+    print(f"{experiment.name}: full-catalogue ranking of the test split{counts}")
+    print(metrics_table({result.name: result.metrics for result in found}))
+    names = {result.name for result in found}
+    for name, title in TITLES.items():
+        if title not in names:
+            command = f"{COMMANDS['evaluate']} --evaluate.checkpoint {name}"
+            print(f"{title}: not evaluated; run `{command}` with the same --config")
+    print(f"page: {write_page(experiment, found)}")
