@@ -128,7 +128,7 @@ def train(experiment: Experiment, path: Path) -> None:
         callbacks=early_stopping(s.patience),
     )
     if s.soft_labels:
-        processes.say(soft_labels.price(rows, trainer.first_batches(8)))
+        processes.say(soft_labels.price(rows, trainer.first_batches(8), trainer.data_collator))
     run.train_or_resume(trainer)
 
     # Save

@@ -20,15 +20,14 @@ it, as do titles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
-from minionerec.model.token_trees import pack_trees
 from minionerec.rankers import rules
 from minionerec.rankers.experts import Expert, mix, normalised
 
@@ -196,23 +195,22 @@ def answers(
     return tuple(labels)
 
 
-def price(rows: Sequence[Row], batches: Sequence[Sequence[int]]) -> str:
+def price(
+    rows: Sequence[Row],
+    batches: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[Row]], dict[str, Any]],
+) -> str:
     """What soft labels cost, in words: tokens of these batches of rows without and with them."""
     plain, soft = 0, 0
     for batch in batches:
-        alone = []
-        every = []
-        for row in (rows[i] for i in batch):
-            completions = [label.completion for label in row.labels] or [row.completion]
-            alone.append(row.prompt + row.completion[:-1])
-            every += [row.prompt + completion[:-1] for completion in completions]
-        plain += pack_trees(alone).input_ids.numel()
-        soft += pack_trees(every).input_ids.numel()
-    taught = sum(bool(row.labels) for row in rows)
+        chosen = [rows[i] for i in batch]
+        alone = [replace(row, labels=()) for row in chosen]
+        plain += collate(alone)["tree"].input_ids.numel()
+        soft += collate(chosen)["tree"].input_ids.numel()
     return (
-        f"soft labels: {taught:,} of {len(rows):,} rows have them; a forward reads "
-        f"{soft / len(batches):,.0f} tokens instead of {plain / len(batches):,.0f}: "
-        f"{soft / plain:.1f} x the plain run"
+        f"soft labels: {sum(bool(row.labels) for row in rows):,} of {len(rows):,} rows have them; "
+        f"a forward reads {soft / len(batches):,.0f} tokens instead of "
+        f"{plain / len(batches):,.0f}: {soft / plain:.1f} x the plain run"
     )
 
 
