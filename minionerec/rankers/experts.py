@@ -157,9 +157,9 @@ def mix(
 
     A rule that gives every item a little would else have hardly anything left for its best.
     """
-    total = 0.0
+    total = np.zeros((len(histories), experts[0].num_items))
     for expert, weight in zip(experts, weights, strict=True):
-        total = total + weight * best_of(expert.probabilities(histories, targets), LENGTH)
+        total += weight * best_of(expert.probabilities(histories, targets), LENGTH)
     return total
 
 
@@ -239,14 +239,22 @@ def build(
                 found.append(popularity(counts))
             case "markov":
                 choice = chosen(rules.markov_candidates(sequences, num_items))
-                found.append(markov(sequences, num_items, **choice))
+                reach, window = int(choice["reach"]), int(choice["window"])
+                backward = choice["backward"]
+                found.append(
+                    markov(sequences, num_items, reach=reach, backward=backward, window=window)
+                )
             case "item_knn":
                 choice = chosen(rules.knn_candidates(sequences, num_items))
-                found.append(item_knn(sequences, num_items, **choice))
+                shrinkage, window = choice["shrinkage"], int(choice["window"])
+                found.append(item_knn(sequences, num_items, shrinkage=shrinkage, window=window))
             case "text_knn":
                 embeddings = read_embeddings(embeddings_file, num_items)
                 choice = chosen(rules.text_candidates(embeddings))
-                found.append(text_knn(embeddings, **choice, temperature=temperature))
+                again, window = bool(choice["again"]), int(choice["window"])
+                found.append(
+                    text_knn(embeddings, window=window, again=again, temperature=temperature)
+                )
     return found
 
 

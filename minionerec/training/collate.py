@@ -45,6 +45,7 @@ def collate_sft(
     is_sid: list[bool] = []  # per token
     own: list[float] = []
     teacher: list[float] = []
+    item_paths = paths or []
     counted = 0
     for row in rows:
         over_children = trie is not None and row.task.endswith("to_sid")
@@ -53,7 +54,7 @@ def collate_sft(
             tokens = label.completion[:-1] if over_children else label.completion
             starts.append(len(row.prompt))
             sequences.append(row.prompt + tokens)
-            above += [0, *paths[label.item][:-1]] if over_children else [-1] * len(tokens)
+            above += [0, *item_paths[label.item][:-1]] if over_children else [-1] * len(tokens)
             is_sid += [over_children] * len(tokens)
             own += [label.own] * len(tokens)
             teacher += [label.teacher] * len(tokens)
@@ -97,7 +98,7 @@ def _children(
         slots: ``(S,)`` the slot that predicts it.
         tokens: ``(S,)``.
     """
-    if not len(nodes):
+    if trie is None or not len(nodes):
         none = torch.empty(0, dtype=torch.long)
         return {"child_rows": none, "children": none[:, None], "child_of_pair": none, "place": none}
     width = int(nodes.max()) + 1
