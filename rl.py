@@ -51,7 +51,7 @@ def train(experiment: Experiment, path: Path) -> None:
     from minionerec.catalogue import inputs
     from minionerec.catalogue.prompts import load_template
     from minionerec.catalogue.rows import mixture
-    from minionerec.catalogue.samples import fixed_subset
+    from minionerec.catalogue.samples import fixed_subset, seen_items
     from minionerec.evaluation.ranking import validator
     from minionerec.experiment import artifacts, processes
     from minionerec.model import backbone
@@ -106,7 +106,18 @@ def train(experiment: Experiment, path: Path) -> None:
     trie = trie.to(arguments.device)
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
     normalize = experiment.model.normalize
-    validate = validator(valid, renderer, trie, sids, num_beams=s.eval_beams, normalize=normalize)
+    unwanted = None
+    if experiment.evaluate.exclude_history:
+        unwanted = fixed_subset(seen_items(data_dir, "valid"), s.eval_rows, experiment.seed)
+    validate = validator(
+        valid,
+        renderer,
+        trie,
+        sids,
+        num_beams=s.eval_beams,
+        normalize=normalize,
+        unwanted=unwanted,
+    )
     before = validate(model.to(arguments.device))
     processes.say(
         "SFT model: validation "

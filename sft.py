@@ -44,7 +44,7 @@ def train(experiment: Experiment, path: Path) -> None:
     import minionerec_trainer as trainers
     from minionerec.catalogue import inputs
     from minionerec.catalogue.rows import mixture
-    from minionerec.catalogue.samples import fixed_subset, window_samples
+    from minionerec.catalogue.samples import fixed_subset, seen_items, window_samples
     from minionerec.evaluation.ranking import validator
     from minionerec.experiment import artifacts, processes
     from minionerec.model import backbone
@@ -99,6 +99,9 @@ def train(experiment: Experiment, path: Path) -> None:
         total_steps=steps_per_epoch * s.epochs,
     )
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
+    unwanted = None
+    if experiment.evaluate.exclude_history:
+        unwanted = fixed_subset(seen_items(data_dir, "valid"), s.eval_rows, experiment.seed)
     validate = validator(
         valid,
         renderer,
@@ -106,6 +109,7 @@ def train(experiment: Experiment, path: Path) -> None:
         sids,
         num_beams=s.eval_beams,
         normalize=model_settings.normalize,
+        unwanted=unwanted,
     )
     contents = trainers.CheckpointContents(
         "sft",

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from minionerec.errors import UserError
 
+T = TypeVar("T")
 SPLITS = ("train", "valid", "test")
 
 
@@ -170,8 +171,11 @@ def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: i
     ]
 
 
-def fixed_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
-    """The same random ``size`` samples for the same seed, in their order; all of them if ``size`` is 0 or too large."""
+def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
+    """The same random ``size`` for the same seed, in their order; all if ``size`` is 0 or too large.
+
+    What belongs to the samples row by row is cut in the same way.
+    """
     if not size or size >= len(samples):
         return list(samples)
     return [

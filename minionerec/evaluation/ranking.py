@@ -143,16 +143,22 @@ def validator(
     *,
     num_beams: int,
     normalize: str = "vocab",
+    unwanted: Sequence[Collection[int]] | None = None,
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function model -> HR@K, NDCG@K (K up to ``num_beams``) and top-10 coverage of these samples."""
+    """A function model -> HR@K, NDCG@K (K up to ``num_beams``) and top-10 coverage of samples.
+
+    Per sample ``unwanted`` items are never ranked, as in evaluation.
+    """
     groups = sid_of(sids)
 
     def validate(model: nn.Module) -> dict[str, float]:
         leaves, scores = rank(
-            Ranker(model, samples, renderer, trie, num_beams, normalize=normalize)
+            Ranker(
+                model, samples, renderer, trie, num_beams, normalize=normalize, unwanted=unwanted
+            )
         )
         item_level, _ = row_metrics(
-            predictions(samples, leaves, scores, trie, sids.item_ids), groups
+            predictions(samples, leaves, scores, trie, sids.item_ids, unwanted), groups
         )
         shown = {
             f"{name}@{k}": float(item_level[f"{name}@{k}"].mean())
