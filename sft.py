@@ -183,10 +183,11 @@ def taught(
     if not weights:
         valid = samples.splits["valid"]
         lists = mixing.rankers_lists(samples, valid, embeddings_file, unwanted)
-        weights, temperature, metrics = mixing.tried({}, lists, valid)[0]
+        best = mixing.tried({}, lists, valid, num_items=num_items, by="log p")[0]
+        weights, temperature = best.weights, best.temperature
         processes.say(
-            f"teacher: {mixing.in_yaml(weights)} at temperature {temperature:g} ranks validation "
-            f"rows best, NDCG@10 {metrics['NDCG@10']:.4f}"
+            f"teacher: {mixing.in_yaml(weights)} at temperature {temperature:g} expects validation "
+            f"rows best, log p {best.metrics['log p']:.4f}, NDCG@10 {best.metrics['NDCG@10']:.4f}"
         )
     shares = {name: weight for name, weight in weights.items() if weight}
     teacher = experts.build(

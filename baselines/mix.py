@@ -24,7 +24,7 @@ from minionerec.pages.text import aligned
 from minionerec.rankers.mixing import Mix, in_yaml, rankers_lists, tried
 
 SHOWN = 8  # rows of a table
-KEYS = ("HR@1", "HR@10", "HR@50", "NDCG@10")
+KEYS = ("log p", "HR@1", "HR@10", "HR@50", "NDCG@10")
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main_of(experiment: Experiment) -> None:
     lists = rankers_lists(samples, valid, sids_dir / "embeddings.npy", unwanted)
 
     print(f"teacher: mixes of rankers on {len(valid):,} validation rows\n")
-    best = tried({}, lists, valid)
+    best = tried({}, lists, valid, num_items=len(samples.items), by="log p")
     print(as_table(best))
     print(f"\n  soft_labels: {{temperature: {best[0].temperature:g}}}")
     print(f"  teacher: {in_yaml(best[0].weights)}")
@@ -60,7 +60,7 @@ def main_of(experiment: Experiment) -> None:
     artifacts.check_parents(path, artifacts.verify(path))
     model = fused.read_model_lists(path / "predictions.jsonl", valid, samples.item_ids)
     print(f"\nfusion: the model of {path.name} with rankers, on the same rows\n")
-    best = tried({"model": model}, lists, valid)
+    best = tried({"model": model}, lists, valid, num_items=len(samples.items), by="NDCG@10")
     print(as_table(best))
     chosen = best[0].weights | {"temperature": best[0].temperature}
     print(f"\n  fusion: {in_yaml(chosen)}")

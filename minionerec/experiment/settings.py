@@ -326,7 +326,7 @@ class SFTSettings:
     teacher: dict[str, float] = setting(
         {},
         "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights and the temperature that "
-        "rank validation rows best, as `python baselines/mix.py` prints them; what a ranker leaves open is chosen there too",
+        "expect validation rows best, as `python baselines/mix.py` prints them; what a ranker leaves open is chosen there too",
         low=0,
         choices=EXPERTS,
     )

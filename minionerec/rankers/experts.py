@@ -5,7 +5,8 @@ as probabilities.
 
 * popularity, Markov, item-kNN: ``p(item) = score / sum of the scores``, none of them negative;
 * text-kNN: ``p(item) = exp(cosine / temperature) / sum``, the cosine being the weighted mean over
-  the latest items.
+  the latest items. Items of the history get nothing: nothing is as alike as an item itself, and
+  whether it is taken again is for the counts to say.
 
 How far a rule looks (reach, window, shrinkage, ...) is what ``rules.choose`` finds on validation
 rows, as for the baseline of the same name.
@@ -250,10 +251,11 @@ def build(
                 found.append(item_knn(sequences, num_items, shrinkage=shrinkage, window=window))
             case "text_knn":
                 embeddings = read_embeddings(embeddings_file, num_items)
-                choice = chosen(rules.text_candidates(embeddings))
-                again, window = bool(choice["again"]), int(choice["window"])
+                candidates = rules.text_candidates(embeddings)
+                choice = chosen([rule for rule in candidates if not rule.made_with["again"]])
+                window = int(choice["window"])
                 found.append(
-                    text_knn(embeddings, window=window, again=again, temperature=temperature)
+                    text_knn(embeddings, window=window, again=False, temperature=temperature)
                 )
     return found
 

@@ -131,6 +131,13 @@ def ranks(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> n
     return np.where(own[:, 0] > 0, before, np.iinfo(np.int64).max)
 
 
+def shares_of(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> np.ndarray:
+    """``(n,)`` weighted sum of the probabilities of each target; 0 where no list names it."""
+    is_target = candidates.items == targets[:, None]
+    own = np.where(is_target, candidates.shares, 0.0).sum(axis=2)  # (R, n)
+    return np.asarray(weights, dtype=float) @ own
+
+
 def weight_grid(rankers: int, steps: int) -> Iterator[tuple[float, ...]]:
     """All weights in steps of ``1 / steps`` that add up to 1, the most of the first ranker first.
 

@@ -67,14 +67,22 @@ def rankers_lists(
 
 
 def tried(
-    model: dict[str, Lists], lists: dict[float, dict[str, Lists]], valid: Sequence[Sample]
+    model: dict[str, Lists],
+    lists: dict[float, dict[str, Lists]],
+    valid: Sequence[Sample],
+    *,
+    num_items: int,
+    by: str,
 ) -> list[Mix]:
-    """Every mix, the best NDCG@10 first; of equals the one with more of the first ranker.
+    """Every mix, the best first; of equals the one with more of the first ranker.
 
     Args:
         model: the lists of a model under its name; empty for mixes of rankers alone.
         lists: as ``rankers_lists`` gives them.
         valid: the rows that all of them rank.
+        num_items: N.
+        by: what the best has most of: ``NDCG@10`` where the mix is to rank, ``log p`` where its
+            probabilities are to be learned from.
     """
     targets = np.array([sample.target for sample in valid])
     found = []
@@ -83,9 +91,13 @@ def tried(
         united = fusion.union(list(together.values()))
         for weights in fusion.weight_grid(len(together), STEPS):
             ranks = fusion.ranks(united, weights, targets)
+            metrics = measured(ranks)
+            shares = fusion.shares_of(united, weights, targets)
+            # a tenth for all items alike: one row without its target must not decide
+            metrics["log p"] = float(np.log(0.9 * shares + 0.1 / num_items).mean())
             named = dict(zip(together, weights, strict=True))
-            found.append(Mix(named, temperature, measured(ranks)))
-    return sorted(found, key=lambda mix: -mix.metrics["NDCG@10"])
+            found.append(Mix(named, temperature, metrics))
+    return sorted(found, key=lambda mix: -mix.metrics[by])
 
 
 def measured(ranks: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,9 @@ def test_the_best_mix_joins_rankers_that_are_right_about_different_rows():
     sure, unsure = [0.9, 0.1], [0.5, 0.5]
     first = Lists(np.array([[3, 1], [1, 2]]), np.array([sure, unsure]))
     second = Lists(np.array([[1, 2], [5, 1]]), np.array([unsure, sure]))
-    found = mixing.tried({}, {0.1: {"markov": first, "item_knn": second}}, valid)
+    found = mixing.tried(
+        {}, {0.1: {"markov": first, "item_knn": second}}, valid, num_items=8, by="NDCG@10"
+    )
     assert len(found) == 11
     best = found[0]
     assert best.metrics["HR@1"] == 1.0
@@ -23,6 +25,8 @@ def test_the_best_mix_joins_rankers_that_are_right_about_different_rows():
     alone = next(mix for mix in found if mix.weights["markov"] == 1.0)
     assert alone.metrics["HR@1"] == 0.5
     assert alone.metrics["NDCG@10"] == 0.5
+    half = next(mix for mix in found if mix.weights["markov"] == 0.5)
+    assert half.metrics["log p"] == pytest.approx(np.log(0.9 * 0.45 + 0.1 / 8))
 
 
 def test_measurements_of_ranks_worked_by_hand():

@@ -246,7 +246,7 @@ def test_sft_with_soft_labels_learns_and_says_what_they_cost_before_it_starts(
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)
     told = capsys.readouterr().out
-    assert "ranks validation rows best" in told
+    assert "expects validation rows best" in told
     assert told.index("x the plain run") < told.index("best validation NDCG@10")
     logged = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
