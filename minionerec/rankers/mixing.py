@@ -1,7 +1,8 @@
 """Weights for a mix of rankers, tried on validation rows: multiples of a tenth, some temperatures.
 
 ``sft.py`` chooses its teacher this way unless ``sft.teacher`` names weights, and
-``baselines/mix.py`` prints the whole table. All rankers are read as lists of ``LENGTH`` items, as a fusion reads them.
+``baselines/mix.py`` prints the whole table. All rankers are read as lists of ``LENGTH`` items, as
+a fusion reads them.
 """
 
 from __future__ import annotations
