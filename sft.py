@@ -11,6 +11,7 @@ target. An interrupted run continues from its last checkpoint in runs/<name>/sft
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,8 @@ def train(experiment: Experiment, path: Path) -> None:
         callbacks=early_stopping(s.patience),
     )
     if s.soft_labels:
-        processes.say(soft_labels.price(rows, trainer.first_batches(8), trainer.data_collator))
+        batches = list(itertools.islice(trainer.batches, 8))
+        processes.say(soft_labels.price(rows, batches, trainer.data_collator))
     run.train_or_resume(trainer)
 
     # Save

@@ -53,8 +53,8 @@ def main_of(experiment: Experiment) -> None:
     path = path.with_name(f"{path.name.removesuffix(experiment.evaluate.split)}valid")
     if not path.is_dir():
         print(
-            f"\nno table of fusions: {path} not found; run `bash evaluate.sh` with the same --config "
-            f"--evaluate.checkpoint {experiment.evaluate.checkpoint} --evaluate.split valid"
+            f"\nno table of fusions: {path} not found; run `bash evaluate.sh` with the same "
+            f"--config --evaluate.checkpoint {experiment.evaluate.checkpoint} --evaluate.split valid"
         )
         return
     artifacts.check_parents(path, artifacts.verify(path))

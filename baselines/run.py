@@ -30,9 +30,9 @@ from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import Experiment
 from minionerec.pages.plots import curves
 from minionerec.pages.text import metrics_table
-from minionerec.rankers import rules
+from minionerec.rankers import rules, tgh
 
-NEEDS_SIDS = ("text_knn", "tiger")
+NEEDS_SIDS = ("text_knn", "tgh", "tiger")
 
 
 class Ranking(NamedTuple):
@@ -146,6 +146,13 @@ def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
         case "text_knn":
             candidates = rules.text_candidates(
                 artifacts.load_array(inputs.sids_dir / "embeddings.npy").astype(np.float32)
+            )
+        case "tgh":
+            candidates = tgh.candidates(
+                samples.train_sequences,
+                artifacts.load_array(inputs.sids_dir / "embeddings.npy").astype(np.float32),
+                order,
+                again=inputs.unwanted is None,
             )
     unwanted = inputs.unwanted or {}
     best, values = rules.choose(candidates, samples.splits["valid"], order, unwanted.get("valid"))

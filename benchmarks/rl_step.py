@@ -152,7 +152,7 @@ def main(
 
     def our_update(rollouts) -> None:
         model.zero_grad(set_to_none=True)
-        trainer._loss(model, rollouts, list(range(groups)))[0].backward()
+        trainer.loss_of(model, rollouts, list(range(groups)))[0].backward()
 
     def stock_update(completions) -> None:
         model.zero_grad(set_to_none=True)
@@ -238,7 +238,7 @@ def check_parity(
     expected.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    loss, _ = trainer._loss(model, rollouts, list(range(len(rows))))
+    loss, _ = trainer.loss_of(model, rollouts, list(range(len(rows))))
     loss.backward()
     gap = (rollouts.old_logps.view(-1, LEVELS) - logps).abs().max().item()
     worst = w.gradient_gap(model, gradients)

@@ -22,7 +22,8 @@ from benchmarks import workload as w
 from minionerec.catalogue.rows import Row, mixture
 from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import SFTSettings
-from minionerec_trainer import collate_sft, sft_logp
+from minionerec.training.collate import collate_sft
+from minionerec.training.likelihood import sft_logp
 
 
 def stock_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:

@@ -8,6 +8,7 @@ import signal
 import sys
 
 from accelerate import DistributedType, PartialState
+from torch.distributed.tensor import DTensor
 
 import evaluate
 import minionerec_trainer as trainers
@@ -34,7 +35,7 @@ def fsdp_on_cpu() -> None:
 
 def die_at_third_save() -> None:
     """Every process ends as if killed, once the third checkpoint is there."""
-    saves, original = [], trainers.RankingTrainer._save_checkpoint
+    saves, original = [], trainers.RankingTrainer.save_checkpoint
 
     def save(self, *args):
         original(self, *args)
@@ -42,7 +43,7 @@ def die_at_third_save() -> None:
         if len(saves) == 3:
             os._exit(9)
 
-    trainers.RankingTrainer._save_checkpoint = save
+    trainers.RankingTrainer.save_checkpoint = save
 
 
 def nan_in_second_process() -> None:
@@ -93,7 +94,7 @@ def show_sharding() -> None:
     def prepare(self, *args):
         prepared = original(self, *args)
         weights = [
-            p.to_local() if isinstance(p, trainers.DTensor) else p
+            p.to_local() if isinstance(p, DTensor) else p
             for group in self.optimizer.param_groups
             for p in group["params"]
         ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minionerec.experiment.artifacts import TIMING, append_log, timings
+from minionerec.experiment.artifacts import timings
 
 
 def cost(
@@ -40,14 +40,6 @@ def cost(
         "prompt_tokens_per_user": _rounded(prompt_tokens_per_user),
         "peak_memory_mb": _rounded(peak),
     }
-
-
-def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:
-    """Add one process's part of a training to ``runs/<name>/timing.jsonl``."""
-    append_log(
-        run / TIMING,
-        {"stage": stage, "from_step": from_step, "to_step": to_step, "seconds": round(seconds, 3)},
-    )
 
 
 def training_seconds(run: Path, stage: str) -> float | None:

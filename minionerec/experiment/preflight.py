@@ -106,7 +106,7 @@ def require_inputs(experiment: Experiment, stage: str) -> None:
         *STAGES[stage].needs,
         *([checkpoint] if stage == "evaluate" and checkpoint in ("sft", "rl") else []),
     ]
-    if stage == "baselines" and {"text_knn", "tiger"} & set(experiment.baselines.methods):
+    if stage == "baselines" and {"text_knn", "tgh", "tiger"} & set(experiment.baselines.methods):
         needs.append("sids")
     for name in needs:
         try:

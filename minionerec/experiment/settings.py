@@ -25,6 +25,7 @@ BASELINES = (
     "markov",
     "item_knn",
     "text_knn",
+    "tgh",
     "sasrec",
     "gru4rec",
     "hstu",
@@ -475,7 +476,7 @@ class BaselineSettings:
     """Baselines on the same split and evaluator."""
 
     methods: list[str] = setting(
-        list(BASELINES), "which to run; text_knn and tiger need stage 1", choices=BASELINES
+        list(BASELINES), "which to run; text_knn, tgh and tiger need stage 1", choices=BASELINES
     )
     hidden_size: list[int] = setting(
         [128],

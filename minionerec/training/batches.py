@@ -1,72 +1,109 @@
-"""The order of rows: the same global batches for any number of processes."""
+"""The order of rows: the same global batches, with the same noise, for any number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from torch.utils.data import BatchSampler, Sampler
 
 
 class GroupedSampler(Sampler[int]):
-    """A random order of all rows for every epoch in which rows of one group stay together; the same for the same seed."""
+    """A random order of all rows for every epoch, in which rows of one group stay together.
+
+    Args:
+        groups: of each row; a row whose group is "" is a group of its own.
+        seed: the same one gives the same orders.
+    """
 
     def __init__(self, groups: Sequence[str], seed: int):
         members: dict[str, list[int]] = {}
         for i, group in enumerate(groups):
             members.setdefault(group or f"row {i}", []).append(i)
-        self._members, self._seed, self._epoch, self._length = (
-            list(members.values()),
-            seed,
-            0,
-            len(groups),
-        )
+        self._members = list(members.values())
+        self._length = len(groups)
+        self._seed = seed
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate; a resumed run gets the order it would have had."""
+        """Take the order of this epoch; a resumed run gets the one it would have had."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self._seed, self._epoch))
         for i in rng.permutation(len(self._members)):
             yield from self._members[i]
 
 
 class GlobalBatches(BatchSampler):
-    """The rows of every optimiser step, cut into its micro-batches: ``pieces`` for all processes, of equal size or one less.
+    """The rows of every optimiser step, cut into micro-batches that accelerate deals to the
+    processes one by one.
 
-    The last batch of an epoch has what rows are left: none is repeated or dropped, and a piece may be empty. With
-    ``times`` every step comes that often in a row: the passes of ``num_iterations`` over the same rollouts. Accelerate
-    deals the pieces out to the processes one by one.
+    Micro-batches are of equal size or one row less. The last batch of an epoch has what rows are
+    left: none is repeated or dropped, and a micro-batch may be empty.
+
+    Args:
+        order: of the rows.
+        batch_size: rows per optimiser step, over all processes.
+        pieces: micro-batches per optimiser step, over all processes.
+        times: how often every step comes in a row, for the passes of ``rl.num_iterations`` over the
+            same rollouts.
     """
 
     def __init__(self, order: GroupedSampler, batch_size: int, pieces: int, times: int = 1):
-        self.sampler, self.global_batch_size, self.pieces, self.times = (
-            order,
-            batch_size,
-            pieces,
-            times,
-        )
-        self.batch_size, self.drop_last = None, False  # tells accelerate that sizes vary
+        self.sampler = order
+        self.global_batch_size = batch_size
+        self.pieces = pieces
+        self.times = times
+        self.batch_size = None  # tells accelerate that sizes vary
+        self.drop_last = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Passed on."""
+        """Forward the epoch to the order of rows."""
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.global_batch_size) * self.times * self.pieces
+        steps = -(-len(self.sampler) // self.global_batch_size)  # rounded up
+        return steps * self.times * self.pieces
 
-    def __iter__(self):
-        rows = list(self.sampler)
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = np.array(list(self.sampler))
         for start in range(0, len(rows), self.global_batch_size):
             batch = rows[start : start + self.global_batch_size]
             for _ in range(self.times):
-                yield from (
-                    piece.tolist() for piece in np.array_split(np.array(batch), self.pieces)
-                )
+                for piece in np.array_split(batch, self.pieces):
+                    yield piece.tolist()
+
+
+class MicroBatchSeeds:
+    """Seeds dropout from the run's seed, the step and the micro-batch's place in it, whichever
+    process has it.
+
+    Args:
+        seed: of the run.
+        process: number of this process.
+        processes: how many share a step; its micro-batches are dealt to them one by one.
+    """
+
+    def __init__(self, seed: int, process: int, processes: int):
+        self.seed = seed
+        self.process = process
+        self.processes = processes
+        self.step = -1
+        self.place = 0
+
+    def start(self, step: int) -> None:
+        """Seed the next micro-batch, which belongs to this step."""
+        if step == self.step:
+            self.place += self.processes
+        else:
+            self.step = step
+            self.place = self.process
+        torch.manual_seed(seed_of(self.seed, self.step, self.place))
 
 
 def seed_of(*numbers: int) -> int:

@@ -1,13 +1,15 @@
-"""What both trainers hang on ``transformers.Trainer``."""
+"""Callbacks that both trainers add to ``transformers.Trainer``."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
+from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
@@ -16,24 +18,35 @@ from minionerec.model.token_trees import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
 
+SHOWN_BESIDE_THE_BAR = ("loss", "reward", "groups_with_hit")
+SHOWN_AT_VALIDATION = ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC)
+
 
 class EpochOrder(TrainerCallback):
-    """Gives every epoch its order, also the one in which a run is resumed: accelerate and the Trainer do not reach so deep."""
+    """Gives every epoch its order, also the one in which a run is resumed.
+
+    Accelerate and the Trainer call ``set_epoch`` on samplers, but not on the batch sampler of a
+    resumed epoch.
+    """
 
     def __init__(self, batches: GlobalBatches):
         self.batches = batches
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first row is read."""
+        """Set the epoch before its first row is read."""
         self.batches.set_epoch(int(state.epoch))
 
 
 class StopSignal(TrainerCallback):
-    """SIGTERM or SIGINT, of any process: all finish the step, save, stop. A second one ends a lone process at once."""
+    """Turns SIGTERM or SIGINT of any process into a saved checkpoint and an ordinary end in all of
+    them.
+
+    A second signal ends a process that is alone at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.every = 1
+        self.every = 1  # steps; a run may stop after multiples of it only
 
     def listen(self) -> None:
         """Install the handlers; only the main thread may."""
@@ -41,22 +54,23 @@ class StopSignal(TrainerCallback):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: Any) -> None:
-        self.received = number  # a launcher passes on what the terminal has sent to all already; it kills after half a minute
-        signal.signal(
-            number, signal.SIG_DFL if PartialState().num_processes == 1 else signal.SIG_IGN
-        )
+        self.received = number
+        # A launcher passes on what the terminal has sent to all processes already, and kills after
+        # half a minute: of several processes each gets the signal twice and must survive the second
+        # one.
+        alone = PartialState().num_processes == 1
+        signal.signal(number, signal.SIG_DFL if alone else signal.SIG_IGN)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask the Trainer to save and stop; rollouts that are still to be reused are not saved, so their steps come first."""
+        """Ask the Trainer to save and stop, in all processes in the same step."""
         if state.global_step % self.every:
-            return
-        self.received = (
-            int(gather(torch.tensor(self.received or 0, device=args.device)).max()) or None
-        )
+            return  # rollouts that are still to be reused are not saved, so their steps come first
+        own = torch.tensor(self.received or 0, device=args.device)
+        self.received = int(gather(own).max()) or None
         if self.received:
-            control.should_save = control.should_training_stop = (
-                True  # a validation that is due comes first: it would be missing later
-            )
+            # a validation that is due still takes place: a resumed run would not make it
+            control.should_save = True
+            control.should_training_stop = True
 
 
 class QuietProgress(ProgressCallback):
@@ -71,66 +85,69 @@ class QuietProgress(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Show loss and, in RL, reward."""
-        if (
-            state.is_world_process_zero
-            and self.training_bar is not None
-            and logs
-            and "loss" in logs
-        ):
-            shown = [key for key in ("loss", "reward", "groups_with_hit") if key in logs]
-            self.training_bar.set_postfix({key: f"{logs[key]:.4g}" for key in shown})
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if logs and "loss" in logs:
+            shown = {key: f"{logs[key]:.4g}" for key in SHOWN_BESIDE_THE_BAR if key in logs}
+            self.training_bar.set_postfix(shown)
 
 
 class Narrator(TrainerCallback):
-    """One line per validation, and a last validation where the run ends."""
+    """Prints one line per validation, and asks for a last validation where the run ends."""
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         """Print the ranking of the validation rows."""
-        if state.is_world_process_zero:
-            loss = next(
-                (
-                    f"loss {row['loss']:.4f}  "
-                    for row in reversed(state.log_history)
-                    if "loss" in row
-                ),
-                "",
+        if not state.is_world_process_zero:
+            return
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        loss = f"loss {losses[-1]:.4f}  " if losses else ""
+        numbers = "  ".join(
+            f"{key.removeprefix('eval_')} {metrics[key]:.4f}"
+            for key in SHOWN_AT_VALIDATION
+            if key in metrics
+        )
+        with tqdm.external_write_mode():
+            print(
+                f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}",
+                flush=True,
             )
-            keys = [
-                key
-                for key in ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC)
-                if key in metrics
-            ]
-            numbers = "  ".join(f"{key.removeprefix('eval_')} {metrics[key]:.4f}" for key in keys)
-            with tqdm.external_write_mode():
-                print(
-                    f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}",
-                    flush=True,
-                )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""
         if state.global_step == state.max_steps:
-            control.should_evaluate = control.should_save = True
+            control.should_evaluate = True
+            control.should_save = True
 
 
 class SyncReference(TrainerCallback):
-    """Pull the reference towards the policy: ``ref = alpha * policy + (1 - alpha) * ref`` (paper: .6 every 512 steps)."""
+    """Pulls the reference towards the policy: ``ref = alpha * policy + (1 - alpha) * ref``.
 
-    def __init__(self, trainer: Any):
-        self.trainer = trainer  # a GRPOTrainer
+    Args:
+        policy: gives the policy with all its weights.
+        reference: the model to move.
+        every: optimiser steps between two moves; 512 in the paper.
+        alpha: share of the policy; .6 in the paper.
+    """
 
+    def __init__(
+        self, policy: Callable[[], nn.Module], reference: nn.Module, every: int, alpha: float
+    ):
+        self.policy = policy
+        self.reference = reference
+        self.every = every
+        self.alpha = alpha
+
+    @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After every ``sync_ref_steps`` optimiser steps."""
-        s = self.trainer.settings
-        if state.global_step % s.sync_ref_steps == 0:
-            with torch.no_grad():
-                policy = base_causal_lm(self.trainer.whole_model()).parameters()
-                for p, r in zip(
-                    policy, base_causal_lm(self.trainer.ref_model).parameters(), strict=True
-                ):
-                    r.mul_(1 - s.sync_ref_alpha).add_(p.to(r.dtype), alpha=s.sync_ref_alpha)
+        """Move the reference after every so many steps."""
+        if state.global_step % self.every:
+            return
+        policy = base_causal_lm(self.policy()).parameters()
+        reference = base_causal_lm(self.reference).parameters()
+        for new, old in zip(policy, reference, strict=True):
+            old.mul_(1 - self.alpha).add_(new.to(old.dtype), alpha=self.alpha)
 
 
 def early_stopping(patience: int) -> list[TrainerCallback]:

@@ -1,23 +1,117 @@
-"""What both trainers hang on ``transformers.Trainer``: the order of rows, callbacks, and the state of checkpoints."""
+"""Checkpoints of a training run: whole or absent, and each as complete as the final one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
+from minionerec.catalogue.prompts import Template, save_template
+from minionerec.catalogue.sids import SIDS_FILE
 from minionerec.experiment import artifacts
 
+CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 BEST_METRIC = "eval_NDCG@10"
-TIMING_KEYS = (
-    "runtime",
-    "per_second",
-    "total_flos",
-    "train_loss",
-)  # the last one is the mean since the last resume
+# What depends on when a run was interrupted; ``train_loss`` is the mean since the last resume.
+TIMING_KEYS = ("runtime", "per_second", "total_flos", "train_loss")
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """What makes an intermediate checkpoint as complete as the final one."""
+
+    stage: str
+    settings: dict[str, Any]
+    parents: list[Path]
+    sids_file: Path
+    template: Template
+
+
+class CheckpointKeeper:
+    """Writes, commits and forgets the checkpoints of one run.
+
+    A checkpoint is written into a staging folder, gets its manifest, and one rename gives it its
+    name. Only then are older ones deleted, so that at every moment the last good checkpoint is on
+    disk.
+
+    Args:
+        output: the working directory of the run.
+        contents: what every checkpoint holds besides weights and the Trainer's state.
+    """
+
+    def __init__(self, output: Path, contents: CheckpointContents):
+        self.output = output
+        self.contents = contents
+        self.staging: Path | None = None  # while a checkpoint is being written
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies once it is committed."""
+        return self.output / f"checkpoint-{step}"
+
+    def best(self, step: int) -> Path:
+        """The checkpoint of the best step, verified: what is handed on in the end.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        artifacts.verify(self.path(step))
+        return self.path(step)
+
+    @contextlib.contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """Inside, ``staging`` is where a checkpoint is written; the folder of this step in it is
+        yielded.
+
+        Raises:
+            UserError: the disk is full; says how much a checkpoint needs and which one is intact.
+        """
+        self.staging = self.output / ".staging"
+        with artifacts.cleared_on_error(self.path(step), self.staging, self.make_room):
+            yield self.staging / f"checkpoint-{step}"
+        self.staging = None
+
+    def clear_staging(self) -> None:
+        """Delete what a killed run left of a checkpoint."""
+        shutil.rmtree(self.output / ".staging", ignore_errors=True)
+
+    def complete(self, staged: Path, history: Sequence[dict[str, Any]]) -> None:
+        """Add the SIDs, the prompt's wording and the log: they belong to every checkpoint."""
+        shutil.copyfile(self.contents.sids_file, staged / SIDS_FILE)
+        save_template(self.contents.template, staged)
+        with open(staged / "log.jsonl", "w", encoding="utf-8") as handle:
+            for row in clean_history(history):
+                handle.write(json.dumps(row) + "\n")
+
+    def commit(self, staged: Path, step: int) -> None:
+        """Give a staged checkpoint its manifest and its name."""
+        contents = self.contents
+        artifacts.commit(
+            staged, self.path(step), contents.stage, contents.settings, contents.parents
+        )
+
+    def forget_older(self, keep: set[Path]) -> None:
+        """Delete all checkpoints but those to keep."""
+        for checkpoint in all_checkpoints(self.output):
+            if checkpoint not in keep:
+                artifacts.remove(checkpoint)
+
+    def last_good(self) -> str:
+        """Which checkpoint is the last good one, in words."""
+        last = last_checkpoint(self.output)
+        return f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+
+    def make_room(self) -> str:
+        """What to do when the disk is full, in words."""
+        last = last_checkpoint(self.output)
+        needed = ""
+        if last:
+            needed = f"a checkpoint needs about {artifacts.size_of(last) / 1e6:.1f} MB; "
+        return f"{needed}{self.last_good()}; make room, then run the same command again"
 
 
 def last_checkpoint(output: Path) -> Path | None:
@@ -26,24 +120,35 @@ def last_checkpoint(output: Path) -> Path | None:
     Raises:
         UserError: it is damaged.
     """
-    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if found:
-        artifacts.verify(found[-1])
-    return found[-1] if found else None
+    found = all_checkpoints(output)
+    if not found:
+        return None
+    artifacts.verify(found[-1])
+    return found[-1]
 
 
-def first_not_finite(model: nn.Module) -> str:
-    """``parameter X has N values that are not finite``, or that all are."""
-    for name, parameter in model.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
-            return f"parameter '{name}' has {bad} values that are not finite"
-    return "all parameters are finite"
+def all_checkpoints(output: Path) -> list[Path]:
+    """The committed checkpoints of a working directory, oldest first.
+
+    Other names, such as the copy ``checkpoint-5 (1)`` that a file manager makes, are nobody's
+    checkpoint.
+    """
+    named = [path for path in output.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(named, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step in a checkpoint's name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def clean_history(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The log without what depends on when a run was interrupted, keys sorted: any way to the end writes the same bytes."""
-    return [
-        {key: row[key] for key in sorted(row) if not any(word in key for word in TIMING_KEYS)}
-        for row in history
-    ]
+    """The log without what depends on when a run was interrupted, its keys sorted.
+
+    An interrupted and continued run then writes the same bytes as one that was left alone.
+    """
+    cleaned = []
+    for row in history:
+        kept = [key for key in sorted(row) if not any(word in key for word in TIMING_KEYS)]
+        cleaned.append({key: row[key] for key in kept})
+    return cleaned

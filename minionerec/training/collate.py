@@ -19,7 +19,7 @@ def collate_sft(
     rows: Sequence[Row],
     share: bool = True,
     trie: SidTrie | None = None,
-    paths: list[list[int]] | None = None,
+    paths: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Rows to one packed tree with its (slot, token) pairs.
 
@@ -27,6 +27,12 @@ def collate_sft(
     trie a SID's end-of-sequence token, which nothing can replace, is no label, and the tokens of
     SIDs are normalised over the children of their prefix. Without rows the tree is one token and
     there is no pair.
+
+    Args:
+        rows: of one forward.
+        share: False for models that take no token trees.
+        trie: the catalogue, where SIDs are normalised over legal children.
+        paths: with a trie, each item's nodes from the first level to its leaf.
 
     Returns:
         ``tree``; ``slots`` ``(M,)`` that predict something; for J pairs ``pair_rows`` ``(J,)``
@@ -134,7 +140,10 @@ def _nothing(share: bool) -> dict[str, Any]:
 
 
 def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to what ``roll_out`` takes, with a label for each, as labels are counted."""
-    numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
+    """Numbered rows to the arguments of ``roll_out``, with a label for each, because the Trainer
+    counts labels.
+    """
+    numbers = [number for number, _ in numbered]
+    rows = [row for _, row in numbered]
     labels = torch.zeros(len(rows))
     return {"prompts": {"rows": rows, "numbers": numbers}, "shift_labels": labels, "labels": labels}

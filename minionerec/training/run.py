@@ -1,4 +1,4 @@
-"""The housekeeping that ``sft.py``, ``rl.py``, ``evaluate.py`` and ``recommend.py`` share: inputs, batches, resume, output."""
+"""What ``sft.py`` and ``rl.py`` share: the Trainer's arguments, resuming, cleaning up."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from minionerec.errors import UserError
-from minionerec.evaluation.cost import note_training
 from minionerec.experiment import artifacts
 from minionerec.experiment.processes import processes, say
 from minionerec.experiment.settings import Experiment
 from minionerec.model import backbone
-from minionerec.training.checkpoints import last_checkpoint
+from minionerec.training.checkpoints import last_checkpoint, step_of
 
 
 def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
-    """Rows per forward and process, and forwards per optimiser step, whose product over all processes is ``batch_size``.
+    """Rows per forward and process, and forwards per optimiser step, whose product over all
+    processes is ``batch_size``.
 
     Raises:
         UserError: the processes do not divide the batch.
@@ -93,8 +93,8 @@ def train_or_resume(trainer: Trainer) -> None:
         changed = artifacts.settings_difference(manifest["settings"], trainer.contents.settings)
         if changed:
             raise UserError(
-                f"{last.parent}: holds an interrupted run with other settings ({'; '.join(changed)}); "
-                "restore them, or delete it to start again"
+                f"{last.parent}: holds an interrupted run with other settings "
+                f"({'; '.join(changed)}); restore them, or delete it to start again"
             )
         artifacts.check_parents(last, manifest)
         say(f"continuing from {last}")
@@ -104,23 +104,37 @@ def train_or_resume(trainer: Trainer) -> None:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{last}: its state holds more than numbers, and what it holds is not run; delete {last}: the run then continues "
-            "from an earlier checkpoint or starts again"
+            f"{last}: its state holds more than numbers, and what it holds is not run; "
+            f"delete {last}: the run then continues from an earlier checkpoint or starts again"
         ) from error
     if trainer.is_world_process_zero():
         note_training(
             Path(trainer.args.output_dir).parent,
             trainer.contents.stage,
-            int(last.name.rpartition("-")[2]) if last else 0,
-            trainer.state.global_step,
-            time.perf_counter() - start,
+            from_step=step_of(last) if last else 0,
+            to_step=trainer.state.global_step,
+            seconds=time.perf_counter() - start,
         )
-    if trainer.stop_signal.received:
+    signal = trainer.stop_signal.received
+    if signal:
         say(
-            f"stopped by signal {trainer.stop_signal.received} at step {trainer.state.global_step}, which is saved; "
+            f"stopped by signal {signal} at step {trainer.state.global_step}, which is saved; "
             "the same command continues"
         )
-        sys.exit(128 + trainer.stop_signal.received)
+        sys.exit(128 + signal)
+
+
+def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:
+    """Add one process's part of a training to ``runs/<name>/timing.jsonl``; ``evaluation.cost``
+    adds the parts up.
+    """
+    row = {
+        "stage": stage,
+        "from_step": from_step,
+        "to_step": to_step,
+        "seconds": round(seconds, 3),
+    }
+    artifacts.append_log(run / artifacts.TIMING, row)
 
 
 def clean_up(experiment: Experiment, stage: str) -> None:

@@ -26,7 +26,7 @@ from minionerec.experiment.settings import BASELINES, BaselineSettings, Experime
 from minionerec.rankers import rules
 
 RULES = ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn", "text_knn"]
-ALL = [*RULES, "sasrec", "gru4rec", "hstu", "tiger"]
+ALL = [*RULES, "tgh", "sasrec", "gru4rec", "hstu", "tiger"]
 SMALL = {
     "hidden_size": [32],
     "epochs": 2,

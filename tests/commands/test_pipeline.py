@@ -287,25 +287,3 @@ def checkpoint_that_likes(sku: str, shop: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_shipped_experiment_file_is_valid(name):
     assert read_experiment(ROOT / "configs" / name).name == name.removesuffix(".yaml")
-
-
-def test_every_command_and_file_of_the_readme_exists():
-    text = (ROOT / "README.md").read_text()
-    settings = re.findall(r"configs/[\w/]+\.yaml", text.replace("/X.yaml", "/cpu.yaml"))
-    for path in re.findall(r"(?:bash|python) ([\w./]+\.(?:sh|py))", text) + settings:
-        assert (ROOT / path).is_file(), path
-    for name in re.findall(r"^\| `([\w./]+)`", text, re.M):
-        assert (ROOT / name).exists(), name
-    for block in re.findall(r"--([a-z]+\.[a-z_]+) ", text):
-        section, key = block.split(".")
-        if section != "section":
-            assert hasattr(
-                getattr(read_experiment(ROOT / "configs/quickstart.yaml"), section), key
-            ), block
-
-
-def test_every_test_that_the_reliability_page_names_exists():
-    for file, name in re.findall(
-        r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "RELIABILITY.md").read_text()
-    ):
-        assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"

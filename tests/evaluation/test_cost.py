@@ -2,7 +2,8 @@
 
 import pytest
 
-from minionerec.evaluation.cost import note_training, training_seconds
+from minionerec.evaluation.cost import training_seconds
+from minionerec.training.run import note_training
 
 
 def test_the_seconds_of_a_training_add_up_over_its_interruptions_and_rl_counts_the_sft_before_it(

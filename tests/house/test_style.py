@@ -10,6 +10,7 @@ from tests import style
 
 # Targets that the code does not reach yet. A name goes from here once it does.
 NOT_YET = {
+    "mean tokens per line",
     "comprehensions per 1,000 lines",
     "lines over 100 columns, %",
     "public definitions without docstring",

@@ -1,7 +1,7 @@
-"""Commands as a user types them: twice at once, without what they need, and every one that the README shows.
+"""Commands as a user types them: twice at once, without what they need, and every one that the README and the guides show.
 
 bash test.sh tests/reliability/test_commands.py
-bash test.sh tests/reliability/test_commands.py -m slow        every block of the README, the real quickstart
+bash test.sh tests/reliability/test_commands.py -m slow        every block of the pages, the real quickstart
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from minionerec.experiment.config import read_experiment
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+PAGES = ["README.md", "docs/DATA.md", "docs/GUIDE.md", "docs/METRICS.md", "CONTRIBUTING.md"]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+]
 LINES = [
     line.partition("#")[0].strip()
     for block in BLOCKS
@@ -124,14 +129,14 @@ def test_every_directory_that_a_stage_reads_has_a_maker_that_exists():
 # ------------------------------------------------------------------------------------------------------------------ README
 
 
-def test_the_readme_has_blocks_and_every_line_of_them_is_a_command():
+def test_the_pages_have_blocks_and_every_line_of_them_is_a_command():
     assert len(BLOCKS) >= 4 and len(LINES) >= 12
     for line in LINES:
         assert re.match(r"(bash|python) (-m )?[\w./]+", line), line
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_runs(tmp_path):
+def test_every_block_of_the_pages_runs(tmp_path):
     """In its order, on a small shop in a folder with a space in its name; the placeholders are filled in."""
     shop = tmp_path / "my shop"
     config = forks.shop(shop)

@@ -21,6 +21,7 @@ from minionerec.experiment import artifacts
 from minionerec.experiment.artifacts import committed, relevant_settings, stage_path
 from minionerec.experiment.config import read_experiment
 from minionerec.experiment.settings import Experiment
+from minionerec.training.checkpoints import CheckpointKeeper
 from minionerec_trainer import RankingTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,9 +87,9 @@ def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them
     for owner, name, clock in (
         (artifacts, "commit", ours),
         (artifacts, "verify", ours),
-        (minionerec_trainer, "first_not_finite", ours),
-        (RankingTrainer, "_complete", ours),
-        (RankingTrainer, "_forget_older", ours),
+        (minionerec_trainer, "refuse_spoilt", ours),
+        (CheckpointKeeper, "complete", ours),
+        (CheckpointKeeper, "forget_older", ours),
         (minionerec_trainer.Trainer, "_save_checkpoint", stock),
         (minionerec_trainer.Trainer, "train", training_time),
         (RankingTrainer, "evaluate", validation),

@@ -204,7 +204,7 @@ def test_failing_any_single_disk_operation_of_a_checkpoint_leaves_the_one_before
         trainer.state.global_step += 1
         path = partial / f"checkpoint-{trainer.state.global_step}"
         disk, code = with_failing_disk(
-            fail_at, partial, lambda: trainer._save_checkpoint(trainer.model, None)
+            fail_at, partial, lambda: trainer.save_checkpoint(trainer.model)
         )
         said = capsys.readouterr().err
         assert check_checkpoints(partial) == (path if path.exists() else before)
@@ -297,14 +297,14 @@ def test_a_disk_that_fills_up_during_training_says_what_a_checkpoint_needs_and_w
     reference, tmp_path
 ):
     def full_after_the_first_save():
-        original, saves = sft_trainer._save_checkpoint, []
+        original, saves = sft_trainer.save_checkpoint, []
 
         def save(self, *args):
             if saves:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             saves.append(original(self, *args))
 
-        sft_trainer._save_checkpoint = save
+        sft_trainer.save_checkpoint = save
 
     import minionerec_trainer
 

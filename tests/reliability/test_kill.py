@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from minionerec.experiment import artifacts
+from minionerec.training.batches import MicroBatchSeeds
 from minionerec.training.callbacks import StopSignal
-from minionerec_trainer import RankingTrainer
 from tests import forks
 
 
@@ -57,15 +57,15 @@ def test_a_stage_killed_at_any_moment_continues_to_the_same_bits(reference, tmp_
 
 def at_step(step: int, *signals: int) -> None:
     """In a forked stage: send itself signals in the middle of a step, counted from 0."""
-    original = RankingTrainer._seed_micro_batch
+    original = MicroBatchSeeds.start
 
-    def seed(self):
-        original(self)
-        if self.state.global_step == step and self._seeded[1] == 0:
+    def start(self, now):
+        original(self, now)
+        if now == step and self.place == 0:
             for number in signals:
                 os.kill(os.getpid(), number)
 
-    RankingTrainer._seed_micro_batch = seed
+    MicroBatchSeeds.start = start
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     experiment, original = (
         tiny_run(folder, sft=SFT, rl=RL),
-        minionerec_trainer.RankingTrainer._save_checkpoint,
+        minionerec_trainer.RankingTrainer.save_checkpoint,
     )
 
     def save(self, *args):
@@ -55,7 +55,7 @@ def made(tmp_path_factory) -> Path:
         shutil.copytree(last_checkpoint(Path(self.args.output_dir)), folder / "checkpoint")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minionerec_trainer.RankingTrainer, "_save_checkpoint", save)
+        patch.setattr(minionerec_trainer.RankingTrainer, "save_checkpoint", save)
         for stage in (sft, rl):
             stage.train(experiment, stage_path(experiment, stage.__name__))
     return folder

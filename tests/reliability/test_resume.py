@@ -73,7 +73,7 @@ def world(folder: Path, stage, settings: dict):
 def saves(monkeypatch, tmp_path):
     """Keeps what an unfinished stage has on disk after each of its saves, by step; pictures are left out."""
     monkeypatch.setattr(plots, "curves", lambda rows, path: path.write_text(json.dumps(rows)))
-    original, kept = minionerec_trainer.RankingTrainer._save_checkpoint, {}
+    original, kept = minionerec_trainer.RankingTrainer.save_checkpoint, {}
 
     def save(self, *args):
         original(self, *args)
@@ -81,7 +81,7 @@ def saves(monkeypatch, tmp_path):
         shutil.rmtree(kept[self.state.global_step], ignore_errors=True)
         shutil.copytree(self.args.output_dir, kept[self.state.global_step], copy_function=os.link)
 
-    monkeypatch.setattr(minionerec_trainer.RankingTrainer, "_save_checkpoint", save)
+    monkeypatch.setattr(minionerec_trainer.RankingTrainer, "save_checkpoint", save)
     return kept
 
 

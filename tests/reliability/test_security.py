@@ -23,8 +23,7 @@ from minionerec.catalogue.sources import cells
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts, config
 from minionerec.model import backbone
-from minionerec.training.checkpoints import last_checkpoint
-from minionerec_trainer import RankingTrainer
+from minionerec.training.checkpoints import CheckpointKeeper, last_checkpoint
 from rqvae import build_sids, embed_items
 from tests.rqvae.test_sids_stage import world as sids_world
 from tests.worlds import save_encoder, tiny_run
@@ -293,7 +292,7 @@ def test_the_state_of_a_resumed_checkpoint_is_not_unpickled(tmp_path, canary, mo
     )
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(
-            RankingTrainer, "_forget_older", lambda *_, **__: 1 / 0
+            CheckpointKeeper, "forget_older", lambda *_, **__: 1 / 0
         )  # after the first save
         sft.train(experiment, path)
     checkpoint = last_checkpoint(partial)

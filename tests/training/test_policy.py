@@ -48,9 +48,11 @@ def test_group_log_probabilities_equal_one_forward_per_completion(normalize):
 
 
 def test_a_loss_over_the_legal_children_equals_one_forward_per_row():
-    """SID rows are normalised over the trie, without their end token; text rows over the vocabulary, with it."""
+    """SID rows are normalised over the trie, without their end token; text rows over the
+    vocabulary, with it.
+    """
     from minionerec.catalogue.rows import Row
-    from minionerec_trainer import collate_sft
+    from minionerec.training.collate import collate_sft
 
     sids = [*random_catalogue(1, 16, 2, 4), (4,)]
     tokens = [list(range(10, 15)), list(range(15, 19))]

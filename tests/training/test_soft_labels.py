@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-import minionerec_trainer
 import sft
 from minionerec.catalogue.rows import Label, Row
 from minionerec.catalogue.samples import Samples, build_samples
@@ -17,6 +16,8 @@ from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.rankers import experts
 from minionerec.training import soft_labels
+from minionerec.training.collate import collate_sft
+from minionerec.training.likelihood import sft_logp
 from tests.worlds import random_catalogue, tiny_model, tiny_run
 
 TOKENS = [list(range(10, 15)), list(range(15, 20))]
@@ -75,15 +76,13 @@ def test_the_loss_is_a_weighted_sum_over_answers_each_read_in_a_forward_of_its_o
     model, rows = tiny_model("qwen2", 40), rows_with_labels()
     trie = SidTrie(SIDS, TOKENS)
     paths = [trie.item_path(item) for item in range(16)]
-    batch = minionerec_trainer.collate_sft(
-        rows, trie=trie if normalize == "trie" else None, paths=paths
-    )
+    batch = collate_sft(rows, trie=trie if normalize == "trie" else None, paths=paths)
     expected = 0.0
     for row in rows:
         for label in row.labels or [Label(row.target_item, row.completion, 1.0, 1.0)]:
             share = (1 - weight) * label.own + weight * label.teacher
             expected += share * logp_of(model, row, label.completion, normalize)
-    found = minionerec_trainer.sft_logp(model, batch, weight).item()
+    found = sft_logp(model, batch, weight).item()
     assert found == pytest.approx(expected, abs=1e-4)
     # what the loss is divided by: the tokens of the targets, however many answers the rows have
     assert len(batch["shift_labels"]) == (3 * 3 if normalize == "vocab" else 3 * 2) + 3
@@ -110,8 +109,8 @@ def test_cutting_a_batch_into_pieces_changes_no_sum():
     paths = [trie.item_path(item) for item in range(16)]
     sums = []
     for cut in ([rows], [rows[:1], rows[1:]], [[row] for row in rows]):
-        batches = [minionerec_trainer.collate_sft(piece, trie=trie, paths=paths) for piece in cut]
-        logps = [minionerec_trainer.sft_logp(model, batch, 0.5).item() for batch in batches]
+        batches = [collate_sft(piece, trie=trie, paths=paths) for piece in cut]
+        logps = [sft_logp(model, batch, 0.5).item() for batch in batches]
         sums.append((sum(logps), sum(len(batch["shift_labels"]) for batch in batches)))
     for total, counted in sums:
         assert total == pytest.approx(sums[0][0], abs=1e-4)

@@ -1,4 +1,6 @@
-"""The trainers: TRL's loss and gradients, exact resume, no silent NaN, no checkpoint without its meaning."""
+"""The trainers: TRL's loss and gradients, exact resume, no silent NaN, no checkpoint without its
+meaning.
+"""
 
 import json
 import math
@@ -18,6 +20,8 @@ from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.model import backbone
 from minionerec.pages import plots
 from minionerec.training.batches import GlobalBatches, GroupedSampler
+from minionerec.training.collate import collate_sft
+from minionerec.training.likelihood import sft_logp
 from minionerec.training.objective import exact_kl, k3_kl
 from minionerec_trainer import GRPOTrainer
 from tests.worlds import random_catalogue, tiny_model, tiny_run, weights_digest
@@ -62,7 +66,9 @@ def grpo_trainer(folder, settings, model, ref_model=None, reward=None, normalize
 
 
 def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(tmp_path):
-    """TRL scores every completion with its prompt in a row of its own; ours reads one tree per group."""
+    """TRL scores every completion with its prompt in a row of its own; ours reads one tree per
+    group.
+    """
     from trl import GRPOConfig
     from trl import GRPOTrainer as TRLTrainer
 
@@ -72,7 +78,7 @@ def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(t
     model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
     trainer, rows, trie = grpo_trainer(tmp_path / "ours", settings, model, reference)
     rollouts = trainer.roll_out(rows)
-    loss, _ = trainer._loss(trainer.model, rollouts, list(range(4)))
+    loss, _ = trainer.loss_of(trainer.model, rollouts, list(range(4)))
     loss.backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -151,11 +157,11 @@ def test_groups_without_variance_are_left_out_without_changing_the_gradient(tmp_
         tmp_path, RLSettings(beta=0.0, num_generations=6), model, reward=reward
     )
     rollouts = trainer.roll_out(rows)
-    assert trainer._kept_groups(rollouts) == [0, 2]
+    assert trainer.groups_to_score(rollouts) == [0, 2]
     gradients = []
     for kept in ([0, 2], [0, 1, 2, 3]):
         model.zero_grad()
-        trainer._loss(trainer.model, rollouts, kept)[0].backward()
+        trainer.loss_of(trainer.model, rollouts, kept)[0].backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)
@@ -183,7 +189,7 @@ def test_every_switch_of_the_objective_changes_the_gradient(tmp_path, changed):
             tmp_path, RLSettings(**chosen), model, reference, normalize=normalize
         )
         rollouts = trainer.roll_out(rows)
-        trainer._loss(trainer.model, rollouts, [0, 1, 2, 3])[0].backward()
+        trainer.loss_of(trainer.model, rollouts, [0, 1, 2, 3])[0].backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert (found[0] - found[1]).abs().max() > 1e-5 * found[0].abs().max()
 
@@ -193,7 +199,7 @@ def test_the_catalogue_smaller_than_a_group_masks_the_surplus(tmp_path):
     trainer, rows, _ = grpo_trainer(tmp_path, RLSettings(beta=0.0, num_generations=80), model)
     rollouts = trainer.roll_out(rows)
     assert rollouts.alive.sum(1).tolist() == [60] * 4
-    loss, _ = trainer._loss(trainer.model, rollouts, [0, 1, 2, 3])
+    loss, _ = trainer.loss_of(trainer.model, rollouts, [0, 1, 2, 3])
     assert torch.isfinite(loss) and (rollouts.advantages[~rollouts.alive] == 0).all()
 
 
@@ -336,11 +342,14 @@ def test_the_sampler_keeps_groups_together_and_depends_on_seed_and_epoch_alone()
     sampler.set_epoch(1)
     second = list(sampler)
     sampler.set_epoch(0)
-    assert list(sampler) == first != second or first == second
+    assert list(sampler) == first
+    assert second != first
 
 
-def test_every_row_is_in_one_step_of_an_epoch_and_steps_are_cut_evenly_for_any_number_of_processes():
-    """Accelerate's own sharding repeats rows of the epoch's beginning until its last step is full."""
+def test_every_row_is_in_one_step_of_an_epoch_and_steps_are_cut_evenly_between_processes():
+    """Accelerate's own sharding repeats rows of the epoch's beginning until its last step is
+    full.
+    """
     from accelerate.data_loader import BatchSamplerShard
 
     for count, size, pieces in ((23, 8, 4), (24, 8, 4), (3, 8, 4), (9, 8, 4)):
@@ -396,7 +405,7 @@ def test_the_reference_of_an_adapter_is_the_policy_with_the_adapter_off(tmp_path
             tmp_path, RLSettings(beta=0.5, num_generations=4), policy, reference
         )
         rollouts = trainer.roll_out(rows)
-        loss, metrics = trainer._loss(trainer.model, rollouts, [0, 1, 2, 3])
+        loss, metrics = trainer.loss_of(trainer.model, rollouts, [0, 1, 2, 3])
         assert metrics["kl"] > 1e-3 and policy.training == trainer.model.training
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -418,12 +427,14 @@ def test_flat_groups_are_pulled_towards_the_reference_only_where_that_is_asked_f
                 )
             },
         )
-        kept[everywhere] = trainer._kept_groups(trainer.roll_out(rows))
+        kept[everywhere] = trainer.groups_to_score(trainer.roll_out(rows))
     assert kept == {True: [0, 1, 2, 3], False: [0, 2]}
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    """Layers run a second time in the backward pass, when the forward's choice of attention is over."""
+    """Layers run a second time in the backward pass, when the forward's choice of attention is
+    over.
+    """
     from minionerec.catalogue.rows import Row
     from minionerec.model.token_trees import pack_trees
 
@@ -434,7 +445,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
-        (-minionerec_trainer.sft_logp(model, minionerec_trainer.collate_sft(rows))).backward()
+        (-sft_logp(model, collate_sft(rows))).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
@@ -452,7 +463,8 @@ def test_memory_that_runs_out_is_one_line_with_the_setting_to_lower():
     with (
         pytest.raises(
             UserError,
-            match=r"^out of memory: CUDA out of memory. Tried to allocate 2 GiB; lower sft.micro_batch_size$",
+            match=r"^out of memory: CUDA out of memory. Tried to allocate 2 GiB; "
+            r"lower sft.micro_batch_size$",
         ),
         backbone.fits_memory("sft.micro_batch_size"),
     ):
@@ -476,7 +488,8 @@ def test_rows_longer_than_the_context_are_refused_before_training(tmp_path):
     }
     with pytest.raises(
         UserError,
-        match=r"model.max_tokens: the longest of \d+ rows has 1\d tokens, the model's context is 8; lower it",
+        match=r"model.max_tokens: the longest of \d+ rows has 1\d tokens, "
+        r"the model's context is 8; lower it",
     ):
         train(
             sft,
@@ -487,7 +500,9 @@ def test_rows_longer_than_the_context_are_refused_before_training(tmp_path):
 
 
 def test_a_model_without_attention_runs_both_stages_the_slow_way_and_says_so(tmp_path, capsys):
-    """Mamba has nothing that a tree could be told to: rows stay separate and beams are read in full."""
+    """Mamba has nothing that a tree could be told to: rows stay separate and beams are read in
+    full.
+    """
     config = {
         "model_type": "mamba",
         "hidden_size": 16,

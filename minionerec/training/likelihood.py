@@ -1,0 +1,64 @@
+"""The likelihood of completions, which SFT maximises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minionerec.model.output_head import (
+    LogitsHead,
+    OutputHead,
+    children_logps,
+    vocab_logps,
+)
+from minionerec.model.token_trees import TokenTree
+
+
+def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0.0) -> Tensor:
+    """Weighted log-likelihood of all completion tokens of a batch from ``collate_sft``, ``()``.
+
+    The J pairs (slot, token) of the batch fall into two kinds: SID tokens, where the batch says so,
+    are normalised over the legal children of their prefix; all others over the vocabulary. A pair
+    weighs what its answer does: one but for rows with soft labels.
+
+    Args:
+        model: with ``enable_trees``.
+        inputs: the batch.
+        teacher_weight: share of the teacher's answers; the rest is for the rows' own targets.
+    """
+    rows = inputs["pair_rows"]  # (J,) which of the M slots each pair reads
+    tokens = inputs["pair_tokens"]  # (J,)
+    sid_pairs = inputs["sid_pairs"]  # (S,) numbers of the pairs that are normalised over children
+    weights = (1.0 - teacher_weight) * inputs["own"] + teacher_weight * inputs["teacher"]  # (J,)
+
+    def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
+        if not len(sid_pairs):
+            return (vocab_logps(hidden, head, rows, tokens) * weights).sum()
+        # one row of children for every place in the trie, however many pairs read it
+        legal = children_logps(hidden, head, inputs["child_rows"], inputs["children"])  # (C, F)
+        logps = legal[inputs["child_of_pair"], inputs["place"]]  # (S,)
+        total = (logps * weights[sid_pairs]).sum()
+        is_text = torch.ones_like(rows, dtype=torch.bool)
+        is_text[sid_pairs] = False
+        if is_text.any():
+            logps = vocab_logps(hidden, head, rows[is_text], tokens[is_text])
+            total = total + (logps * weights[is_text]).sum()
+        return total
+
+    return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
+
+
+def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:
+    """A loss of 0 that depends on every weight.
+
+    A process without rows in a step needs it: the others wait for its gradients all the same.
+    """
+    nothing = torch.empty(0, dtype=torch.long, device=tree.input_ids.device)
+    first_column = nothing.new_zeros(1)
+
+    def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
+        return head.columns(hidden, first_column).sum()  # over no rows: 0
+
+    return model(tree=tree, slots=nothing, readout=readout)

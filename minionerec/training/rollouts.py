@@ -1,0 +1,165 @@
+"""Rollouts: what the policy recommends for a prompt, and what that earns.
+
+Shapes: B prompts, G completions per prompt, L levels of a SID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minionerec.catalogue.rows import Row
+from minionerec.catalogue.trie import SidTrie
+from minionerec.experiment.settings import RLSettings
+from minionerec.model.beam_search import Beams, constrained_beam_search
+from minionerec.model.decoders import make_decoder
+from minionerec.training.objective import group_advantages
+
+# (items (B, G), targets (B,), alive (B, G), B histories) -> each weighted part (B, G); they add up
+Reward = Callable[[Tensor, Tensor, Tensor, Sequence[Sequence[int]]], dict[str, Tensor]]
+
+
+class Rollouts(NamedTuple):
+    """One micro-batch of groups: what was generated and how good it was.
+
+    ``alive`` is False for places without an item: the catalogue is then smaller than the group.
+    """
+
+    prompts: list[list[int]]
+    nodes: Tensor  # (B, G) leaf nodes of the trie
+    alive: Tensor  # (B, G)
+    old_logps: Tensor  # (B, G, L)
+    advantages: Tensor  # (B, G)
+    targets: list[int]  # item index of each prompt's target
+    metrics: dict[str, float]
+
+    @classmethod
+    def none(cls, device: torch.device) -> Rollouts:
+        """Of a process without rows in a step."""
+        empty = torch.empty(0, 0, device=device)
+        return cls([], empty.long(), empty.bool(), empty[..., None], empty, [], {})
+
+
+class RolloutBuffer:
+    """Keeps the rollouts of a batch for several optimiser steps (TRL's ``num_iterations``).
+
+    The data loader repeats the micro-batches of a batch ``passes`` times in the same order. New
+    rollouts are made on the first pass; every later pass gets those, in the same order. A run is
+    only ever saved between two batches, so that the buffer of a resumed run starts empty, as it
+    would have been.
+
+    Args:
+        passes: optimiser steps per batch of rollouts.
+        micro_batches: of this process in each step.
+    """
+
+    def __init__(self, passes: int, micro_batches: int):
+        self.passes = passes
+        self.micro_batches = micro_batches
+        self._kept: list[Rollouts] = []
+        self._served = 0
+
+    def next(self, make: Callable[[], Rollouts]) -> Rollouts:
+        """The rollouts of the next micro-batch; ``make`` is called on the first pass only."""
+        place = self._served % (self.passes * self.micro_batches)
+        self._served += 1
+        if place == 0:
+            self._kept = []
+        if place < self.micro_batches:
+            self._kept.append(make())
+        return self._kept[place % self.micro_batches]
+
+
+class Roller:
+    """Makes rollouts with constrained beam search and rewards them.
+
+    Args:
+        trie: the catalogue, on the model's device.
+        settings: the ``rl`` section.
+        normalize: what scores are normalised over, ``vocab`` or ``trie``.
+        reward: of items.
+    """
+
+    def __init__(self, trie: SidTrie, settings: RLSettings, normalize: str, reward: Reward):
+        self.trie = trie
+        self.settings = settings
+        self.normalize = normalize
+        self.reward = reward
+        first_item = [trie.items_of_leaf(leaf)[0] for leaf in range(trie.num_leaves)]
+        self.device = trie.leaf_node.device
+        self.item_of_leaf = torch.tensor(first_item, device=self.device)
+
+    @torch.no_grad()
+    def roll_out(self, model: nn.Module, rows: Sequence[Row], seeds: Sequence[int]) -> Rollouts:
+        """Generate G completions per row and reward them.
+
+        Args:
+            model: the policy; it generates in eval mode (no dropout) and is given back in the mode
+                that it had.
+            rows: at least one.
+            seeds: one per row, of the noise of ``gumbel`` and ``sample``.
+        """
+        was_training = model.training
+        model.eval()
+        beams = self._search(model, rows, seeds)
+        model.train(was_training)
+
+        alive = beams.leaves >= 0  # (B, G)
+        targets = torch.tensor([row.target_item for row in rows], device=self.device)  # (B,)
+        items = self._items(beams.leaves, alive, targets)
+        parts = self.reward(items, targets, alive, [row.history for row in rows])
+        rewards = torch.stack(list(parts.values())).sum(0)  # (B, G)
+        advantages = group_advantages(rewards, alive, scale=self.settings.scale_rewards)
+
+        live = max(1, int(alive.sum()))
+        hit = ((items == targets[:, None]) & alive).any(1)
+        metrics = {
+            "reward": rewards[alive].mean().item(),
+            "groups_with_hit": hit.float().mean().item(),
+            "groups_with_signal": (advantages != 0).any(1).float().mean().item(),
+            "rollout_coverage": items[alive].unique().numel() / self.trie.num_items,
+            "entropy_bound": -torch.where(alive, beams.scores, 0).sum().item() / live,
+        }
+        for name, part in parts.items():
+            metrics[f"reward/{name}"] = part[alive].mean().item()
+        return Rollouts(
+            prompts=[row.prompt for row in rows],
+            nodes=beams.nodes,
+            alive=alive,
+            old_logps=beams.token_logps,
+            advantages=advantages,
+            targets=targets.tolist(),
+            metrics=metrics,
+        )
+
+    def _search(self, model: nn.Module, rows: Sequence[Row], seeds: Sequence[int]) -> Beams:
+        """G distinct SIDs per row (``beam``, ``gumbel``) or G draws (``sample``)."""
+        settings = self.settings
+        generators = None
+        if settings.rollout != "beam":
+            # one per row: its noise does not depend on which rows share its batch
+            generators = [torch.Generator(device=self.device).manual_seed(seed) for seed in seeds]
+        return constrained_beam_search(
+            make_decoder(model),
+            [row.prompt for row in rows],
+            self.trie,
+            settings.num_generations,
+            normalize=self.normalize,
+            rollout=settings.rollout,
+            temperature=settings.temperature,
+            generator=generators,
+        )
+
+    def _items(self, leaves: Tensor, alive: Tensor, targets: Tensor) -> Tensor:
+        """The item that each leaf names, ``(B, G)``, -1 where there is none.
+
+        A SID that several items share names the first of them, but in the target's own group it
+        names the target: the policy cannot tell them apart.
+        """
+        items = torch.where(alive, self.item_of_leaf[leaves.clamp(min=0)], -1)
+        target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(self.device)
+        is_target = leaves == target_leaves[:, None]
+        return torch.where(is_target, targets[:, None], items)
