@@ -167,8 +167,8 @@ def mix(
 def best_of(probabilities: np.ndarray, length: int) -> np.ndarray:
     """``(B, N)`` the ``length`` largest of every row, and what equals the least of them; else 0.
 
-    >>> best_of(np.array([[0.5, 0.2, 0.3]]), 2).tolist()
-    [[0.625, 0.0, 0.375]]
+    >>> best_of(np.array([[0.5, 0.25, 0.25, 0.0]]), 1).tolist()
+    [[1.0, 0.0, 0.0, 0.0]]
     """
     if length >= probabilities.shape[1]:
         return probabilities

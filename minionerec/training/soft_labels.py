@@ -219,7 +219,7 @@ def weight_at(progress: float, first: float, last: float) -> float:
 
     It is ``first`` for half of them and then goes straight to ``last``.
 
-    >>> [weight_at(p, 0.5, 0.1) for p in (0.0, 0.5, 0.75, 1.0)]
-    [0.5, 0.5, 0.3, 0.1]
+    >>> [weight_at(done, 0.5, 0.25) for done in (0.0, 0.5, 0.75, 1.0)]
+    [0.5, 0.5, 0.375, 0.25]
     """
     return first + (last - first) * max(0.0, 2.0 * progress - 1.0)
