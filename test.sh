@@ -2,6 +2,7 @@
 # Set up, then run the test suite.
 #
 #   bash test.sh                    everything but the long tests
+#   bash test.sh -m fast            under a minute: something of every room, and the source itself
 #   bash test.sh -m slow            the long tests; any arguments go to pytest
 #   bash test.sh -n 0               in one process (by default one per core, at most four)
 #

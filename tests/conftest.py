@@ -1,4 +1,7 @@
-"""What every test gets: one thread (bit-exact results, and the test runner decides about parallelism), no network."""
+"""What every test gets: one thread (bit-exact results; the test runner decides about parallelism), no network.
+
+The marker ``fast`` is set here, by measured durations.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,30 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile(
-    "busy machine", deadline=None
-)  # other workers may hold the cores at any moment
+from tests import durations
+
+# Other workers may hold the cores at any moment.
+settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what ``-m fast`` leaves out."""
+    if config.option.markexpr == "fast" and collection_path.name in durations.WHOLE_COMMANDS:
+        return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``fast`` what was not measured to take longer than a second."""
+    long_ones = durations.measured()
+    for item in items:
+        if not item.get_closest_marker("slow") and durations.is_fast(item.nodeid, long_ones):
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="session")

@@ -108,3 +108,16 @@ def test_every_folder_with_code_is_a_package():
     for path in style.product_files():
         if path.relative_to(ROOT).parts[0] in ("minionerec", "rqvae"):
             assert (path.parent / "__init__.py").is_file(), path
+
+
+def test_every_other_file_of_a_package_is_installed_with_it():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    named = set()
+    for package, patterns in tools["package-data"].items():
+        for pattern in patterns:
+            named |= set((ROOT / package.replace(".", "/")).glob(pattern))
+    found = {path for path in (ROOT / "minionerec").rglob("*") if path.is_file()}
+    found |= {path for path in (ROOT / "rqvae").rglob("*") if path.is_file()}
+    # Shell scripts run in the repository only.
+    data = {path for path in found if path.suffix not in (".py", ".pyc", ".sh")}
+    assert data == named

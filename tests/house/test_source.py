@@ -8,13 +8,14 @@ from __future__ import annotations
 import doctest
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import style
+from tests import durations, style
 
 ROOT = Path(__file__).resolve().parents[2]
 # Rules of pyproject.toml that the code does not keep yet. A rule goes from here once it does.
@@ -77,3 +78,16 @@ def test_the_examples_in_docstrings_give_what_they_promise(name):
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0
     assert found.failed == 0, "the output above shows expected and got"
+
+
+def test_the_fast_tier_touches_every_room():
+    long_ones = durations.measured()
+    for room in (ROOT / "tests").iterdir():
+        if not room.is_dir() or room.name in (*durations.WHOLE_COMMANDS, "__pycache__"):
+            continue
+        names = []
+        for file in room.glob("test_*.py"):
+            for function in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE):
+                names.append(f"tests/{room.name}/{file.name}::{function}")
+        fast = [name for name in names if durations.is_fast(name, long_ones)]
+        assert len(fast) >= 3, room
