@@ -320,12 +320,12 @@ class SFTSettings:
         {},
         "beside its own target a row is taught the best items of a teacher. weight: the teacher's share of the loss "
         "(0.5); final_weight: where that goes in the second half of all steps (stays); top_k: items a row (8); temperature: "
-        "of text_knn, where teacher has weights (0.1); items: passes an epoch over rows that show one item and have the teacher alone (1); {}: off (paper)",
+        "of text_knn, where teacher has weights (0.07); items: passes an epoch over rows that show one item and have the teacher alone (1); {}: off (paper)",
         low=0,
         choices=SOFT_LABELS,
     )
     teacher: dict[str, float] = setting(
-        {},
+        {"markov": 0.7, "text_knn": 0.3},
         "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights and the temperature that "
         "expect validation rows best, as `python baselines/mix.py` prints them; what a ranker leaves open is chosen there too",
         low=0,

@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
             weight,
             given.get("final_weight", weight),
             int(given.get("top_k", 8)),
-            given.get("temperature", 0.1),
+            given.get("temperature", 0.07),
             int(given.get("items", 1)),
         )
 

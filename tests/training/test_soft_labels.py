@@ -232,7 +232,7 @@ def test_a_teachers_weight_is_constant_for_half_of_the_steps_then_goes_to_its_en
     "model, changed",
     [
         ({"normalize": "trie"}, {}),
-        ({}, {"rows": "per_user", "group_by_user": True}),
+        ({}, {"rows": "per_user", "group_by_user": True, "teacher": {}}),
         ({}, {"tasks": {"sid_to_sid": 1.0, "titles_to_sid": 0.5, "title_to_sid": 1.0}}),
     ],
 )
@@ -245,7 +245,7 @@ def test_sft_with_soft_labels_learns_and_says_what_they_cost_before_it_starts(
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)
     told = capsys.readouterr().out
-    assert "expects validation rows best" in told
+    assert ("expects validation rows best" in told) is ("teacher" in changed)
     assert told.index("x the plain run") < told.index("best validation NDCG@10")
     logged = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
