@@ -2,10 +2,12 @@
 
     bash evaluate.sh --config configs/quickstart.yaml [--evaluate.checkpoint sft|rl|PATH] [--evaluate.split test|valid]
 
-Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}, and with ``evaluate.fusion`` beside it
-<checkpoint>-fusion-<split>: the same list united with those of rules (minionerec/rankers/fusion.py). Metrics are item-level: a SID that
-several items share counts in expectation; the SID-string number stands beside it. PATH may be any Hugging Face
-checkpoint whose tokenizer knows this experiment's SID tokens; with a prompt_template.json in it, its own prompts are used.
+Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}, and with
+``evaluate.fusion`` beside it <checkpoint>-fusion-<split>: the same lists united with those of rules
+(``minionerec/rankers/fusion.py``). Metrics are item-level: a SID that several items share counts in
+expectation; the SID-string number stands beside it. PATH may be any Hugging Face checkpoint whose
+tokenizer knows this experiment's SID tokens; with a prompt_template.json in it, its own prompts are
+used.
 
 Several processes rank a share each. What is ranked is kept in evaluate/.<checkpoint>-<split>.parts: after a kill the same
 command ranks the rest. However it came about, predictions.jsonl has the same bytes (on a CPU, with one thread).

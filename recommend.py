@@ -3,8 +3,9 @@
     python recommend.py --config configs/quickstart.yaml --history ID,ID,... [--k 10] [--evaluate.exclude_history true]
     python recommend.py ... --evaluate.fusion '{model: 0.5, markov: 0.5}'
 
-Item ids are those of runs/<name>/data/items.parquet, oldest first. The model is the one of ``evaluate.checkpoint``;
-with ``evaluate.fusion`` its list is united with those of rules, as evaluation does it.
+Item ids are those of runs/<name>/data/items.parquet, oldest first. The model is the one of
+``evaluate.checkpoint``; with ``evaluate.fusion`` its list is united with those of rules, as
+evaluation does it, and scores are mixed probabilities.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def united(
     samples: Samples,
     unwanted: list[set[int]] | None,
 ) -> dict[str, Any]:
-    """The model's list united with those of the rules of ``evaluate.fusion``; scores are then mixed probabilities."""
+    """The model's list united with those of the rules of ``evaluate.fusion``."""
     from minionerec.catalogue.samples import seen_items
     from minionerec.evaluation import fused
     from minionerec.experiment import artifacts

@@ -229,7 +229,7 @@ def _fusion_rules(fusion: dict[str, float]) -> list[tuple[bool, str]]:
     return [
         (
             bool(fusion) and not any(weights),
-            "evaluate.fusion: every weight is 0; give the model or a ranker a weight, or {} for no fusion",
+            "evaluate.fusion: every weight is 0; give the model or a ranker a weight, or {} for none",
         ),
         (
             fusion.get("temperature") == 0,

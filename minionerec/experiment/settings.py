@@ -318,16 +318,18 @@ class SFTSettings:
     )
     soft_labels: dict[str, float] = setting(
         {},
-        "beside its own target a row is taught the best items of a teacher. weight: the teacher's share of the loss "
-        "(0.5); final_weight: where that goes in the second half of all steps (stays); top_k: items a row (8); temperature: "
-        "of text_knn, where teacher has weights (0.07); items: passes an epoch over rows that show one item and have the teacher alone (1); {}: off (paper)",
+        "beside its own target a row is taught the best items of a teacher. weight: the teacher's "
+        "share of the loss (0.5); final_weight: where that goes in the second half of all steps "
+        "(stays); top_k: items a row (8); items: passes an epoch over rows that show one item and "
+        "have the teacher alone (1); temperature: of text_knn (0.07); {}: off (paper)",
         low=0,
         choices=SOFT_LABELS,
     )
     teacher: dict[str, float] = setting(
         {"markov": 0.7, "text_knn": 0.3},
-        "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights and the temperature that "
-        "expect validation rows best, as `python baselines/mix.py` prints them; what a ranker leaves open is chosen there too",
+        "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights and "
+        "the temperature that expect validation rows best, as `python baselines/mix.py` prints "
+        "them; what a ranker leaves open is chosen on validation rows too",
         low=0,
         choices=EXPERTS,
     )
@@ -462,9 +464,9 @@ class EvaluateSettings:
     )
     fusion: dict[str, float] = setting(
         {},
-        "also write <checkpoint>-fusion-<split>: the model's list united with those of rules, weighed as probabilities. "
-        "model and rankers -> weight, temperature: of text_knn (0.1); `python baselines/mix.py` tries weights on validation "
-        "rows; {}: none",
+        "also write <checkpoint>-fusion-<split>: the model's lists united with those of rules, "
+        "weighed as probabilities. model and rankers -> weight, temperature: of text_knn (0.1); "
+        "`python baselines/mix.py` tries weights on validation rows; {}: none",
         low=0,
         choices=FUSED,
     )
