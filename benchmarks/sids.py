@@ -18,7 +18,6 @@ fusion, ``.item()`` on both losses of every step.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import statistics
 import sys
 import tempfile
@@ -173,7 +172,7 @@ def main(
     if recipe_epochs:
         recipes(
             raw,
-            dataclasses.replace(settings, epochs=recipe_epochs, dead_code_steps=50),
+            settings.changed({"epochs": recipe_epochs, "dead_code_steps": 50}),
             device,
             workers,
         )

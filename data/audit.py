@@ -22,8 +22,9 @@ from minionerec.catalogue.samples import Samples, load_samples
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
 from minionerec.experiment import artifacts
+from minionerec.experiment.choices import TASKS
 from minionerec.experiment.config import read_command_line
-from minionerec.experiment.settings import TASKS, Experiment
+from minionerec.experiment.settings import Experiment
 from minionerec.pages.html import render
 
 STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of the page's style sheet

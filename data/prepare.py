@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from minionerec.catalogue import prepared
+from minionerec.catalogue.sources import times
 from minionerec.errors import one_line_errors
 from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
@@ -47,6 +48,9 @@ def main() -> None:
 def summary(stats: dict[str, Any]) -> str:
     """What was dropped, the counts and one line per split, for the screen."""
     lines = [f"source {stats['source']}, split {stats['split']}, filters: {stats['filters']}"]
+    if stats["timestamps"] != "order only":
+        first, last = map(times.day_of, stats["time_range"])
+        lines.append(f"times are {stats['timestamps']}, {first} to {last}")
     lines += [
         f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count
     ]

@@ -1,15 +1,19 @@
-"""New items for a model that is trained already: SIDs for what joined the catalogue later, without moving anybody's.
+"""New items for a model that is trained already.
+
+SIDs for what joined the catalogue later, without moving anybody's.
 
     python rqvae/add_items.py --config C --items new.csv [--to NAME]
 
-``new.csv`` (or .tsv, .jsonl, .parquet) has the item columns of the data stage, under the names of ``data.columns``. The
-items are embedded with the experiment's encoder, quantised with its codebooks as they are, and get the nearest SIDs that
-are free (``free_sids``). ``runs/<name>`` stays as it is; a new experiment ``runs/<NAME>`` (default ``<name>-extended``) holds ``data`` (the
-same interactions, the longer catalogue) and ``sids`` (every SID as it was, and the new ones). The code space is the same, so
-that every token exists in the old model, which then ranks the longer catalogue:
+``new.csv`` (or .tsv, .jsonl, .parquet) has the item columns of the data stage, under the names of
+``data.columns``. The items are embedded with the experiment's encoder, quantised with its codebooks
+as they are, and get the nearest SIDs that are free (``free_sids``). ``runs/<name>`` stays as it is;
+a new experiment ``runs/<NAME>`` (default ``<name>-extended``) holds ``data`` (the same
+interactions, the longer catalogue) and ``sids`` (every SID as it was, and the new ones). The code
+space is the same, so that every token exists in the old model, which then ranks the longer
+catalogue:
 
-    bash evaluate.sh --config C --name NAME --evaluate.checkpoint runs/<name>/rl
-    python recommend.py --config C --name NAME --evaluate.checkpoint runs/<name>/rl --history ID,ID,...
+    bash evaluate.sh --config C --name NAME --evaluate.checkpoint runs/<name>/rl python recommend.py
+    --config C --name NAME --evaluate.checkpoint runs/<name>/rl --history ID,ID,...
 
 An extended experiment can be extended again: ``--name NAME --items more.csv --to OTHER``.
 """
@@ -28,7 +32,11 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue import prepared
-from minionerec.catalogue.sources import tables
+from minionerec.catalogue.sources.interactions import members
+from minionerec.catalogue.sources.items import convert_items, read_items
+from minionerec.catalogue.sources.source import ITEM_COLUMNS
+from minionerec.catalogue.sources.table import complain
+from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.artifacts import (
     append_log,
@@ -52,7 +60,6 @@ from rqvae.assign import Sid, as_tuples, colliding, nearest_free
 from rqvae.quantizers.methods import Quantizer, load_quantizer
 from rqvae.quantizers.rqkmeans import Quantised
 from rqvae.report import pad
-from rqvae.texts import clean
 
 MADE_BY = "python rqvae/add_items.py"
 EXAMPLES = 50  # new items that the report shows
@@ -62,8 +69,9 @@ FOREIGN = 2.0  # times the old items' error; 300 items held out of Amazon Indust
 def main() -> None:
     """Read, embed, assign, commit: from top to bottom."""
     experiment, flags = read_command_line(__doc__, own=("items", "to"))
-    target = dataclasses.replace(experiment, name=flags.get("to", f"{experiment.name}-extended"))
-    check_names(experiment, target, flags.get("items", ""))
+    name = flags.get("to", f"{experiment.name}-extended")
+    check_names(experiment, name, flags.get("items", ""))
+    target = experiment.changed({"name": name})
     for stage in ("data", "sids"):
         is_done(experiment, stage)  # settings that differ from what is on disk are refused
     data, sids = require_stage(experiment, "data"), require_stage(experiment, "sids")
@@ -110,19 +118,20 @@ def main() -> None:
     print(summary(facts, target, experiment))
 
 
-def check_names(experiment: Experiment, target: Experiment, items: str) -> None:
+def check_names(experiment: Experiment, name: str, items: str) -> None:
     """Refuse flags that cannot work before anything is read."""
     problems = []
     if not items:
         problems.append("--items is missing; name a file with new items, e.g. --items new.csv")
     elif not Path(items).is_file():
         problems.append(f"--items: {items}: no such file")
-    if target.name == experiment.name:
+    if name == experiment.name:
         problems.append(
-            f"--to: got '{target.name}', expected another name than the experiment's own, which stays as it is"
+            f"--to: got '{name}', expected another name than the experiment's own, "
+            "which stays as it is"
         )
-    if not target.name or Path(target.name).name != target.name or target.name.startswith("."):
-        problems.append(f"--to: got '{target.name}', expected a plain folder name")
+    if not name or Path(name).name != name or name.startswith("."):
+        problems.append(f"--to: got '{name}', expected a plain folder name")
     if problems:
         raise UserError("\n".join(problems))
 
@@ -133,23 +142,23 @@ def read_new_items(path: Path, experiment: Experiment, known: pd.Series) -> pd.D
     Raises:
         UserError: one line per kind of mistake; ids that the catalogue has already are one.
     """
-    sheet = tables.read_items(path, experiment.data.columns)
+    sheet = read_items(path, experiment.data.columns)
     problems: list[str] = []
-    items = tables.convert_items(sheet, problems)
-    tables.complain(
-        sheet,
-        "item_id",
-        tables.members(items["item_id"], known),
-        "an id that is not in the catalogue yet",
-        problems,
-    )
+    items, notes = convert_items(sheet, problems)
+    known_already = members(items["item_id"], known)
+    expected = "an id that is not in the catalogue yet"
+    complain(sheet, "item_id", known_already, expected, problems)
     if problems:
         raise UserError("\n".join(problems))
+    for note in sheet.notes + notes:
+        print(f"note: {note}")
     return items
 
 
 def is_finished(target: Experiment, new: pd.DataFrame, data: Path, sids: Path) -> bool:
-    """Whether ``runs/<NAME>`` holds just this extension. A data directory of it alone is one that was interrupted.
+    """Whether ``runs/<NAME>`` holds just this extension.
+
+    A data directory of it alone is one that was interrupted.
 
     Raises:
         UserError: it holds something else.
@@ -162,8 +171,8 @@ def is_finished(target: Experiment, new: pd.DataFrame, data: Path, sids: Path) -
         from_parent = read_manifest(parent)["manifest_sha256"] in manifest["parents"].values()
         if manifest.get("added_items_sha256") != items_sha256(new) or not from_parent:
             raise UserError(
-                f"{path}: is there already, made from something else; delete {path.parent}, or give the new experiment "
-                "another name with --to NAME"
+                f"{path}: is there already, made from something else; delete {path.parent}, or "
+                "give the new experiment another name with --to NAME"
             )
     return stage_path(target, "sids").exists()
 
@@ -174,14 +183,17 @@ def items_sha256(items: pd.DataFrame) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Embed and assign
 
 
 def embed_new(
     experiment: Experiment, target: Experiment, new: pd.DataFrame, old: pd.DataFrame, sids: Path
 ) -> tuple[np.ndarray, int]:
-    """``(M, D)`` embeddings of the new items, and how many have the text of an old item and so its vector, to the bit."""
+    """``(M, D)`` embeddings of the new items, and how many have the text of an old item.
+
+    Those get the old item's vector, to the bit.
+    """
     import torch
     from accelerate import PartialState
 
@@ -207,7 +219,7 @@ def embed_new(
 def texts_of(items: pd.DataFrame) -> list[str]:
     """The texts as they are embedded."""
     return [
-        clean(f"{title} {description}")
+        clean_text(f"{title} {description}")
         for title, description in zip(items["title"], items["description"], strict=True)
     ]
 
@@ -224,11 +236,13 @@ def forget_scratch(target: Experiment) -> None:
 def free_sids(
     quantised: Quantised, final_sizes: list[int], sizes: list[int], old_sids: list[Sid], policy: str
 ) -> list[Sid]:
-    """SIDs of the new items: the nearest free ones; with ``keep`` those that the quantiser gives, shared or not.
+    """SIDs of the new items: the nearest free ones.
 
-    With ``extra_level`` a new item whose codes a group of items has gets the group's next further code, as long as there
-    is one (the model has no tokens for more). Items that have a SID of L codes keep these to themselves, since no SID may
-    begin another.
+    With ``keep`` those that the quantiser gives, shared or not.
+
+    With ``extra_level`` a new item whose codes a group of items has gets the group's next further
+    code, as long as there is one (the model has no tokens for more). Items that have a SID of L
+    codes keep these to themselves, since no SID may begin another.
 
     Args:
         final_sizes: of the catalogue's SIDs, with the further level if there is one.
@@ -279,10 +293,11 @@ def churn(before: dict[str, list[int]], after: dict[str, Sid]) -> int:
     """How many SIDs moved; anything but 0 is a defect of this program, so nothing may be written.
 
     Raises:
-        AssertionError: one did.
+        RuntimeError: one did.
     """
     moved = [item for item, sid in before.items() if after.get(item) != tuple(sid)]
-    assert not moved, f"the SID of item '{moved[0]}' would move ({len(moved)} in all)"
+    if moved:
+        raise RuntimeError(f"the SID of item '{moved[0]}' would move ({len(moved)} in all)")
     return len(moved)
 
 
@@ -294,7 +309,10 @@ def describe(
     quantizer: Quantizer,
     old_embeddings: np.ndarray,
 ) -> dict[str, Any]:
-    """What ``report.json`` says: what it cost to add the items, and beside which old ones they stand."""
+    """What ``report.json`` says.
+
+    What it cost to add the items, and beside which old ones they stand.
+    """
     sids = list(extended.values())
     codes, new_sids = pad(sids, max(map(len, sids))), sids[len(old) :]
     sample = np.sort(
@@ -338,13 +356,16 @@ def lost(quantised: Quantised, quantizer: Quantizer) -> np.ndarray:
 
 
 def neighbour(codes: np.ndarray, sid: Sid) -> tuple[int, int]:
-    """How many first codes a SID shares with the old item that shares most, and that item's row; codes are ``(N, L)``."""
+    """How many first codes a SID shares with the old item that shares most, and that item's row.
+
+    Codes are ``(N, L)``.
+    """
     width = min(codes.shape[1], len(sid))
     same = np.cumprod(codes[:, :width] == np.array(sid[:width]), axis=1).sum(axis=1)
     return int(same.max()), int(same.argmax())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Write
 
 
@@ -372,9 +393,7 @@ def write_data(
         made_by=MADE_BY,
         added_items_sha256=items_sha256(new),
     ) as staging:
-        items = pd.concat(
-            [old[list(tables.ITEM_COLUMNS)], new[list(tables.ITEM_COLUMNS)]], ignore_index=True
-        )
+        items = pd.concat([old[list(ITEM_COLUMNS)], new[list(ITEM_COLUMNS)]], ignore_index=True)
         prepared.write(staging, items, pd.read_parquet(data / "interactions.parquet"), stats, given)
     return final
 
@@ -442,11 +461,14 @@ def figures(facts: dict[str, Any]) -> list[str]:
     error = facts["quantisation_error"]
     foreign = error["new"] > FOREIGN * error["old"]
     return [
-        f"{facts['added']:,} items added to {facts['items'] - facts['added']:,}; churn {facts['churn']} (SIDs that moved), "
-        f"items that share a SID now: {facts['items_that_share_a_sid']}.",
-        f"{facts['re_assigned']:,} of the new items got another SID than the quantiser gave, because that was taken; "
-        f"{facts['same_text_as_an_old_item']:,} have the text of an old item.",
-        f"Quantisation error (median, share of the vector): {error['new']:.3f} of the new items, {error['old']:.3f} of the old ones"
+        f"{facts['added']:,} items added to {facts['items'] - facts['added']:,}; churn "
+        f"{facts['churn']} (SIDs that moved), items that share a SID now: "
+        f"{facts['items_that_share_a_sid']}.",
+        f"{facts['re_assigned']:,} of the new items got another SID than the quantiser gave, "
+        f"because that was taken; {facts['same_text_as_an_old_item']:,} have the text of an old "
+        "item.",
+        f"Quantisation error (median, share of the vector): {error['new']:.3f} of the new items, "
+        f"{error['old']:.3f} of the old ones"
         + (
             "; such items are foreign to the codebooks: consider new SIDs and training again."
             if foreign
@@ -462,7 +484,8 @@ def summary(facts: dict[str, Any], target: Experiment, experiment: Experiment) -
         [
             *figures(facts),
             f"-> {stage_path(target, 'sids')}",
-            f"Next: bash evaluate.sh --name {target.name} --evaluate.checkpoint {checkpoint} with the same --config",
+            f"Next: bash evaluate.sh --name {target.name} --evaluate.checkpoint {checkpoint} with "
+            "the same --config",
         ]
     )
 

@@ -1,17 +1,19 @@
-"""Collisions: items that the quantiser gave the same SID get SIDs of their own (or a further code, or stay).
+"""Collisions: items with the same SID get SIDs of their own, or a further code, or stay.
 
-``nearest_free`` (default). Under each prefix of L-1 codes, all items that collide share out the codes of the last level
-that are theirs or nobody's, at the least total squared distance between their residual and the codebook, subject to every
-group keeping its code for one of its members: one minimum-cost assignment per prefix (scipy's
-``linear_sum_assignment``). Items that do not collide keep their SID. Where a prefix holds more items than codes, those
-for which it costs least move under a neighbouring prefix, each to the free pair of last two codes that quantises it best.
-(Reference implementations hand out codes by Sinkhorn within the group alone, which never looks at what is free.)
+``nearest_free`` (default). Under each prefix of L-1 codes, all items that collide share out the
+codes of the last level that are theirs or nobody's, at the least total squared distance between
+their residual and the codebook, subject to every group keeping its code for one of its members: one
+minimum-cost assignment per prefix (scipy's ``linear_sum_assignment``). Items that do not collide
+keep their SID. Where a prefix holds more items than codes, those for which it costs least move
+under a neighbouring prefix, each to the free pair of last two codes that quantises it best.
+(Reference implementations hand out codes by Sinkhorn within the group alone, which never looks at
+what is free.)
 
-Items with equal vectors (the same text listed twice) cannot be told apart by any code: the earlier item keeps the code,
-the others are spread over the nearest free ones in the order of the items.
+Items with equal vectors (the same text listed twice) cannot be told apart by any code: the earlier
+item keeps the code, the others are spread over the nearest free ones in the order of the items.
 
-``extra_level``: every item of a colliding group gets a further code 0, 1, ... by distance, then item order; the others
-keep L codes, so no SID is a prefix of another. ``keep``: nothing changes.
+``extra_level``: every item of a colliding group gets a further code 0, 1, ... by distance, then
+item order; the others keep L codes, so no SID is a prefix of another. ``keep``: nothing changes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ Sid = tuple[int, ...]
 def resolve_collisions(
     quantised: Quantised, sizes: list[int], policy: str
 ) -> tuple[list[Sid], list[int]]:
-    """Final SID of every item, and the codebook sizes (one more for ``extra_level`` if anything collides)."""
+    """Final SID of every item, and the codebook sizes.
+
+    There is one more of them for ``extra_level``, if anything collides.
+    """
     if policy == "nearest_free":
         return as_tuples(nearest_free(quantised, sizes)), sizes
     sids = as_tuples(quantised.codes)
@@ -53,7 +58,9 @@ def as_tuples(codes: np.ndarray) -> list[Sid]:
 
 
 def prefix_ids(codes: np.ndarray) -> np.ndarray:
-    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ... in lexicographic order; -1 pads shorter SIDs.
+    """``(N, L)``: column d numbers the distinct prefixes of d+1 codes 0, 1, ...
+
+    In lexicographic order; -1 pads shorter SIDs.
 
     >>> prefix_ids(np.array([[3, 1], [0, 5], [3, 1], [3, 0]])).tolist()
     [[1, 2], [0, 0], [1, 2], [1, 1]]
@@ -76,7 +83,10 @@ def colliding(codes: np.ndarray) -> np.ndarray:
 
 
 def extra_level(quantised: Quantised) -> np.ndarray:
-    """``(N,)`` place of each colliding item in its group, by quantisation error, then item order; -1 for the others."""
+    """``(N,)`` place of each colliding item in its group, by quantisation error, then item order.
+
+    -1 for the others.
+    """
     items = np.flatnonzero(colliding(quantised.codes))
     extra = np.full(len(quantised.codes), -1, np.int64)
     if len(items):
@@ -87,7 +97,7 @@ def extra_level(quantised: Quantised) -> np.ndarray:
     return extra
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # nearest_free
 
 
@@ -109,8 +119,8 @@ def nearest_free(
     space = math.prod(sizes)
     if len(codes) + len(taken) > space:
         raise UserError(
-            f"sids.codebook_sizes: {list(sizes)} makes {space} SIDs for {len(codes) + len(taken)} items; add a level "
-            "or codes"
+            f"sids.codebook_sizes: {list(sizes)} makes {space} SIDs for {len(codes) + len(taken)} "
+            "items; add a level or codes"
         )
     overfull = []
     for members, held in prefixes_with_collisions(codes, taken):
@@ -128,7 +138,10 @@ def nearest_free(
 def prefixes_with_collisions(
     codes: np.ndarray, taken: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Item numbers and last codes taken under each prefix of L-1 codes that holds a collision, in lexicographic order."""
+    """Item numbers and last codes taken under each prefix of L-1 codes with a collision.
+
+    Prefixes are in lexicographic order.
+    """
     ids, num_items = prefix_ids(np.concatenate([codes, taken])), len(codes)
     prefix = ids[:, -2] if codes.shape[1] > 1 else np.zeros(len(ids), np.int64)
     order = np.argsort(prefix, kind="stable")
@@ -164,10 +177,12 @@ def spill_surplus(
     size: int,
     room: FreeRoom,
 ) -> None:
-    """As ``share_out_last_codes`` for a prefix with more than ``size`` items: fill it, place the rest elsewhere.
+    """As ``share_out_last_codes`` for a prefix with more than ``size`` items.
 
-    Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that leave, which is an
-    assignment on the difference of the two because every open code is taken.
+    Fill it, place the rest elsewhere.
+
+    Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that
+    leave, which is an assignment on the difference of the two because every open code is taken.
     """
     movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
@@ -209,7 +224,10 @@ def _movers(
 
 
 def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the assignments in which most items (one per group) keep their own code, the cheapest: rows and their columns."""
+    """Of the assignments in which most items (one per group) keep their own code, the cheapest.
+
+    Rows and their columns.
+    """
     bonus = 2 * len(cost) * np.abs(cost).max(initial=0) + 1  # outweighs all costs together
     return linear_sum_assignment(cost - own * bonus)
 
@@ -217,7 +235,10 @@ def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray,
 def _earlier_twin_first(
     rows: np.ndarray, columns: np.ndarray, cost: np.ndarray, own: np.ndarray, twin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same assignment at the same cost, with equal items served in item order: first their own code, then by cost."""
+    """The same assignment at the same cost, with equal items served in item order.
+
+    First their own code, then by cost.
+    """
     order = np.lexsort((columns, cost[rows, columns], ~own[rows, columns], twin[rows]))
     served = np.bincount(
         twin[rows], minlength=twin.max() + 1
@@ -228,12 +249,15 @@ def _earlier_twin_first(
 
 
 class FreeRoom:
-    """Which SIDs nobody has, for items that their prefix has no room for. Only built when a prefix overflows.
+    """Which SIDs nobody has, for items that their prefix has no room for.
+
+    Only built when a prefix overflows.
 
     Args:
         codes: ``(N, L)``, L at least 2.
         taken: ``(M, L)`` distinct SIDs of items that are not among these.
-        overfull: the members of each overfull prefix; all its SIDs count as taken, theirs to share out.
+        overfull: the members of each overfull prefix; all its SIDs count as taken, theirs to share
+            out.
         sizes: K of every level.
     """
 
@@ -266,10 +290,11 @@ class FreeRoom:
         return self.used[prefix] < int(np.prod(np.array(self.sizes[len(prefix) :], dtype=object)))
 
     def cheapest(self, quantised: Quantised, item: int) -> tuple[float, Sid]:
-        """``(squared error, SID)`` of the best free pair of last codes under the nearest prefix with room.
+        """``(squared error, SID)`` of the best free last codes under the nearest prefix.
 
-        The last two codes are chosen jointly. Only if everything under the item's first L-2 codes is taken do codes
-        further up change, as few as possible, each to the nearest code that has room below it.
+        The last two codes are chosen jointly. Only if everything under the item's first L-2 codes
+        is taken do codes further up change, as few as possible, each to the nearest code that has
+        room below it.
         """
         prefix = tuple(quantised.codes[item, :-2].tolist())
         while not self.has_room(prefix):
@@ -281,7 +306,8 @@ class FreeRoom:
             code = next(int(code) for code in near if self.has_room((*prefix, int(code))))
             prefix, residual = (*prefix, code), residual - codebook[code]
         first, second = (codebook.astype(np.float64) for codebook in quantised.codebooks[-2:])
-        # ||r - a - b||^2 for every pair: ||r - a||^2 + ||b||^2 - 2 (r - a).b                        (K_{L-1}, K_L)
+        # ||r - a - b||^2 for every pair: ||r - a||^2 + ||b||^2 - 2 (r - a).b
+        # (K_{L-1}, K_L)
         error = squared_distances(residual - first, second)
         error.ravel()[self.taken[prefix]] = np.inf
         pair = int(error.argmin())

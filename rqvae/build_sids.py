@@ -1,13 +1,17 @@
-"""Stage 1b: item embeddings to semantic IDs (sections 3.1 and 3.2 of the MiniOneRec report, arXiv:2510.24431).
+"""Stage 1b: item embeddings to semantic IDs.
+
+Sections 3.1 and 3.2 of the MiniOneRec report, arXiv:2510.24431.
 
     python rqvae/build_sids.py --config configs/quickstart.yaml
     python rqvae/build_sids.py --config C --sids.method rqvae --sids.epochs 1000
 
-Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.py``); writes ``runs/<name>/sids``:
-``sids.json``, ``report.json`` and ``report.html``, the quantiser's weights, and the embeddings that the SIDs were made from.
+Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.py``); writes
+``runs/<name>/sids``: ``sids.json``, ``report.json`` and ``report.html``, the quantiser's weights,
+and the embeddings that the SIDs were made from.
 
-Departures from the reference code: (1) the default is residual k-means, which needs no training; (2) collisions are
-resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
+Departures from the reference code: (1) the default is residual k-means, which needs no training;
+(2) collisions are resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an
+RQ-VAE the best epoch is kept, not the last.
 """
 
 from __future__ import annotations
@@ -56,13 +60,16 @@ def main(experiment: Experiment) -> None:
     report = build(experiment, final)
     print(summary(report))
     print(
-        f"{report['items']} items, {report['collisions']['after']['distinct_sids']} distinct SIDs by {report['method']} "
-        f"in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}"
+        f"{report['items']} items, {report['collisions']['after']['distinct_sids']} distinct SIDs "
+        f"by {report['method']} in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}"
     )
 
 
 def build(experiment: Experiment, final: Path) -> dict:
-    """Read, quantise, resolve collisions, report, commit ``final``; returns the report with the seconds that it took."""
+    """Read, quantise, resolve collisions, report, commit ``final``.
+
+    Returns the report with the seconds that it took.
+    """
     with locked(final):
         data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
         items = pd.read_parquet(data / "items.parquet")
@@ -116,7 +123,7 @@ def build(experiment: Experiment, final: Path) -> dict:
     return report | {"seconds": seconds}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Read
 
 
@@ -132,8 +139,9 @@ def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
         at = next((row for row in range(shorter) if ids[row] != expected_ids[row]), shorter)
         found, wanted = ([*group, "nothing"][min(at, len(group))] for group in (ids, expected_ids))
         raise UserError(
-            f"{folder / 'item_ids.json'}, row {at}: '{found}', expected '{wanted}' as in items.parquet "
-            f"({len(ids)} ids for {len(expected_ids)} items); delete {folder} and run `bash rqvae/rqvae.sh` again"
+            f"{folder / 'item_ids.json'}, row {at}: '{found}', expected '{wanted}' as in "
+            f"items.parquet ({len(ids)} ids for {len(expected_ids)} items); delete {folder} and "
+            "run `bash rqvae/rqvae.sh` again"
         )
     return load_array(folder / "embeddings.npy")
 
@@ -143,18 +151,20 @@ def read_given(
 ) -> tuple[np.ndarray, list[int]]:
     """The codes that came with the data, and their codebook sizes.
 
-    The sizes are ``sids.codebook_sizes`` if the codes fit into them, else the largest code of each level + 1 (said).
+    The sizes are ``sids.codebook_sizes`` if the codes fit into them, else the largest code of each
+    level + 1 (said).
 
     Returns:
         ``(N, L)`` codes in the order of ``item_ids``, and K per level.
 
     Raises:
-        UserError: no file, an item without codes, or codes that are not L whole numbers from 0 (the item is named).
+        UserError: no file, an item without codes, or codes that are not L whole numbers from 0 (the
+            item is named).
     """
     if not path.is_file():
         raise UserError(
-            f"{path}: not found, but sids.method is given; use data.source minionerec with a folder that holds an "
-            "index.json, or another sids.method"
+            f"{path}: not found, but sids.method is given; use data.source minionerec with a "
+            "folder that holds an index.json, or another sids.method"
         )
     given = json.loads(path.read_text(encoding="utf-8"))
     missing = [item for item in item_ids if item not in given]
@@ -171,8 +181,8 @@ def read_given(
             or not length
         ):
             raise UserError(
-                f"{path}: item '{item}' has codes {given[item]}, expected {max(length, 1)} whole numbers from 0; "
-                "mend the index, or use another sids.method"
+                f"{path}: item '{item}' has codes {given[item]}, expected {max(length, 1)} whole "
+                "numbers from 0; mend the index, or use another sids.method"
             )
     codes = np.array([given[item] for item in item_ids], np.int64)
     largest = codes.max(axis=0)
@@ -180,12 +190,13 @@ def read_given(
         return codes, list(settings_sizes)
     sizes = (largest + 1).tolist()
     print(
-        f"sids.codebook_sizes {settings_sizes} does not fit the given SIDs; their own sizes {sizes} are used"
+        f"sids.codebook_sizes {settings_sizes} does not fit the given SIDs; their own sizes "
+        f"{sizes} are used"
     )
     return codes, sizes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Quantise and write
 
 

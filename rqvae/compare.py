@@ -14,7 +14,6 @@ same SIDs.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -25,16 +24,15 @@ from markupsafe import Markup
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.artifacts import is_done, stage_path, timings, write_json
-from minionerec.experiment.config import cross_check, read_command_line
-from minionerec.experiment.settings import Experiment, SidSettings
+from minionerec.experiment.choices import QUANTIZERS
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import Experiment
 from minionerec.pages.charts import Line, chart
 from minionerec.pages.html import number, render
 from rqvae import build_sids, embed_items
 from rqvae.page import Report, columns, depth_chart
 
-KNOWN = next(field for field in dataclasses.fields(SidSettings) if field.name == "method").metadata[
-    "choices"
-]
+KNOWN = QUANTIZERS
 CONTROL = "random"  # the method that wins nothing
 RATES = {  # key of the figures: how it is written; less of each is better
     "collisions before": "{:.1%}",
@@ -89,13 +87,14 @@ def with_methods(experiment: Experiment, names: str) -> dict[str, Experiment]:
             problems.append(f"--methods: got '{name}', expected some of {', '.join(KNOWN)}")
         if methods.count(name) > 1:
             problems.append(f"--methods: '{name}' is given twice; keep one")
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
     variants = {}
     for name in methods:
-        sids = dataclasses.replace(experiment.sids, method=name)
-        variants[name] = dataclasses.replace(experiment, sids=sids)
-    if not problems:
-        for variant in variants.values():
-            problems += cross_check(variant)
+        try:
+            variants[name] = experiment.changed({"sids.method": name})
+        except UserError as error:
+            problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return variants

@@ -1,19 +1,25 @@
-"""Stage 1a: one vector per item from its title and description (section 3.1 of the MiniOneRec report, arXiv:2510.24431).
+"""Stage 1a: one vector per item from its title and description.
 
-    accelerate launch rqvae/embed_items.py --config configs/quickstart.yaml
-    accelerate launch rqvae/embed_items.py --config C --sids.encoder Qwen/Qwen3-Embedding-4B --sids.encoder_tokens 65536
+Section 3.1 of the MiniOneRec report, arXiv:2510.24431.
 
-Reads ``runs/<name>/data/items.parquet``; writes ``runs/<name>/embeddings``: ``embeddings.npy`` (N, D) float32 with rows of
-length 1, ``item_ids.json`` (the order of the rows) and ``embeddings.json`` (model, digest of the texts).
+    accelerate launch rqvae/embed_items.py --config configs/quickstart.yaml accelerate launch
+    rqvae/embed_items.py --config C --sids.encoder Qwen/Qwen3-Embedding-4B --sids.encoder_tokens
+    65536
 
-Equal texts are embedded once, so that they get equal vectors. The texts are sorted by length and cut into parts; every
-process takes every so-many-th part and writes it beside the final directory as soon as it is done, so that an
-interrupted run continues with the parts that are missing, also with another number of processes. Neither texts nor
-vectors are ever all in memory (``texts.py``; the output is memory-mapped part by part). The encoder's own pooling is used
-(mean for MiniLM, last token for Qwen3-Embedding).
+Reads ``runs/<name>/data/items.parquet``; writes ``runs/<name>/embeddings``: ``embeddings.npy`` (N,
+D) float32 with rows of length 1, ``item_ids.json`` (the order of the rows) and ``embeddings.json``
+(model, digest of the texts).
 
-The texts and the encoder decide whether anything is embedded again: a data stage that was made anew with the same texts
-keeps its embeddings, and another experiment in the same ``output_dir`` hands its own on.
+Equal texts are embedded once, so that they get equal vectors. The texts are sorted by length and
+cut into parts; every process takes every so-many-th part and writes it beside the final directory
+as soon as it is done, so that an interrupted run continues with the parts that are missing, also
+with another number of processes. Neither texts nor vectors are ever all in memory (``texts.py``;
+the output is memory-mapped part by part). The encoder's own pooling is used (mean for MiniLM, last
+token for Qwen3-Embedding).
+
+The texts and the encoder decide whether anything is embedded again: a data stage that was made anew
+with the same texts keeps its embeddings, and another experiment in the same ``output_dir`` hands
+its own on.
 """
 
 from __future__ import annotations
@@ -82,7 +88,8 @@ def main(experiment: Experiment) -> None:
     import torch
     from accelerate import PartialState
 
-    # Without cpu=True several CPU processes would each believe to be alone. They wait for the slowest, however long.
+    # Without cpu=True several CPU processes would each believe to be alone. They wait for the
+    # slowest, however long.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     with state.main_process_first():
         if not alone and is_there(experiment, final):
@@ -103,7 +110,10 @@ def main(experiment: Experiment) -> None:
 def embed_texts(
     experiment: Experiment, items: Path, scratch: Path, state: PartialState
 ) -> TextStore:
-    """Embed the texts of ``items.parquet`` into parts in ``scratch``; continues where an interrupted run stopped."""
+    """Embed the texts of ``items.parquet`` into parts in ``scratch``.
+
+    Continues where an interrupted run stopped.
+    """
     model = load_encoder(experiment, state.device)
     if state.is_main_process:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -122,15 +132,18 @@ def embed_texts(
     return store
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # What is there already
 
 
 def is_there(experiment: Experiment, final: Path) -> bool:
-    """Whether the catalogue's texts need not be embedded: this encoder did it before, here or in another experiment.
+    """Whether the catalogue's texts need not be embedded.
+
+    This encoder did it before, here or in another experiment.
 
     Raises:
-        UserError: the embeddings here were made with other settings, from other texts, or by a folder that now holds
+        UserError: the embeddings here were made with other settings, from other texts, or by a
+            folder that now holds
             another model.
     """
     data = stage_path(experiment, "data")
@@ -141,7 +154,8 @@ def is_there(experiment: Experiment, final: Path) -> bool:
         with locked(final):
             commit_copy(experiment, source, final, data)
         say(
-            f"{final}: item embeddings taken from {source}, which holds the same texts by the same encoder."
+            f"{final}: item embeddings taken from {source}, which holds the same texts by the same "
+            "encoder."
         )
         return True
     changed = settings_difference(
@@ -162,11 +176,13 @@ def is_there(experiment: Experiment, final: Path) -> bool:
     ):
         if not holds(final, require_stage(experiment, "data") / "items.parquet"):
             raise UserError(
-                f"{final}: was made from other items than {data} now holds; delete it and run `bash rqvae/rqvae.sh` again"
+                f"{final}: was made from other items than {data} now holds; delete it and run "
+                "`bash rqvae/rqvae.sh` again"
             )
         adopt(experiment, final, data)
     say(
-        f"{final}: item embeddings are there already, made from these texts with this encoder; reused."
+        f"{final}: item embeddings are there already, made from these texts with this encoder; "
+        "reused."
     )
     return True
 
@@ -192,7 +208,10 @@ def holds(folder: Path, items: Path) -> bool:
 
 
 def other_experiment(experiment: Experiment, data: Path) -> Path | None:
-    """Embeddings of an experiment beside this one that are what this one would make; damaged ones are passed over."""
+    """Embeddings of an experiment beside this one that are what this one would make.
+
+    Damaged ones are passed over.
+    """
     wanted = {
         "encoder": experiment.sids.encoder,
         "encoder_sha256": encoder_digest(experiment.sids.encoder),
@@ -221,7 +240,10 @@ def adopt(experiment: Experiment, final: Path, data: Path) -> None:
 
 
 def commit_copy(experiment: Experiment, source: Path, final: Path, data: Path) -> None:
-    """Commit embeddings that are there already under another name or with another parent; the files are shared."""
+    """Commit embeddings that are there already under another name or with another parent.
+
+    The files are shared.
+    """
     with committed(
         final, "embeddings", relevant_settings(experiment, "embeddings"), [data]
     ) as staging:
@@ -229,7 +251,7 @@ def commit_copy(experiment: Experiment, source: Path, final: Path, data: Path) -
             link_or_copy(source / name, staging / name)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Encoder
 
 
@@ -286,7 +308,10 @@ def encoder_folder(encoder: str) -> str:
 
 
 def encoder_digest(encoder: str) -> str:
-    """What the encoder is beyond its name: sha256 over the files of a folder, or of the packaged weights; "" for a hub name."""
+    """What the encoder is beyond its name.
+
+    Sha256 over the files of a folder, or of the packaged weights; "" for a hub name.
+    """
     if encoder == PACKAGED_ENCODER:
         return PACKAGED_SHA256
     return folder_sha256(Path(encoder))
@@ -299,7 +324,10 @@ def text_lengths(model: SentenceTransformer, texts: list[str]) -> list[int]:
 
 
 def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]:
-    """A function from texts to ``(len(texts), D)`` float32 rows of length 1, one forward for all of them.
+    """A function from texts to ``(len(texts), D)`` float32 rows of length 1.
+
+    It makes one forward for all of them.
+
 
     It raises a UserError when the batch does not fit into the device's memory.
     """
@@ -313,22 +341,25 @@ def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]
             )
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the device's memory; lower it "
-                "and run again, what is embedded already is kept"
+                f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the "
+                "device's memory; lower it and run again, what is embedded already is kept"
             ) from error
         return normalize(vectors.float(), dim=1).cpu().numpy()
 
     return encode
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Parts
 
 
 def plan_parts(lengths: np.ndarray) -> list[np.ndarray]:
-    """Numbers of the texts, longest first, in parts of equal size; ``lengths`` is ``(N,)`` tokens per text.
+    """Numbers of the texts, longest first, in parts of equal size.
 
-    The parts depend on nothing else, so that a run may continue with another batch size or number of processes.
+    ``lengths`` is ``(N,)`` tokens per text.
+
+    The parts depend on nothing else, so that a run may continue with another batch size or number
+    of processes.
     """
     order = np.argsort(-lengths, kind="stable")
     size = min(max(1, len(order) // PARTS), MOST_ITEMS_PER_PART)
@@ -336,7 +367,10 @@ def plan_parts(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def plan_batches(part: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Cut a part into batches whose rows times longest row stay within the budget (a text longer than that is alone)."""
+    """Cut a part into batches whose rows times longest row stay within the budget.
+
+    A text longer than that is alone.
+    """
     batches, start = [], 0
     while start < len(part):
         rows = max(1, token_budget // int(lengths[part[start]]))
@@ -353,7 +387,10 @@ def embed_parts(
     process: int,
     num_processes: int,
 ) -> None:
-    """Write ``part-<n>.npy`` for this process's parts that are not there yet; each is whole as soon as it has its name."""
+    """Write ``part-<n>.npy`` for this process's parts that are not there yet.
+
+    Each is whole as soon as it has its name.
+    """
     parts = plan_parts(store.tokens)
     missing = [
         n
@@ -381,7 +418,8 @@ def join_parts(store: TextStore, folder: Path, target: Path) -> tuple[int, int]:
     The file is mapped anew for every part, so that what was written does not stay in memory.
 
     Raises:
-        UserError: NaN or infinite values (the first item in the order of the parts is named by its row).
+        UserError: NaN or infinite values (the first item in the order of the parts is named by its
+            row).
     """
     items = np.argsort(
         store.text_of_item, kind="stable"
@@ -393,8 +431,9 @@ def join_parts(store: TextStore, folder: Path, target: Path) -> tuple[int, int]:
         bad = part[~np.isfinite(rows).all(axis=1)]
         if len(bad):
             raise UserError(
-                f"sids.encoder: gave NaN or infinite values for {len(bad)} texts, first that of row {store.first[bad[0]]} "
-                "of items.parquet; use another encoder or look at the item's text"
+                f"sids.encoder: gave NaN or infinite values for {len(bad)} texts, first that of "
+                f"row {store.first[bad[0]]} of items.parquet; use another encoder or look at the "
+                "item's text"
             )
         if shape is None:
             shape = (len(items), rows.shape[1])
@@ -408,7 +447,10 @@ def join_parts(store: TextStore, folder: Path, target: Path) -> tuple[int, int]:
 
 
 def scratch_folder(experiment: Experiment, items: Path, final: Path) -> Path:
-    """Where parts wait; its name says what they must agree on to be used: items, encoder, and what decides their order."""
+    """Where parts wait; its name says what they must agree on to be used.
+
+    Items, encoder, and what decides their order.
+    """
     settings = [
         sha256_file(items),
         experiment.sids.encoder,
@@ -422,7 +464,7 @@ def scratch_folder(experiment: Experiment, items: Path, final: Path) -> Path:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Output
 
 
@@ -448,7 +490,8 @@ def write(
         )
     seconds = time.perf_counter() - started
     print(
-        f"{num_items} items embedded into {width} numbers each in {seconds:.0f} s ({num_items / seconds:.0f} items/s) -> {final}"
+        f"{num_items} items embedded into {width} numbers each in {seconds:.0f} s "
+        f"({num_items / seconds:.0f} items/s) -> {final}"
     )
 
 

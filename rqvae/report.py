@@ -16,10 +16,10 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from minionerec.evaluation.scoring import gini
+from minionerec.catalogue.sources.text import clean_text
+from minionerec.evaluation.exposure import gini
 from rqvae.assign import Sid, colliding, prefix_ids
 from rqvae.quantizers.rqkmeans import Quantised
-from rqvae.texts import clean
 
 EXAMPLES = 3
 
@@ -260,7 +260,7 @@ def duplicate_listings(items: pd.DataFrame, sids: list[Sid], show: int = 50) -> 
     for row, (title, description) in enumerate(
         zip(items["title"], items["description"], strict=True)
     ):
-        groups[clean(f"{title} {description}")].append(row)
+        groups[clean_text(f"{title} {description}")].append(row)
     twins = [rows for rows in groups.values() if len(rows) > 1]
     return {
         "groups": len(twins),

@@ -1,7 +1,10 @@
-"""The texts of a catalogue, streamed from ``items.parquet`` into a scratch folder, so that a million need no memory.
+"""The texts of a catalogue in a scratch folder, so that a million need no memory.
 
-``texts.bin`` holds the cleaned texts end to end (UTF-8); ``texts.npz`` says where each begins, how many tokens it has and
-which items have equal ones. What a catalogue takes in memory is some 300 bytes per item at the peak (measured: benchmarks/embeddings.py).
+They are streamed from ``items.parquet``.
+
+``texts.bin`` holds the cleaned texts end to end (UTF-8); ``texts.npz`` says where each begins, how
+many tokens it has and which items have equal ones. What a catalogue takes in memory is some 300
+bytes per item at the peak (measured: benchmarks/embeddings.py).
 
 Shapes: N items, U distinct texts.
 """
@@ -9,15 +12,14 @@ Shapes: N items, U distinct texts.
 from __future__ import annotations
 
 import hashlib
-import html
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import fsync
 
@@ -115,7 +117,7 @@ def digests_of(texts: list[str]) -> np.ndarray:
 
 
 def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and cleaned ``title + " " + description`` of ``items.parquet``, some thousand items at a time.
+    """Ids and cleaned ``title + " " + description`` of some thousand items at a time.
 
     Raises:
         UserError: an item has no text (its row and id are named).
@@ -129,24 +131,15 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
                 batch.column(name).to_pylist() for name in ("item_id", "title", "description")
             )
             texts = [
-                clean(f"{title} {description}")
+                clean_text(f"{title} {description}")
                 for title, description in zip(titles, descriptions, strict=True)
             ]
             if "" in texts:
                 bad = texts.index("")
                 raise UserError(
-                    f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold no text; "
-                    "give the item a title, or drop it, and run `bash data/prepare.sh` again"
+                    f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold "
+                    "no text; give the item a title, or drop it, and run `bash data/prepare.sh` "
+                    "again"
                 )
             yield ids, texts
             row += len(texts)
-
-
-def clean(text: str) -> str:
-    """Plain text on one line: HTML entities decoded, tags and runs of white space removed.
-
-    >>> clean("Nuts &amp; Bolts<br>5 &lt; 6 mm\\n<b>Steel</b>")
-    'Nuts & Bolts 5 < 6 mm Steel'
-    """
-    without_tags = re.sub(r"</?[A-Za-z!][^<>]*>", " ", text)
-    return " ".join(html.unescape(without_tags).split())

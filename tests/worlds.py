@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,18 +116,10 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
         },
         "evaluate": {"num_beams": 10, "bootstrap_samples": 20},
     }
-    kinds = {
-        f.name: f.default_factory
-        for f in dataclasses.fields(Experiment)
-        if f.default_factory is not dataclasses.MISSING
-    }
     experiment = Experiment(
         name="tiny",
         output_dir=str(folder),
-        **{
-            name: kinds[name](**(values | sections.get(name, {})))
-            for name, values in defaults.items()
-        },
+        **{name: values | sections.get(name, {}) for name, values in defaults.items()},
     )
     if artifacts.stage_path(experiment, "sids").exists():
         return experiment

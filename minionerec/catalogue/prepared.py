@@ -1,7 +1,7 @@
 """From raw tables to the data directory: filters, split, counts, files.
 
-Filters are those of the MiniOneRec report, arXiv:2510.24431: title length, time window, iterative k-core; a split that
-the source carries is taken as it is.
+Filters are those of the MiniOneRec report, arXiv:2510.24431: title length, time window, iterative
+k-core; a split that the source carries is taken as it is.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import pandas as pd
 
 from minionerec.catalogue import split
 from minionerec.catalogue.sources import amazon, embedded, minionerec_csv, tables
+from minionerec.catalogue.sources.interactions import members
+from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS, Source
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.experiment.settings import DataSettings, Experiment
 
 
-def load_source(experiment: Experiment) -> tables.Source:
+def load_source(experiment: Experiment) -> Source:
     """Read the configured source."""
     data = experiment.data
     if data.source == "embedded":
@@ -32,14 +34,19 @@ def load_source(experiment: Experiment) -> tables.Source:
 
 
 def keeps_own_split(settings: DataSettings) -> bool:
-    """Whether the source's own split is taken as it is; filters would change its samples, so none are applied."""
+    """Whether the source's own split is taken as it is.
+
+    Filters would change its samples, so none are applied.
+    """
     return settings.split == "own" or settings.source == "minionerec"
 
 
 def apply_filters(
-    source: tables.Source, settings: DataSettings
+    source: Source, settings: DataSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Title length, then ``split.select``; with k-core on, items that nobody interacted with go as well.
+    """Title length, then ``split.select``.
+
+    With k-core on, items that nobody interacted with go as well.
 
     Returns:
         Items, interactions in global order, and what was dropped by reason.
@@ -50,7 +57,7 @@ def apply_filters(
             [split.title_is_kept(title, settings.max_title_words) for title in items["title"]]
         )
         items = items[good]
-        known = tables.members(interactions["item_id"], items["item_id"])
+        known = members(interactions["item_id"], items["item_id"])
         interactions = interactions[known]
         dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
         dropped["interactions with those items"] = int((~known).sum())
@@ -60,16 +67,18 @@ def apply_filters(
         interactions = interactions[kept]
         dropped.update(reasons)
         if settings.k_core > 1:
-            used = tables.members(items["item_id"], interactions["item_id"].drop_duplicates())
+            used = members(items["item_id"], interactions["item_id"].drop_duplicates())
             items = items[used]
             dropped["items without interactions after that"] = int((~used).sum())
     return items, interactions.sort_values("timestamp", kind="stable"), dropped
 
 
 def keep_as_is(
-    source: tables.Source, settings: DataSettings
+    source: Source, settings: DataSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """All but the users with a single interaction; equal times are ordered train, valid, test, then by source order.
+    """All but the users with a single interaction.
+
+    Equal times are ordered train, valid, test, then by source order.
 
     Returns:
         Items, interactions in global order, and what was dropped by reason.
@@ -77,7 +86,7 @@ def keep_as_is(
     interactions = source.interactions
     users = pd.factorize(interactions["user_id"])[0]
     single = np.bincount(users)[users] < 2
-    rank = interactions["split"].map({name: at for at, name in enumerate(tables.SPLITS)})
+    rank = interactions["split"].map({name: at for at, name in enumerate(SPLITS)})
     ordered = (
         interactions.assign(rank=rank)[~single]
         .sort_values(["timestamp", "rank"], kind="stable")
@@ -106,7 +115,7 @@ def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool)
         splits = split.global_time(
             interactions["timestamp"].to_numpy(), target, settings.split_ratios
         )
-    for name in tables.SPLITS:
+    for name in SPLITS:
         if not (target & (splits == name)).any():
             raise UserError(f"data.split: no target is in {name}; every split needs at least one")
     return interactions.assign(split=splits)
@@ -116,7 +125,7 @@ def describe(
     items: pd.DataFrame,
     interactions: pd.DataFrame,
     dropped: dict[str, int],
-    source: tables.Source,
+    source: Source,
     settings: DataSettings,
     own: bool,
 ) -> dict[str, Any]:
@@ -161,10 +170,10 @@ def write(
 
     text = pa.string()
     item_schema = pa.schema(
-        [(name, pa.list_(text) if name == "categories" else text) for name in tables.ITEM_COLUMNS]
+        [(name, pa.list_(text) if name == "categories" else text) for name in ITEM_COLUMNS]
     )
     types = {"timestamp": pa.int64(), "rating": pa.float64()}
-    schema = pa.schema([(name, types.get(name, text)) for name in tables.INTERACTION_COLUMNS])
+    schema = pa.schema([(name, types.get(name, text)) for name in INTERACTION_COLUMNS])
     for frame, columns, name in (
         (items, item_schema, "items"),
         (interactions, schema, "interactions"),

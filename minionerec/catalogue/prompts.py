@@ -1,9 +1,12 @@
-"""The one place where prompts are worded: SFT, RL, evaluation and serving all render through ``Renderer``.
+"""The one place where prompts are worded.
 
-A prompt is ``before + content + after`` with ``content`` the history or the one item shown. Its token ids are those of
-one tokenizer call on the whole text, yet every piece (wording, SID, title) is tokenised once for the whole run: pieces are
-cut only where tokenizers cut, beside a SID token and in front of a single space. ``Renderer.prompt`` is given only what a
-model may see, so no wording can leak the target (the reference appends the answer to its title -> SID prompts).
+SFT, RL, evaluation and serving all render through ``Renderer``.
+
+A prompt is ``before + content + after`` with ``content`` the history or the one item shown. Its
+token ids are those of one tokenizer call on the whole text, yet every piece (wording, SID, title)
+is tokenised once for the whole run: pieces are cut only where tokenizers cut, beside a SID token
+and in front of a single space. ``Renderer.prompt`` is given only what a model may see, so no
+wording can leak the target (the reference appends the answer to its title -> SID prompts).
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ _ALPACA = {
     ),
     "description_to_sid": _alpaca("Give the item that this text describes.", "Description"),
 }
-# The markers come first and nothing follows a history of SIDs, so that a user's earlier prompt is a prefix of the later one.
+# The markers come first and nothing follows a history of SIDs, so that a user's earlier prompt is a
+# prefix of the later one.
 _COMPACT = {
     "sid_to_sid": ("", ""),
     "sid_to_title": ("item:", " title:"),
@@ -89,7 +93,7 @@ def save_template(template: Template, directory: Path) -> None:
 
 
 def load_template(directory: Path, default: str) -> Template:
-    """The wording a checkpoint was trained with, or the named built-in one for a foreign checkpoint.
+    """The wording a checkpoint was trained with, or the named one for a foreign checkpoint.
 
     Raises:
         UserError: the file is not a template.
@@ -101,7 +105,8 @@ def load_template(directory: Path, default: str) -> Template:
         return Template(**json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{file}: is not a prompt template ({type(error).__name__}: {error}); train this checkpoint again"
+            f"{file}: is not a prompt template ({type(error).__name__}: {error}); train this "
+            "checkpoint again"
         ) from None
 
 
@@ -134,7 +139,8 @@ class Renderer:
         starts_with_bos = (
             tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
         )
-        # A prompt may be empty of wording (compact template, no history), and a model needs one token to start from.
+        # A prompt may be empty of wording (compact template, no history), and a model needs one
+        # token to start from.
         self._bos = (
             [tokenizer.bos_token_id]
             if starts_with_bos
@@ -157,7 +163,10 @@ class Renderer:
         return bool(self._descriptions[item])
 
     def text(self, task: str, shown: Sequence[int]) -> str:
-        """The prompt as people read it, nothing dropped: ``prompt`` is its token ids behind the start token, if there is one."""
+        """The prompt as people read it, nothing dropped.
+
+        ``prompt`` is its token ids behind the start token, if there is one.
+        """
         texts = self._texts(task)
         content = (
             [texts[item] for item in shown]
@@ -186,20 +195,23 @@ class Renderer:
                 ids = self._whole(task, shown)
         if len(ids) > room:
             raise UserError(
-                f"model.max_tokens: a '{task}' prompt needs {self.max_tokens - room + len(ids)} tokens, "
-                f"the limit is {self.max_tokens}; raise it"
+                f"model.max_tokens: a '{task}' prompt needs {self.max_tokens - room + len(ids)} "
+                f"tokens, the limit is {self.max_tokens}; raise it"
             )
         return ids
 
     def completion(self, task: str, target: int) -> list[int]:
-        """Token ids that the model must produce, end-of-sequence included. The list is shared: do not change it."""
+        """Token ids that the model must produce, end-of-sequence included.
+
+        The list is shared: do not change it.
+        """
         return self._completions(task.endswith("title"))[target]
 
     def _whole(self, task: str, shown: Sequence[int]) -> list[int]:
         return self._bos + self._encode(self.text(task, shown))
 
     def _from_pieces(self, task: str, shown: Sequence[int], room: int) -> list[int]:
-        """``before``, the items with the separator behind each, the last item with ``after`` behind it: what fits of them."""
+        """The prompt put together from pieces, without the oldest items if they do not fit."""
         before, last = self._pieces(task, "before")[0], self._pieces(task, "last")[shown[-1]]
         pieces = []
         if len(shown) > 1:
@@ -215,7 +227,9 @@ class Renderer:
         return ids
 
     def _tokenize_pieces(self, task: str, place: str) -> list[list[int]]:
-        """Token ids of a task's pieces: one for ``before``, one per item for ``middle`` and ``last``.
+        """Token ids of a task's pieces.
+
+        One for ``before``, one per item for ``middle`` and ``last``.
 
         A space in front of an item's text belongs to the item's piece.
         """
@@ -234,10 +248,10 @@ class Renderer:
         return [sid + behind_sid for sid in self._sids]
 
     def _check_pieces(self, task: str) -> bool:
-        """Whether pieces give the ids of the whole text, tried on prompts from all over the catalogue.
+        """Whether pieces give the ids of the whole text, tried on prompts from everywhere.
 
-        False for wording that leaves no place to cut and for tokenizers that merge across spaces: their prompts are
-        tokenised whole.
+        False for wording that leaves no place to cut and for tokenizers that merge across spaces:
+            their prompts are tokenised whole.
         """
         several = 4 if task in ("sid_to_sid", "sids_to_title", "titles_to_sid") else 1
         items = range(0, len(self._sids), max(1, len(self._sids) // (CHECKED_PROMPTS * several)))
@@ -248,7 +262,10 @@ class Renderer:
         )
 
     def _tokenize_behind(self, start: str, texts: tuple[str, ...]) -> list[list[int]]:
-        """Texts as they are tokenised inside a prompt: some tokenizers treat the beginning of a text differently."""
+        """Texts as they are tokenised inside a prompt.
+
+        Some tokenizers treat the beginning of a text differently.
+        """
         skip = len(self._encode(start))
         return [ids[skip:] for ids in self._encode_all([start + text for text in texts])]
 
@@ -290,7 +307,10 @@ class Renderer:
         ]
 
     def _cut(self, text: str, ids: list[int]) -> str:
-        """The beginning of a text; its own ids are counted, as a cut word may take more tokens than it had."""
+        """The beginning of a text.
+
+        Its own ids are counted, as a cut word may take more tokens than it had.
+        """
         length = len(self._tokenizer.decode(ids[:MAX_DESCRIPTION_TOKENS]))
         while (needed := len(self._encode(text[:length].strip()))) > MAX_DESCRIPTION_TOKENS:
             length = min(length - 1, length * MAX_DESCRIPTION_TOKENS // needed)

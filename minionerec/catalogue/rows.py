@@ -27,8 +27,9 @@ class Label(NamedTuple):
 class Row:
     """One training example.
 
-    ``target_item`` is the item that ``completion`` names and ``history`` what a sequence task shows (else empty): rewards
-    read them, never the prompt's text. ``labels`` are the answers that SFT trains on; empty: the completion alone.
+    ``target_item`` is the item that ``completion`` names and ``history`` what a sequence task shows
+    (else empty): rewards read them, never the prompt's text. ``labels`` are the answers that SFT
+    trains on; empty: the completion alone.
     """
 
     task: str
@@ -77,7 +78,10 @@ def mixture(
     num_items: int,
     seed: int,
 ) -> list[Row]:
-    """The rows of several tasks together; a share of .3 is a fixed random 30 % of a task's rows, 2 is all of them twice."""
+    """The rows of several tasks together.
+
+    A share of .3 is a fixed random 30 % of a task's rows, 2 is all of them twice.
+    """
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
     for task, share in shares.items():
@@ -93,7 +97,10 @@ def mixture(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Rows are many, hold no cycles and stay: looking for garbage among them took a third of the time to build them."""
+    """Pause garbage collection while rows are built.
+
+    Rows are many, hold no cycles and stay: looking for garbage among them took a third of the time.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

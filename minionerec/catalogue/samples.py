@@ -1,8 +1,8 @@
-"""From interactions to samples (history -> target) and from samples to the rows that a model trains on.
+"""From interactions to samples: a target and the history before it.
 
-A sample is one target with the items before it; a row is one prompt with its completion, for one task. Which split a
-sample belongs to is the split of its target. Item ids become integers here (their place in ``items.parquet``) and
-become ids again only when something is written for people.
+A sample is one target with the items before it; a row is one prompt with its completion, for one
+task. Which split a sample belongs to is the split of its target. Item ids become integers here
+(their place in ``items.parquet``) and become ids again only when something is written for people.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
     """Read a committed ``runs/<name>/data`` directory.
 
     Raises:
-        UserError: an item id occurs twice, or an interaction has an unknown item or split (the row is named).
+        UserError: an item id occurs twice, or an interaction has an unknown item or split (the row
+            is named).
     """
     items = pd.read_parquet(data_dir / "items.parquet")
     interactions = pd.read_parquet(data_dir / "interactions.parquet")
@@ -79,8 +80,8 @@ def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> Non
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise UserError(
-            f"{file}, row {row}: {column.name}: got '{column.iloc[row]}', expected {expected} ({int(bad.sum())} rows are "
-            f"wrong); delete {file.parent} and make it again"
+            f"{file}, row {row}: {column.name}: got '{column.iloc[row]}', expected {expected} "
+            f"({int(bad.sum())} rows are wrong); delete {file.parent} and make it again"
         )
 
 
@@ -90,12 +91,14 @@ def build_samples(
     """Every interaction of a user but the first is a target.
 
     Args:
-        interactions: ``user_id, item_id, timestamp, split`` with each user's rows in the user's order.
+        interactions: ``user_id, item_id, timestamp, split`` with each user's rows in the user's
+            order.
         item_index: item id -> item index.
         max_history: the longest history, in items.
 
     Returns:
-        The samples of each split in the order of their targets' rows, and each user's train items in order.
+        The samples of each split in the order of their targets' rows, and each user's train items
+        in order.
     """
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     seen: dict[str, list[int]] = {}
@@ -119,8 +122,8 @@ def windows(
 ) -> list[Sequence[int]]:
     """Cut every sequence into windows of at most ``max_history + 1`` items, in random order.
 
-    Neighbours share one item, so each item but a sequence's first is a target exactly once. The first cut of a sequence
-    that is too long for one window is random.
+    Neighbours share one item, so each item but a sequence's first is a target exactly once. The
+    first cut of a sequence that is too long for one window is random.
 
         >>> sorted(windows([[1, 2, 3, 4, 5]], 4, np.random.default_rng(0)))
         [[1, 2, 3, 4, 5]]
@@ -140,7 +143,10 @@ def windows(
 
 
 def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
-    """For every sample of a split all that its user had before, not only what a prompt shows; in the order of the samples."""
+    """For every sample of a split, in their order, all that its user had before.
+
+    Not only what a prompt shows.
+    """
     ids = pd.read_parquet(data_dir / "items.parquet", columns=["item_id"])["item_id"]
     index = {item_id: i for i, item_id in enumerate(ids)}
     rows = pd.read_parquet(
@@ -159,10 +165,13 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
 
 
 def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:
-    """The train targets once more, each with the history that its window holds: from no item but the first to ``max_history``.
+    """The train targets once more, each with the history that its window holds.
 
-    All targets of a window share one sequence, so that prefix trees compute it once, where histories that slide along a long
-    sequence share nothing. ``user_id`` is the window's number, ``timestamp`` the place of the target in it.
+    That is from one item up to ``max_history`` items.
+
+    All targets of a window share one sequence, so that prefix trees compute it once, where
+    histories that slide along a long sequence share nothing. ``user_id`` is the window's number,
+    ``timestamp`` the place of the target in it.
     """
     return [
         Sample(f"window {number}", tuple(row[:place]), row[place], place)
@@ -172,9 +181,9 @@ def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: i
 
 
 def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
-    """The same random ``size`` for the same seed, in their order; all if ``size`` is 0 or too large.
+    """The same random ``size`` samples for the same seed, in their order.
 
-    What belongs to the samples row by row is cut in the same way.
+    All of them if ``size`` is 0 or too large. What belongs to samples row by row is cut alike.
     """
     if not size or size >= len(samples):
         return list(samples)

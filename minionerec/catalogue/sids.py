@@ -20,7 +20,8 @@ LEVELS = "abcdefghijklmnopqrstuvwxyz"
 class SidTable:
     """The SID of every item, in the order of the item indexes.
 
-    ``codes`` may differ in length between items (``collision: extra_level``), but no SID is the beginning of another.
+    ``codes`` may differ in length between items (``collision: extra_level``), but no SID is the
+    beginning of another.
     """
 
     item_ids: list[str]
@@ -52,8 +53,9 @@ class SidTable:
         missing = [token for token in self.tokens() if token not in vocabulary]
         if missing:
             raise UserError(
-                f"the tokenizer lacks {len(missing)} SID tokens ({missing[0]}, ...): this model was trained on other "
-                f"SIDs than {self.sha256[:12]}; run the stage that trained it again"
+                f"the tokenizer lacks {len(missing)} SID tokens ({missing[0]}, ...): this model "
+                f"was trained on other SIDs than {self.sha256[:12]}; run the stage that trained "
+                "it again"
             )
         return [
             [vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)]
@@ -69,7 +71,8 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
         item_ids: the catalogue whose order the table takes; the file's own order by default.
 
     Raises:
-        UserError: naming the item and the value for anything that is not a valid SID of a known item.
+        UserError: naming the item and the value for anything that is not a valid SID of a known
+            item.
     """
     try:
         raw = path.read_bytes()
@@ -81,19 +84,21 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: is not a SID file ({type(error).__name__}: {error}); expected the keys sids and codebook_sizes"
+            f"{path}: is not a SID file ({type(error).__name__}: {error}); expected the keys sids "
+            "and codebook_sizes"
         ) from None
     order = list(sids) if item_ids is None else list(item_ids)
     for item_id in order:
         if item_id not in sids:
             raise UserError(
-                f"{path}: item '{item_id}' of the catalogue has no SID; run `bash rqvae/rqvae.sh` again"
+                f"{path}: item '{item_id}' of the catalogue has no SID; run `bash rqvae/rqvae.sh` "
+                "again"
             )
     if len(order) != len(sids):
         surplus = next(item_id for item_id in sids if item_id not in set(order))
         raise UserError(
-            f"{path}: item '{surplus}' is not in the catalogue ({len(sids)} SIDs, {len(order)} items); "
-            "run `bash rqvae/rqvae.sh` again"
+            f"{path}: item '{surplus}' is not in the catalogue ({len(sids)} SIDs, {len(order)} "
+            "items); run `bash rqvae/rqvae.sh` again"
         )
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
@@ -108,7 +113,8 @@ def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple
     for level, (code, size) in enumerate(zip(codes, sizes, strict=False)):
         if type(code) is not int or not 0 <= code < size:
             raise UserError(
-                f"{path}: item '{item_id}', level {level}: got {code!r}, expected a whole number from 0 to {size - 1}"
+                f"{path}: item '{item_id}', level {level}: got {code!r}, expected a whole number "
+                f"from 0 to {size - 1}"
             )
     return tuple(codes)
 
@@ -118,6 +124,6 @@ def _check_prefix_free(path: Path, item_ids: list[str], codes: list[tuple[int, .
     for (shorter, first), (longer, second) in zip(ordered, ordered[1:], strict=False):
         if len(shorter) < len(longer) and longer[: len(shorter)] == shorter:
             raise UserError(
-                f"{path}: the SID of item '{first}' {list(shorter)} is the beginning of item '{second}' {list(longer)}; "
-                "give both the same number of levels"
+                f"{path}: the SID of item '{first}' {list(shorter)} is the beginning of item "
+                f"'{second}' {list(longer)}; give both the same number of levels"
             )

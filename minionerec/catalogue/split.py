@@ -1,9 +1,11 @@
 """Filters, splits, counts and the leak report: pure functions over arrays, no files.
 
-The filters and the 8:1:1 split by time follow the MiniOneRec report, arXiv:2510.24431 (experimental setup), and its
-released preprocessing. A *sample* is every interaction of a user but the first; its history is what came before it.
+The filters and the 8:1:1 split by time follow the MiniOneRec report, arXiv:2510.24431 (experimental
+setup), and its released preprocessing. A *sample* is every interaction of a user but the first; its
+history is what came before it.
 
-Notation: n interactions in global order (time, ties in source order); users and items are int codes.
+Notation: n interactions in global order (time, ties in source order); users and items are int
+codes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.sources.tables import SPLITS
+from minionerec.catalogue.sources import times
+from minionerec.catalogue.sources.source import SPLITS
 from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
@@ -22,9 +25,12 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
-    """Largest subset in which every user has ``min_user`` and every item ``min_item`` interactions (repeats count).
+    """Largest subset in which users have ``min_user`` and items ``min_item`` interactions.
 
-    Drops both sides repeatedly until nothing changes; the result does not depend on the order of dropping.
+    Repeats count.
+
+    Drops both sides repeatedly until nothing changes; the result does not depend on the order of
+    dropping.
 
     Args:
         users, items: ``(n,)`` codes from 0.
@@ -63,7 +69,7 @@ def first_second(day: str) -> int:
 
 
 def title_is_kept(title: str, max_words: int) -> bool:
-    """Whether an item's cleaned title is there and has at most ``max_words`` words (0: no limit)."""
+    """Whether a cleaned title is there and has at most ``max_words`` words (0: no limit)."""
     return bool(title) and (max_words == 0 or len(title.split()) <= max_words)
 
 
@@ -74,7 +80,9 @@ def select(
     ratings: np.ndarray,
     settings: DataSettings,
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Time window, rating, users too short for a sample (with leave_one_out: for all three splits), k-core, in this order.
+    """Time window, rating, users too short for a sample, k-core, in this order.
+
+    With leave_one_out a user needs a sample in all three splits.
 
     Args:
         users, items, timestamps, ratings: ``(n,)`` in any order; the first two are codes from 0.
@@ -106,9 +114,11 @@ def select(
         keep = stays
     if not keep.any():
         reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        found = f"times run from {times.range_of(timestamps)}; " if len(timestamps) else ""
         raise UserError(
-            f"data: the filters left no interactions (dropped: {reasons or 'none, there were none'}); "
-            "lower data.k_core or widen data.start .. data.end"
+            "data: the filters left no interactions (dropped: "
+            f"{reasons or 'none, there were none'}); {found}lower data.k_core or widen data.start "
+            ".. data.end"
         )
     return keep, dropped
 
@@ -132,10 +142,13 @@ def leave_one_out(users: np.ndarray) -> np.ndarray:
 
 
 def global_time(timestamps: np.ndarray, is_target: np.ndarray, ratios: list[float]) -> np.ndarray:
-    """Cut all targets at the shares ``ratios`` by time; a boundary falls between two timestamps, never inside one.
+    """Cut all targets at the shares ``ratios`` by time.
 
-    Where a share ends inside a run of equal timestamps, the nearer end of the run is taken (the earlier one on a tie).
-    First interactions, which are nobody's target, get the split of the period they fall into.
+    A boundary falls between two timestamps, never inside one.
+
+    Where a share ends inside a run of equal timestamps, the nearer end of the run is taken (the
+    earlier one on a tie). First interactions, which are nobody's target, get the split of the
+    period they fall into.
 
     Args:
         timestamps: ``(n,)`` seconds in global order.
@@ -154,16 +167,18 @@ def global_time(timestamps: np.ndarray, is_target: np.ndarray, ratios: list[floa
     if min(sizes) <= 0:
         counts = ", ".join(f"{name} {size}" for name, size in zip(SPLITS, sizes, strict=True))
         raise UserError(
-            f"data.split: global_time leaves {counts} targets of {len(times)} with {len(np.unique(times))} distinct "
-            "timestamps; every split needs one: use leave_one_out, other data.split_ratios, or more data"
+            f"data.split: global_time leaves {counts} targets of {len(times)} with "
+            f"{len(np.unique(times))} distinct timestamps; every split needs one: use "
+            "leave_one_out, other data.split_ratios, or more data"
         )
     return np.array(SPLITS, dtype=object)[np.searchsorted(times[cuts], timestamps, side="right")]
 
 
 def nearest_boundary(times: np.ndarray, cut: int) -> int:
-    """The index nearest to ``cut`` at which a new timestamp begins in sorted ``times`` (or either end).
+    """The index nearest to ``cut`` at which sorted ``times`` change, or either end.
 
-    >>> nearest_boundary(np.array([1, 2, 2, 2, 3]), 2), nearest_boundary(np.array([1, 2, 2, 2, 3]), 3)
+    >>> times = np.array([1, 2, 2, 2, 3])
+    >>> nearest_boundary(times, 2), nearest_boundary(times, 3)
     (1, 4)
     """
     if cut <= 0 or cut >= len(times):
@@ -176,17 +191,18 @@ def nearest_boundary(times: np.ndarray, cut: int) -> int:
 
 
 def leak_report(users: np.ndarray, splits: np.ndarray) -> dict[str, int]:
-    """Check that no user's train interaction comes after one that is held out, nor valid after test.
+    """Check that every user's interactions run train, valid, test.
 
-    As histories only look backwards, no train sample's history or target can then be a valid or test interaction, and
-    no valid sample's a test one.
+    As histories only look backwards, no train sample's history or target can then be a valid or
+    test interaction, and no valid sample's a test one.
 
     Args:
         users: ``(n,)`` codes in global order.
         splits: ``(n,)`` of "train" | "valid" | "test".
 
     Returns:
-        Counts: users and interactions checked, held-out interactions that precede an earlier split (always 0).
+        Counts: users and interactions checked, held-out interactions that precede an earlier split
+            (always 0).
 
     Raises:
         UserError: naming how many, when there are any.
@@ -196,8 +212,9 @@ def leak_report(users: np.ndarray, splits: np.ndarray) -> dict[str, int]:
     backwards = (np.diff(rank) < 0) & (np.diff(users[order]) == 0)
     if backwards.any():
         raise UserError(
-            f"data.split: {backwards.sum()} interactions come right after one of a later split of the same user, so "
-            "held-out targets would be seen in training; every user's split must run train, valid, test in time"
+            f"data.split: {backwards.sum()} interactions come right after one of a later split of "
+            "the same user, so held-out targets would be seen in training; every user's split "
+            "must run train, valid, test in time"
         )
     return {
         "users_checked": len(np.unique(users)),
@@ -259,7 +276,7 @@ def statistics(
 
 
 def target_in_history(users: np.ndarray, items: np.ndarray, max_history: int) -> np.ndarray:
-    """``(n,)`` bool: the item occurs among the user's ``max_history`` interactions before this one."""
+    """``(n,)`` bool: the item is among the user's ``max_history`` ones before this."""
     order = np.argsort(users, kind="stable")
     sorted_users, sorted_items = users[order], items[order]
     found = np.zeros(len(users), dtype=bool)
@@ -273,7 +290,10 @@ def target_in_history(users: np.ndarray, items: np.ndarray, max_history: int) ->
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
-    """``{"0%": .., "25%": .., "50%": .., "75%": .., "90%": .., "100%": ..}``; empty for no values."""
+    """``{"0%": .., "25%": .., "50%": .., "75%": .., "90%": .., "100%": ..}``.
+
+    Empty for no values.
+    """
     if not len(values):
         return {}
     return {

@@ -1,8 +1,8 @@
-"""Semantic IDs: the table item -> codes, its tokens, and the trie that makes the catalogue the action space."""
+"""The trie of all SIDs, which makes the catalogue the action space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,19 @@ from torch import Tensor
 class SidTrie:
     """Prefix tree over the catalogue as integer tables: which code may follow a partial SID.
 
-    Nodes are numbered level by level in lexicographic order with the root 0, so the children of a node are the
-    consecutive nodes ``first_child[node] .. first_child[node + 1] - 1``. A leaf is one SID; items that share a SID share
-    the leaf. Only what is in the tables can be reached: a partial SID that no item has leads nowhere.
+    Nodes are numbered level by level in lexicographic order with the root 0, so the children of a
+    node are the consecutive nodes ``first_child[node] .. first_child[node + 1] - 1``. A leaf is one
+    SID; items that share a SID share the leaf. Only what is in the tables can be reached: a partial
+    SID that no item has leads nowhere.
 
-    Tables (int32, all on one device): ``first_child`` (nodes + 1,), ``code`` (nodes,), ``parent`` (nodes,), ``leaf``
-    (nodes,) with -1 for inner nodes, ``leaf_node`` (leaves,). ``depth_start[d]`` is the first node of depth d;
-    ``fan_out[d]`` the most children that a node of depth d has. ``leaf_of_item`` (N,) stays on the host.
+    Tables (int32, all on one device): ``first_child`` (nodes + 1,), ``code`` (nodes,), ``parent``
+    (nodes,), ``leaf`` (nodes,) with -1 for inner nodes, ``leaf_node`` (leaves,). ``depth_start[d]``
+    is the first node of depth d; ``fan_out[d]`` the most children that a node of depth d has.
+    ``leaf_of_item`` (N,) stays on the host.
 
     Args:
-        codes: the SID of each item, by item index; an array is ``(N, L)`` with -1 behind shorter SIDs.
+        codes: the SID of each item, by item index; an array is ``(N, L)`` with -1 behind shorter
+            SIDs.
         level_token_ids: for each level the token id of each code; codes themselves if left out.
 
     Example:
@@ -56,7 +59,8 @@ class SidTrie:
         self._number_leaves(rows.order, node_of_row, len(code))
         first_child = _running_total(counts) + np.int32(1)
         widest = max(1, *self.fan_out)
-        # What a step reads are runs of these tables, so each ends in as many entries as the longest run has.
+        # What a step reads are runs of these tables, so each ends in as many entries as the longest
+        # run has.
         self._code = torch.from_numpy(np.pad(code, (0, widest)))
         self._node = torch.arange(len(code) + widest, dtype=torch.int32).clamp_(max=len(code) - 1)
         self._legal = torch.arange(2 * widest) < widest  # W times yes, then W times no
@@ -67,7 +71,10 @@ class SidTrie:
         self._cut_runs()
 
     def _number_leaves(self, order: np.ndarray, node_of_row: np.ndarray, num_nodes: int) -> None:
-        """The tables that say which items a leaf has. Rows are the items in the order of their SIDs."""
+        """The tables that say which items a leaf has.
+
+        Rows are the items in the order of their SIDs.
+        """
         is_leaf = np.zeros(num_nodes, dtype=bool)
         is_leaf[node_of_row] = True
         leaf = np.cumsum(is_leaf, dtype=np.int32) - np.int32(1)
@@ -86,7 +93,10 @@ class SidTrie:
         self._leaf_start = _running_total(np.bincount(leaf_of_row, minlength=len(self.leaf_node)))
 
     def _cut_runs(self) -> None:
-        """Views in which entry ``[i, j]`` is entry ``i + j`` of a table: a row of F children is one copy, not F look-ups."""
+        """Views in which entry ``[i, j]`` is entry ``i + j`` of a table.
+
+        A row of F children is one copy, not F look-ups.
+        """
 
         def runs(table: Tensor, width: int) -> Tensor:
             return table.as_strided((len(table) - width + 1, width), (1, 1))
@@ -134,16 +144,19 @@ class SidTrie:
     def expand(self, nodes: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
         """One step of a decode: the children of every node, F places each.
 
-        Seven gathers and copies on the tables' device, whatever the catalogue's size; nothing waits for the host.
+        Seven gathers and copies on the tables' device, whatever the catalogue's size; nothing waits
+        for the host.
 
         Args:
-            nodes: ``(...,)`` of any integer type. Meant are nodes of depth ``level``; every other has no place for more
+            nodes: ``(...,)`` of any integer type. Meant are nodes of depth ``level``; every other
+                has no place for more
                 than F children, and a leaf has none.
             level: 0 to L - 1; F is ``max(1, fan_out[level])``.
 
         Returns:
-            child nodes ``(..., F)`` int32; whether there is such a child ``(..., F)`` bool; the children's codes
-            ``(..., F)`` int32. Where there is no child, node and code are some other node's: valid indices without meaning.
+            child nodes ``(..., F)`` int32; whether there is such a child ``(..., F)`` bool; the
+            children's codes ``(..., F)`` int32. Where there is no child, node and code are some
+            other node's: valid indices without meaning.
         """
         node_runs, legal_runs, code_runs = self._runs[level]
         flat, shape = nodes.reshape(-1), (*nodes.shape, node_runs.shape[1])
@@ -158,8 +171,48 @@ class SidTrie:
         """Item indexes that share this SID, in item order; one item unless SIDs collide."""
         return self._leaf_items[self._leaf_start[leaf] : self._leaf_start[leaf + 1]].tolist()
 
+    def items_of_leaves(
+        self, leaves: Sequence[int], scores: Sequence[float], left_out: Collection[int] = ()
+    ) -> tuple[list[int], list[float]]:
+        """A ranked list of SIDs as a ranked list of items, each with its SID's score.
+
+        Items that share a SID all stand at its place, in item order.
+
+        Args:
+            leaves: best first; -1 where there is no further one.
+            scores: of the leaves.
+            left_out: items that the list must not hold.
+        """
+        items: list[int] = []
+        item_scores: list[float] = []
+        for leaf, score in zip(leaves, scores, strict=True):
+            if leaf < 0:
+                continue
+            for item in self.items_of_leaf(leaf):
+                if item not in left_out:
+                    items.append(item)
+                    item_scores.append(score)
+        return items, item_scores
+
+    def leaves_only_of(self, items: Collection[int]) -> list[int]:
+        """Leaves that hold none but these items, ascending.
+
+        To exclude items, exclude these leaves: a SID that an excluded item shares with another must
+        stay reachable for that one.
+        """
+        unwanted = set(items)
+        leaves = set()
+        for item in unwanted:
+            leaf = int(self.leaf_of_item[item])
+            if unwanted.issuperset(self.items_of_leaf(leaf)):
+                leaves.add(leaf)
+        return sorted(leaves)
+
     def path(self, nodes: Tensor, num_levels: int) -> Tensor:
-        """Nodes from depth 1 down to the given nodes: ``(...,)`` -> ``(..., num_levels)``, root (0) where the node is less deep."""
+        """Nodes from depth 1 down to the given nodes.
+
+        ``(...,)`` -> ``(..., num_levels)``, root (0) where the node is less deep.
+        """
         steps = [nodes]
         for _ in range(num_levels - 1):
             steps.append(self.parent[steps[-1].long()].clamp(min=0))
@@ -171,7 +224,10 @@ class SidTrie:
         )
 
     def child_tokens(self, nodes: np.ndarray) -> np.ndarray:
-        """Token ids of the legal children of each inner node: ``(J,)`` -> ``(J, F)``, -1 where there are fewer than F."""
+        """Token ids of the legal children of each inner node.
+
+        ``(J,)`` -> ``(J, F)``, -1 where there are fewer than F.
+        """
         first_child, code = self.first_child.cpu().numpy(), self.code.cpu().numpy()
         counts = first_child[nodes + 1] - first_child[nodes]
         offsets = np.arange(counts.max(initial=1))
@@ -217,7 +273,10 @@ class _Rows(NamedTuple):
 
 
 def _sort_rows(table: np.ndarray, sizes: Sequence[int], has_short_sids: bool) -> _Rows:
-    """Sort ``(N, L)`` codes below ``sizes``: a SID and its item number in one integer sort far faster than columns do."""
+    """Sort ``(N, L)`` codes below ``sizes``.
+
+    A SID and its item number in one integer sort far faster than columns do.
+    """
     num_items, num_levels = table.shape
     lift = int(has_short_sids)  # makes the -1 of a missing level a 0
     bits = [(size - 1 + lift).bit_length() for size in sizes]
@@ -258,7 +317,12 @@ def _sort_rows_by_column(table: np.ndarray) -> _Rows:
 def _number_nodes(
     rows: _Rows, num_levels: int, has_short_sids: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """``code`` (nodes,), ``parent`` (nodes,), the leaf's node of each row (N,), the first node of each depth (L + 2)."""
+    """Number the nodes of the tree.
+
+    Returns:
+        ``code`` (nodes,), ``parent`` (nodes,), the leaf's node of each row (N,), the first node of
+        each depth (L + 2).
+    """
     codes, parents, depth_start = [np.array([-1])], [np.array([-1])], [0, 1]
     above = np.zeros(len(rows.order), dtype=np.int32)  # each row's node one level up
     for level in range(num_levels):

@@ -22,8 +22,9 @@ import scipy.sparse as sparse
 from minionerec.catalogue.prompts import Template
 from minionerec.catalogue.samples import Sample, Samples, fixed_subset, train_counts
 from minionerec.catalogue.split import quantiles
-from minionerec.evaluation.scoring import gini
-from minionerec.rankers.rules import popularity_order, repeat_last, top_k, transition_counts
+from minionerec.evaluation.exposure import gini
+from minionerec.rankers.rules import repeat_last, transition_counts
+from minionerec.rankers.scores import popularity_order, top_k
 
 SEQUENCE_TASKS = ("sid_to_sid", "sids_to_title", "titles_to_sid")
 NEAR = 0.95  # cosine above which two items count as the same thing listed twice

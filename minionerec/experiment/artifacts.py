@@ -8,7 +8,6 @@ from are the ones on disk, so that a model is never paired with another catalogu
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import functools
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minionerec.errors import UserError
-from minionerec.experiment.settings import BaselineSettings, Experiment
+from minionerec.experiment.baselines import BASELINES
+from minionerec.experiment.settings import BaselineSettings, Experiment, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +46,7 @@ COMMANDS = {
     "audit": "python data/audit.py",
 }
 BASELINE_SETTINGS = ("seed", "evaluate.bootstrap_samples", "evaluate.exclude_history")
-_BASELINES = [
-    f"baselines.{key.name}" for key in dataclasses.fields(BaselineSettings) if key.name != "methods"
-]
+_BASELINES = [f"baselines.{key}" for key in BaselineSettings.model_fields if key != "methods"]
 TIGER_SETTINGS = (
     "baselines.weight_decay",
     "baselines.patience",
@@ -124,13 +122,7 @@ def baseline_path(experiment: Experiment, method: str) -> Path:
 
 def baseline_stage(method: str) -> str:
     """The key of ``SECTIONS`` that says on which settings a baseline depends."""
-    kinds = {
-        "sasrec": "baseline_networks",
-        "gru4rec": "baseline_networks",
-        "hstu": "baseline_networks",
-        "tiger": "baseline_tiger",
-    }
-    return kinds.get(method, "baselines")
+    return BASELINES[method].stage
 
 
 def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
@@ -141,10 +133,8 @@ def relevant_settings(experiment: Experiment, stage: str) -> dict[str, Any]:
         value = getattr(experiment, owner)
         if key:
             flat[section] = getattr(value, key)
-        elif dataclasses.is_dataclass(value):
-            flat.update(
-                {f"{owner}.{name}": item for name, item in dataclasses.asdict(value).items()}
-            )
+        elif isinstance(value, Settings):
+            flat.update({f"{owner}.{name}": item for name, item in value.model_dump().items()})
         else:
             flat[owner] = value
     without = WITHOUT_EFFECT if stage == "fusion" else WITHOUT_EFFECT | ONLY_FUSION

@@ -25,6 +25,7 @@ from minionerec.experiment.artifacts import (
     require_stage,
     stage_path,
 )
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.config import describe_settings, read_command_line
 from minionerec.experiment.settings import Experiment
 
@@ -106,7 +107,8 @@ def require_inputs(experiment: Experiment, stage: str) -> None:
         *STAGES[stage].needs,
         *([checkpoint] if stage == "evaluate" and checkpoint in ("sft", "rl") else []),
     ]
-    if stage == "baselines" and {"text_knn", "tgh", "tiger"} & set(experiment.baselines.methods):
+    methods = experiment.baselines.methods
+    if stage == "baselines" and any(BASELINES[name].reads_sids for name in methods):
         needs.append("sids")
     for name in needs:
         try:

@@ -10,10 +10,10 @@ import numpy as np
 
 from minionerec.catalogue.samples import load_samples
 from minionerec.errors import UserError
-from minionerec.evaluation.metrics import Place, find_target
 from minionerec.evaluation.results import Result, best
 from minionerec.experiment.artifacts import require_stage, stage_path
 from minionerec.experiment.settings import Experiment
+from minionerec.rankers.places import Place, find_target
 
 NUMBER = 20  # examples
 FIRST = 10  # recommended items that each shows

@@ -30,6 +30,7 @@ from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.rankers import rules
+from minionerec.rankers.scores import popularity_order
 
 LENGTH = 100  # items of a list, where rankers are mixed
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
@@ -227,7 +228,7 @@ def build(
     """
     sequences, num_items = samples.train_sequences, len(samples.items)
     counts = train_counts(sequences, num_items)
-    order = rules.popularity_order(counts)
+    order = popularity_order(counts)
 
     def chosen(candidates: Sequence[rules.Rule]) -> dict[str, float]:
         best, _ = rules.choose(candidates, samples.splits["valid"], order, unwanted)

@@ -1,14 +1,14 @@
-"""What all neural baselines share: batches of similar length, the training loop, and the choice among settings."""
+"""What all neural baselines share: batches of similar length, training, the choice of settings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from minionerec.errors import UserError
 
@@ -20,35 +20,48 @@ Log = Callable[[dict[str, Any]], None]
 
 
 class Trained(NamedTuple):
-    """The best model, its choice of settings, its log (a row per epoch), and what every choice reached."""
+    """The best model, its settings, its log (a row per epoch), and what every choice reached."""
 
-    model: nn.Module
-    chosen: dict[str, float]
+    model: Any
+    chosen: dict[str, Any]
     log: list[dict[str, Any]]
     tried: list[dict[str, Any]]
 
 
 def try_all(
-    grid: dict[str, Sequence[float]], train_one: Callable[[dict[str, float], Log], Model], show: Log
+    grid: Mapping[str, Sequence[float]],
+    train_one: Callable[[dict[str, Any], Log], nn.Module],
+    show: Log,
 ) -> Trained:
-    """Train every combination of the grid's values and keep the one with the best validation NDCG@10, the first of equals.
+    """Train every combination of the grid's values; keep the best validation NDCG@10.
+
+    Of equals the first is kept; without validation rows, the first of all.
 
     Args:
         grid: name -> values to try.
-        train_one: a combination -> the model with the weights of its best epoch; calls the log once per epoch.
+        train_one: a combination -> the model with the weights of its best epoch; calls the log once
+            per epoch.
         show: called with every row of every log.
     """
     best: Trained | None = None
-    tried = []
+    tried: list[dict[str, Any]] = []
     for values in product(*grid.values()):
-        choice, log = dict(zip(grid, values, strict=True)), []
-        model = train_one(choice, lambda row, log=log: (log.append(row), show(row)))
+        choice = dict(zip(grid, values, strict=True))
+        log: list[dict[str, Any]] = []
+
+        def note(row: dict[str, Any], log: list[dict[str, Any]] = log) -> None:
+            log.append(row)
+            show(row)
+
+        model = train_one(choice, note)
+        # Without validation every epoch counts as better than the one before.
         row = max(log, key=lambda row: row.get("valid_NDCG@10", row["epoch"]))
-        tried.append({**choice, "epoch": row["epoch"], "valid_NDCG@10": row.get("valid_NDCG@10")})
-        if best is None or (row.get("valid_NDCG@10") or 0.0) > (
-            best.chosen["valid_NDCG@10"] or 0.0
-        ):
+        reached = row.get("valid_NDCG@10")
+        tried.append({**choice, "epoch": row["epoch"], "valid_NDCG@10": reached})
+        if best is None or (reached or 0.0) > (best.chosen["valid_NDCG@10"] or 0.0):
             best = Trained(model.eval(), tried[-1], log, tried)
+    if best is None:
+        raise ValueError("the grid holds no combination")
     return best
 
 
@@ -61,48 +74,71 @@ def fit(
     patience: int,
     log: Log,
 ) -> None:
-    """The training loop of all neural baselines; leaves the best epoch's weights (the last's, without validation) in the model.
+    """Train until validation NDCG@10 stops rising; the model ends with its best epoch's weights.
 
     Args:
         name: of the method, for messages.
+        model: whose weights ``epoch`` changes.
         epoch: trains one pass and returns the loss of every step.
-        validate: NDCG@10 of the validation rows; None if there are none.
+        validate: NDCG@10 of the validation rows; None if there are none: the last epoch's weights
+            stay.
+        epochs: most passes.
+        patience: epochs without a better NDCG@10 before training stops.
+        log: called with a row per epoch.
 
     Raises:
         UserError: the loss is no longer a number.
     """
-    best, best_weights, waited, step = -1.0, {}, 0, 0
+    best = -1.0
+    best_weights: dict[str, Tensor] = {}
+    waited = 0
+    step = 0
     for number in range(1, epochs + 1):
         losses = epoch()
         step += len(losses)
-        row = {"step": step, "epoch": number, "loss": float(np.mean(losses))}
-        if not math.isfinite(row["loss"]):
+        loss = float(np.mean(losses))
+        if not math.isfinite(loss):
             raise UserError(
-                f"{name}: the loss is {row['loss']} in epoch {number}; lower its learning rate"
+                f"{name}: the loss is {loss} in epoch {number}; lower its learning rate"
             )
+        row: dict[str, Any] = {"step": step, "epoch": number, "loss": loss}
         if validate is None:
             log(row)
             continue
-        row["valid_NDCG@10"] = validate()
+        reached = validate()
+        row["valid_NDCG@10"] = reached
         log(row)
-        waited += 1
-        if row["valid_NDCG@10"] > best:
-            best, waited = row["valid_NDCG@10"], 0
-            best_weights = {
-                key: value.detach().clone() for key, value in model.state_dict().items()
-            }
+        if reached > best:
+            best = reached
+            waited = 0
+            best_weights = copy_of_weights(model)
+        else:
+            waited += 1
         if waited == patience:
             break
     if best_weights:
         model.load_state_dict(best_weights)
 
 
+def copy_of_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as they are now, apart from what later steps do to them."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 def cut_batches(
-    rows: list[Row], batch_size: int, rng: np.random.Generator, length: Callable[[Row], int] = len
+    rows: Sequence[Row],
+    batch_size: int,
+    rng: np.random.Generator,
+    length: Callable[[Any], int] = len,
 ) -> list[list[Row]]:
-    """Batches of rows of similar length, in random order; a row stays among the ``BATCHES_TOGETHER`` batches around it."""
-    chunk, batches = batch_size * BATCHES_TOGETHER, []
+    """Batches of rows of similar length, in random order.
+
+    A row stays among the ``BATCHES_TOGETHER`` batches around it.
+    """
+    chunk = batch_size * BATCHES_TOGETHER
+    batches: list[list[Row]] = []
     for start in range(0, len(rows), chunk):
         block = sorted(rows[start : start + chunk], key=length)
-        batches += [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
+        for place in range(0, len(block), batch_size):
+            batches.append(block[place : place + batch_size])
     return [batches[i] for i in rng.permutation(len(batches))]

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minionerec.rankers import rules
 from minionerec.rankers.experts import Expert
+from minionerec.rankers.scores import rank_by_scores
 
 NO_ITEM = -1
 
@@ -56,7 +56,7 @@ def from_expert(
     unwanted: Sequence[Collection[int]] | None = None,
 ) -> Lists:
     """An expert's k best items of each history, none of them unwanted, equal ones in item order."""
-    items, weights = rules.rank(
+    items, weights = rank_by_scores(
         lambda shown: expert.probabilities(shown, None),
         histories,
         np.arange(expert.num_items),

@@ -1,15 +1,19 @@
-"""Training, scoring and storing of the next-item networks of ``networks.py`` (NextItemModel, GRU4Rec, HSTU).
+"""Training, scoring and storing of the next-item networks of ``networks.py``.
 
-All learn by softmax cross-entropy over the whole catalogue at every position instead of sampled negatives: Klenitskiy and
-Vasilev, arXiv:2309.07602, show that this is where most of SASRec's successors' gain comes from. The windows of a long
-sequence begin at a random item each epoch, so that every item is seen at every position. Every combination of the values
-in the settings is trained; early stopping and the choice between them look at validation NDCG@10 only.
+All learn by softmax cross-entropy over the whole catalogue at every position instead of sampled
+negatives: Klenitskiy and Vasilev, arXiv:2309.07602, show that this is where most of SASRec's
+successors' gain comes from. The windows of a long sequence begin at a random item each epoch, so
+that every item is seen at every position. Every combination of the values in the settings is
+trained; early stopping and the choice between them look at validation NDCG@10 only.
+
+Shapes: B histories, T positions, D width, N items.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,47 @@ from torch.nn import functional as F
 from minionerec.catalogue.samples import Sample, Samples, windows
 from minionerec.errors import UserError
 from minionerec.experiment.settings import BaselineSettings
+from minionerec.rankers.baseline import Inputs, Ranking, parameters_of, printer
 from minionerec.rankers.fitting import Log, Trained, cut_batches, fit, try_all
 from minionerec.rankers.networks import NETWORKS, NextItemModel
+from minionerec.rankers.scores import rank_by_scores
 
 IGNORED = -100  # target of a padded position, torch's ignore_index
+
+
+def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
+    """Train a network, save it in ``directory``, rank the test rows."""
+    experiment = inputs.experiment
+    samples = inputs.samples
+    trained = train(
+        method,
+        samples,
+        experiment.seed,
+        experiment.data.max_history,
+        experiment.baselines,
+        printer(method),
+    )
+    save(method, trained.model, directory)
+    ready = time.perf_counter()
+
+    def scores_of(histories: Sequence[Sequence[int]]) -> np.ndarray:
+        return score(trained.model, histories).cpu().numpy()
+
+    items, scores = rank_by_scores(
+        scores_of,
+        inputs.test_histories,
+        inputs.popularity_order(),
+        inputs.depth,
+        inputs.unwanted_of("test"),
+    )
+    return Ranking(
+        items.tolist(),
+        scores.tolist(),
+        facts={"chosen": trained.chosen, "tried": trained.tried},
+        parameters=parameters_of(trained.model),
+        ready=ready,
+        log=trained.log,
+    )
 
 
 def train(
@@ -36,7 +77,7 @@ def train(
     settings: BaselineSettings | None = None,
     show: Log = lambda row: None,
 ) -> Trained:
-    """Train every combination of the settings' lists until validation NDCG@10 stops rising, and keep the best.
+    """Train every combination of the settings' lists, each until validation NDCG@10 stops rising.
 
     The caller's random state is left as it was. Runs on the first GPU if there is one.
 
@@ -49,27 +90,32 @@ def train(
         show: called once per epoch with ``{"step", "epoch", "loss", "valid_NDCG@10"}``.
 
     Raises:
-        UserError: no sequence has two items, the heads do not divide a width, or the loss is no longer a number.
+        UserError: no sequence has two items, the heads do not divide a width, or the loss is no
+            longer a number.
     """
     settings = settings or BaselineSettings()
     for width in settings.hidden_size:
         if width % settings.heads:
             raise UserError(
-                f"baselines.heads: got {settings.heads}, expected a divisor of baselines.hidden_size {width}"
+                f"baselines.heads: got {settings.heads}, expected a divisor of "
+                f"baselines.hidden_size {width}"
             )
     if not any(len(sequence) > 1 for sequence in samples.train_sequences):
         raise UserError(
-            f"{kind}: no user has two train interactions, so there is nothing to learn from; check data.split"
+            f"{kind}: no user has two train interactions, so there is nothing to learn from; "
+            "check data.split"
         )
-    grid = {
-        name: getattr(settings, name)
-        for name in ("hidden_size", "layers", "dropout", "learning_rate")
+    grid: dict[str, Sequence[float]] = {
+        "hidden_size": settings.hidden_size,
+        "layers": settings.layers,
+        "dropout": settings.dropout,
+        "learning_rate": settings.learning_rate,
     }
-    return try_all(
-        grid,
-        lambda choice, log: train_one(kind, samples, seed, max_history, settings, choice, log),
-        show,
-    )
+
+    def train_choice(choice: dict[str, Any], log: Log) -> NextItemModel:
+        return train_one(kind, samples, seed, max_history, settings, choice, log)
+
+    return try_all(grid, train_choice, show)
 
 
 def train_one(
@@ -83,7 +129,7 @@ def train_one(
 ) -> NextItemModel:
     """One combination of settings; the model has the weights of its best epoch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    valid, rng = samples.splits["valid"], np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = NETWORKS[kind](
@@ -95,28 +141,40 @@ def train_one(
             choice["dropout"],
         ).to(device)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=choice["learning_rate"], weight_decay=settings.weight_decay
+            model.parameters(),
+            lr=choice["learning_rate"],
+            weight_decay=settings.weight_decay,
         )
 
         def epoch() -> list[float]:
-            batches = cut_batches(
-                windows(samples.train_sequences, max_history, rng), settings.batch_size, rng
-            )
-            return [train_step(model, optimizer, rows) for rows in batches]
+            rows = windows(samples.train_sequences, max_history, rng)
+            batches = cut_batches(rows, settings.batch_size, rng)
+            return [train_step(model, optimizer, batch) for batch in batches]
 
-        validate = (lambda: mean_ndcg_at_10(model, valid)) if valid else None
+        validate = validator(model, samples.splits["valid"])
         fit(kind, model, epoch, validate, settings.epochs, settings.patience, log)
     return model
+
+
+def validator(model: NextItemModel, valid: Sequence[Sample]) -> Callable[[], float] | None:
+    """A function that gives NDCG@10 of the validation samples; None where there are none."""
+    return (lambda: mean_ndcg_at_10(model, valid)) if valid else None
 
 
 def train_step(
     model: NextItemModel, optimizer: torch.optim.Optimizer, rows: Sequence[Sequence[int]]
 ) -> float:
-    """One optimiser step on windows of items; every item after a window's first is a target. Returns the loss."""
+    """One optimiser step on windows of items; every item after a window's first is a target.
+
+    Returns:
+        The loss: mean cross-entropy over all targets of the batch.
+    """
     model.train()
     items, targets = batch(rows, model.bias.device)  # (B, T), (B, T)
     known = targets != IGNORED
-    loss = F.cross_entropy(model.logits(model.hidden(items)[known]), targets[known])
+    # Logits only where there is a target: (targets, N) instead of (B, T, N).
+    logits = model.logits(model.hidden(items)[known])
+    loss = F.cross_entropy(logits, targets[known])
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -125,14 +183,17 @@ def train_step(
 
 
 def batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs ``(B, T)`` and next items ``(B, T)`` of windows, padded on the right (inputs 0, targets ``IGNORED``)."""
+    """Inputs ``(B, T)`` and next items ``(B, T)`` of windows.
+
+    Padded on the right: inputs with 0, targets with ``IGNORED``.
+    """
     longest = max(len(row) for row in rows) - 1
-    items, targets = (
-        np.zeros((len(rows), longest), dtype=np.int64),
-        np.full((len(rows), longest), IGNORED),
-    )
+    items = np.zeros((len(rows), longest), dtype=np.int64)
+    targets = np.full((len(rows), longest), IGNORED)
     for place, row in enumerate(rows):
-        items[place, : len(row) - 1], targets[place, : len(row) - 1] = row[:-1], row[1:]
+        length = len(row) - 1
+        items[place, :length] = row[:-1]
+        targets[place, :length] = row[1:]
     return torch.from_numpy(items).to(device), torch.from_numpy(targets).to(device)
 
 
@@ -142,17 +203,18 @@ def score(model: NextItemModel, histories: Sequence[Sequence[int]]) -> Tensor:
 
     Args:
         model: as trained; evaluated without dropout, whatever mode it is in.
-        histories: item indexes, oldest first, at least one; only the latest ``max_history`` are read.
+        histories: item indexes, oldest first, at least one; only the latest ``max_history`` count.
     """
     was_training = model.training
     model.eval()
-    recent = [list(history[-model.config["max_history"] :]) for history in histories]
-    items = torch.zeros((len(recent), max(map(len, recent))), dtype=torch.long)
+    recent = [list(history[-model.max_history :]) for history in histories]
+    lengths = torch.tensor([len(history) for history in recent])  # (B,)
+    items = torch.zeros((len(recent), int(lengths.max())), dtype=torch.long)  # (B, T)
     for row, history in enumerate(recent):
         items[row, : len(history)] = torch.tensor(history)
-    last = torch.tensor([len(history) - 1 for history in recent])
     hidden = model.hidden(items.to(model.bias.device))  # (B, T, D)
-    scores = F.log_softmax(model.logits(hidden[torch.arange(len(recent)), last]), dim=-1)
+    last = hidden[torch.arange(len(recent)), lengths - 1]  # (B, D), at the end of each history
+    scores = F.log_softmax(model.logits(last), dim=-1)
     model.train(was_training)
     return scores
 
@@ -160,23 +222,23 @@ def score(model: NextItemModel, histories: Sequence[Sequence[int]]) -> Tensor:
 def mean_ndcg_at_10(
     model: NextItemModel, samples: Sequence[Sample], rows_at_once: int = 512
 ) -> float:
-    """NDCG@10 of the samples' targets over the full catalogue, as ``minionerec/evaluation/metrics.py`` defines it."""
+    """NDCG@10 of the samples' targets over the catalogue, as ``places.ndcg_at_k`` defines it."""
     total = 0.0
     for start in range(0, len(samples), rows_at_once):
         rows = samples[start : start + rows_at_once]
-        scores = score(model, [sample.history for sample in rows])
+        scores = score(model, [sample.history for sample in rows])  # (B, N)
         targets = torch.tensor([sample.target for sample in rows], device=scores.device)
-        ranks = (scores > scores.gather(1, targets[:, None])).sum(dim=1).double()  # (B,) from 0
-        total += torch.where(ranks < 10, 1.0 / torch.log2(ranks + 2.0), 0.0).sum().item()
+        of_target = scores.gather(1, targets[:, None])  # (B, 1)
+        ranks = (scores > of_target).sum(dim=1).double()  # (B,) from 0
+        gains = torch.where(ranks < 10, 1.0 / torch.log2(ranks + 2.0), 0.0)
+        total += gains.sum().item()
     return total / len(samples)
 
 
 def save(kind: str, model: NextItemModel, directory: Path) -> None:
     """Write ``<kind>.safetensors`` (weights) and ``<kind>.json`` (shape)."""
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        directory / f"{kind}.safetensors",
-    )
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, directory / f"{kind}.safetensors")
     (directory / f"{kind}.json").write_text(json.dumps(model.config, indent=1) + "\n")
 
 
@@ -189,8 +251,10 @@ def load(kind: str, directory: Path) -> NextItemModel:
     for name in (f"{kind}.json", f"{kind}.safetensors"):
         if not (directory / name).is_file():
             raise UserError(
-                f"{directory / name} not found; expected a {kind} model as baselines/run.py writes it"
+                f"{directory / name} not found; expected a {kind} model as baselines/run.py "
+                "writes it"
             )
-    model = NETWORKS[kind](**json.loads((directory / f"{kind}.json").read_text()))
+    shape = json.loads((directory / f"{kind}.json").read_text())
+    model = NETWORKS[kind](**shape)
     model.load_state_dict(load_file(directory / f"{kind}.safetensors"))
     return model.eval()

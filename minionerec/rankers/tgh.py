@@ -21,12 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
 
-from minionerec.rankers.rules import Rule, transition_counts
+from minionerec.rankers.baseline import Inputs, Ranking
+from minionerec.rankers.rules import Rule, rank_with_best, transition_counts
 
 
 class Share(NamedTuple):
@@ -50,6 +52,17 @@ class Graph(NamedTuple):
     edges: sparse.csr_matrix  # (N, N) 0 or 1
     weights: sparse.csr_matrix  # (N, N) log(1 + count), the heaviest edge of an item at 1
     unit: np.ndarray  # (N, D) text embeddings of length 1
+
+
+def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
+    """Build the graph on train, choose on validation, rank test; leaves nothing in ``directory``."""
+    rules = candidates(
+        inputs.samples.train_sequences,
+        inputs.embeddings(),
+        inputs.popularity_order(),
+        again=inputs.unwanted is None,
+    )
+    return rank_with_best(method, rules, inputs)
 
 
 def build_graph(sequences: Sequence[Sequence[int]], embeddings: np.ndarray) -> Graph:

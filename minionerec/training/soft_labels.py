@@ -28,8 +28,8 @@ import numpy as np
 
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
-from minionerec.rankers import rules
 from minionerec.rankers.experts import Expert, mix, normalised
+from minionerec.rankers.scores import top_k as best_of_scores
 
 TASK = "sid_to_sid"  # of rows that show one item
 ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
@@ -94,7 +94,7 @@ def teacher_labels(
         if exclude_history:
             for row, history in enumerate(shown):
                 probabilities[row, list(history)] = 0.0
-        best = rules.top_k(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
+        best = best_of_scores(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
         value = np.take_along_axis(probabilities, best, axis=1)
         items[block] = np.where(value > 0, best, -1)
         weights[block] = normalised(value)

@@ -1,12 +1,14 @@
 """Balanced residual k-means: at every level each code gets ``n // K`` or ``n // K + 1`` items.
 
-Lloyd iterations whose assignment step is a transport problem: least total squared distance with every cluster filled to
-its capacity. The idea of balanced residual quantisation is OneRec's (arXiv:2502.18965, section 3.1, algorithm 1), which
-fills clusters greedily; here the assignment is exact. Items choose the code with the least ``distance + price``, prices
-are first tuned by dual (sub)gradient steps, then what is still over a capacity is moved along shortest paths in the graph
-of clusters (successive shortest paths, Ahuja, Magnanti and Orlin, *Network Flows*, section 9.7). Only K prices and a
-K x K graph, never an N x N matrix: about ``N K`` numbers per price step and ``K^2 + N`` per item moved. Large catalogues
-fit the centroids on a sample, and assign all items once per level.
+Lloyd iterations whose assignment step is a transport problem: least total squared distance with
+every cluster filled to its capacity. The idea of balanced residual quantisation is OneRec's
+(arXiv:2502.18965, section 3.1, algorithm 1), which fills clusters greedily; here the assignment is
+exact. Items choose the code with the least ``distance + price``, prices are first tuned by dual
+(sub)gradient steps, then what is still over a capacity is moved along shortest paths in the graph
+of clusters (successive shortest paths, Ahuja, Magnanti and Orlin, *Network Flows*, section 9.7).
+Only K prices and a K x K graph, never an N x N matrix: about ``N K`` numbers per price step and
+``K^2 + N`` per item moved. Large catalogues fit the centroids on a sample, and assign all items
+once per level.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ def fit_balanced_rqkmeans(
 ) -> Quantised:
     """Residual k-means whose clusters have equal size, within one item, at every level.
 
-    The prices are stored as ``price.<level>``: with them a new item joins the code that it would have had as one of the
-    fitted ones, and near-duplicates stay together.
+    The prices are stored as ``price.<level>``: with them a new item joins the code that it would
+    have had as one of the fitted ones, and near-duplicates stay together.
     """
     prices = {}
 
@@ -56,7 +58,10 @@ def fit_balanced_rqkmeans(
 def balanced_lloyd(
     points: np.ndarray, codebook: np.ndarray, rounds: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From the centroids of plain k-means: ``(N,)`` codes in equal shares, ``(K,)`` prices, ``(K, D)`` cluster means."""
+    """From the centroids of plain k-means.
+
+    ``(N,)`` codes in equal shares, ``(K,)`` prices, ``(K, D)`` cluster means.
+    """
     price, codes = np.zeros(len(codebook)), np.full(len(points), -1)
     for _ in range(rounds):
         before = codes
@@ -74,7 +79,8 @@ def balanced_assignment(cost: np.ndarray, price: np.ndarray) -> tuple[np.ndarray
 
     Args:
         cost: ``(N, K)``, N at least K.
-        price: ``(K,)`` to start from, e.g. those of a similar problem; any values give the same total cost.
+        price: ``(K,)`` to start from, e.g. those of a similar problem; any values give the same
+            total cost.
 
     Returns:
         ``(N,)`` columns, and ``(K,)`` prices under which each row's column is its cheapest.
@@ -88,7 +94,10 @@ def balanced_assignment(cost: np.ndarray, price: np.ndarray) -> tuple[np.ndarray
 
 
 def tune_prices(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
-    """Raise the price of overfull columns, lower that of others, by ever smaller steps; keeps the best prices seen."""
+    """Raise the price of overfull columns, lower that of others, by ever smaller steps.
+
+    Keeps the best prices seen.
+    """
     two_best = (
         np.partition(cost[:STEP_ROWS], 1, axis=1)[:, :2] if cost.shape[1] > 1 else np.zeros((1, 2))
     )
@@ -106,7 +115,7 @@ def tune_prices(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
 
 
 def cheapest_column(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
-    """``(N,)`` column with the least cost plus price of each row, in blocks that keep the sums in the cache."""
+    """``(N,)`` column with the least cost plus price of each row, block by block."""
     rows = max(1, 2**18 // cost.shape[1])
     return np.concatenate(
         [(cost[start : start + rows] + price).argmin(axis=1) for start in range(0, len(cost), rows)]
@@ -118,8 +127,9 @@ def move_surplus(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Move rows from overfull to underfull columns, each time along the cheapest chain of moves.
 
-    If ``codes`` is the cheapest assignment with its own column counts (the case when every row sits in its cheapest
-    column under some prices), the result is the cheapest with ``capacity`` as counts, which must add up to N.
+    If ``codes`` is the cheapest assignment with its own column counts (the case when every row sits
+    in its cheapest column under some prices), the result is the cheapest with ``capacity`` as
+    counts, which must add up to N.
 
     Returns:
         ``(N,)`` columns, and prices as for ``balanced_assignment``.
@@ -164,7 +174,8 @@ def shortest_paths(step: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.
         start: ``(K,)`` length with which a path may begin at each node; infinite: it may not.
 
     Returns:
-        ``(K,)`` length of the shortest path to each node, and the node before it (-1: a path begins there).
+        ``(K,)`` length of the shortest path to each node, and the node before it (-1: a path begins
+        there).
     """
     distance, previous = start.copy(), np.full(len(start), -1)
     # A gain within rounding of the lengths is none: following it could close a circle.

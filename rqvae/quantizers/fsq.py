@@ -1,13 +1,17 @@
-"""Finite scalar quantisation as the last level: codes are the cells of a fixed grid, nothing can collapse.
+"""Finite scalar quantisation as the last level.
 
-``z = tanh(0.8 (r - m) V / s)``; per dimension ``n_i`` cells of equal width on (-1, 1); the code is the cell's number in
-mixed radix (FSQ, arXiv:2309.15505, section 3.1). Each code's vector is ``[1, cell centres] W`` with W from least squares on the
-residuals r, so that distances, reconstruction and the collision step work as for any codebook. As the last level after
-residual k-means this is Res-KmeansFSQ of QARM V2 (arXiv:2602.08559).
+Codes are the cells of a fixed grid, nothing can collapse.
 
-Departures: the projections are not trained but closed forms, V the first principal directions with the finest grid on the
-widest, W the least squares solution, which is what a linear autoencoder would learn around the rounding; and the cells are those of
-equal width, also for even ``n_i``, where the paper rounds to integers around a shifted origin (the same cells, numbered from 0).
+``z = tanh(0.8 (r - m) V / s)``; per dimension ``n_i`` cells of equal width on (-1, 1); the code is
+the cell's number in mixed radix (FSQ, arXiv:2309.15505, section 3.1). Each code's vector is ``[1,
+cell centres] W`` with W from least squares on the residuals r, so that distances, reconstruction
+and the collision step work as for any codebook. As the last level after residual k-means this is
+Res-KmeansFSQ of QARM V2 (arXiv:2602.08559).
+
+Departures: the projections are not trained but closed forms, V the first principal directions with
+the finest grid on the widest, W the least squares solution, which is what a linear autoencoder
+would learn around the rounding; and the cells are those of equal width, also for even ``n_i``,
+where the paper rounds to integers around a shifted origin (the same cells, numbered from 0).
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ EVEN = (
 
 
 def grid(size: int) -> list[int]:
-    """Cells per dimension, finest first: about 6 each, the product the largest that ``size`` codes have room for.
+    """Cells per dimension, finest first.
+
+    About 6 each, the product the largest that ``size`` codes have room for.
 
     >>> grid(256), grid(1000), grid(64), grid(7)
     ([8, 8, 4], [8, 5, 5, 5], [8, 8], [7])
@@ -47,7 +53,7 @@ def grid(size: int) -> list[int]:
 
 
 def add_fsq_level(first: Quantised, embeddings: np.ndarray, size: int) -> Quantised:
-    """Quantise what the levels of ``first`` leave over by one more level of at most ``size`` grid cells."""
+    """Quantise what the levels of ``first`` leave over by a grid of at most ``size`` cells."""
     residual = first.points.astype(np.float32, copy=True)
     for level, codebook in enumerate(first.codebooks):
         residual -= codebook[first.codes[:, level]]
@@ -67,7 +73,10 @@ def add_fsq_level(first: Quantised, embeddings: np.ndarray, size: int) -> Quanti
 
 
 def fit_grid(residual: np.ndarray, cells: list[int]) -> dict[str, np.ndarray]:
-    """Mean, directions divided by the spread along them, and cells per dimension, for ``(N, D)`` residuals."""
+    """Mean, scaled directions and cells per dimension of ``(N, D)`` residuals.
+
+    Directions are divided by the spread along them.
+    """
     mean = residual.mean(axis=0, dtype=np.float64)
     centred = residual - mean
     spread, directions = np.linalg.eigh(centred.T @ centred / len(residual))  # ascending
@@ -97,7 +106,10 @@ def grid_codes(residual: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarr
 def fit_codebook(
     residual: np.ndarray, codes: np.ndarray, cells: np.ndarray, size: int
 ) -> np.ndarray:
-    """``(size, D)``: the vector of each cell, by least squares from its centre; zero for codes that the grid does not reach."""
+    """``(size, D)``: the vector of each cell, by least squares from its centre.
+
+    Zero for codes that the grid does not reach.
+    """
     place = np.stack(np.unravel_index(np.arange(math.prod(cells.tolist())), tuple(cells)), axis=1)
     centres = np.concatenate(
         [np.ones((len(place), 1)), (place + 0.5) / cells * 2 - 1], axis=1

@@ -1,18 +1,19 @@
 """Every quantiser behind one interface: fit, save, load, assign.
 
-    quantised = fit_quantizer(embeddings, settings, seed, progress)      # codes (N, L), codebooks, what to store
-    save_quantizer(folder, quantised, settings.method, sizes, width)
-    load_quantizer(folder).assign(new_embeddings)                        # codes of items that were not there yet
+    quantised = fit_quantizer(embeddings, settings, seed, progress)      # codes (N, L), codebooks,
+    what to store save_quantizer(folder, quantised, settings.method, sizes, width)
+    load_quantizer(folder).assign(new_embeddings)                        # codes of items that were
+    not there yet
 
-On disk a quantiser is ``quantizer.safetensors`` (codebooks and weights) and ``quantizer.json`` (method, sizes, the digest of
-the weights): no code is ever read from a file. All methods quantise by residuals (``quantizers.py``) and differ in how the
-codebooks come about and in what is quantised: the embeddings, a network's latents (RQ-VAE, RQ-KMeans+), or rotated
-embeddings (OPQ, whose codebooks are zero outside their own part of the vector).
+On disk a quantiser is ``quantizer.safetensors`` (codebooks and weights) and ``quantizer.json``
+(method, sizes, the digest of the weights): no code is ever read from a file. All methods quantise
+by residuals (``quantizers.py``) and differ in how the codebooks come about and in what is
+quantised: the embeddings, a network's latents (RQ-VAE, RQ-KMeans+), or rotated embeddings (OPQ,
+whose codebooks are zero outside their own part of the vector).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from safetensors.numpy import load, save
 
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import write_json
+from minionerec.experiment.choices import QUANTIZERS
 from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.fsq import add_fsq_level, grid_codes
@@ -32,9 +34,7 @@ from rqvae.quantizers.opq import fit_opq, rotate
 from rqvae.quantizers.rqkmeans import Quantised, fit_random, fit_rqkmeans, nearest
 
 WEIGHTS, FACTS = "quantizer.safetensors", "quantizer.json"
-METHODS = next(
-    key.metadata["choices"] for key in dataclasses.fields(SidSettings) if key.name == "method"
-)
+METHODS = QUANTIZERS
 NETWORKS = ("rqvae", "rqkmeans_plus")
 
 
@@ -44,7 +44,8 @@ def fit_quantizer(
     """Fit ``settings.method`` (any but ``given``) on ``(N, D)`` float32 embeddings.
 
     Args:
-        progress: file that an interrupted training of a network continues from; the caller deletes it in the end.
+        progress: file that an interrupted training of a network continues from; the caller deletes
+            it in the end.
     """
     sizes, rounds = list(settings.codebook_sizes), settings.kmeans_iterations
     if settings.last_level == "fsq":
@@ -88,7 +89,7 @@ def save_quantizer(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Assigning
 
 
@@ -113,11 +114,17 @@ class Quantizer:
     encode: Callable[[np.ndarray], np.ndarray]
 
     def assign(self, embeddings: np.ndarray) -> np.ndarray:
-        """``(N, L)`` int64 codes of ``(N, D)`` embeddings; collisions are left to ``assign.nearest_free``."""
+        """``(N, L)`` int64 codes of ``(N, D)`` embeddings.
+
+        Collisions are left to ``assign.nearest_free``.
+        """
         return self.quantise(embeddings).codes
 
     def quantise(self, embeddings: np.ndarray) -> Quantised:
-        """As ``assign``, with the vectors and codebooks that the collision step needs (``errors`` is left empty).
+        """As ``assign``, with the vectors and codebooks that the collision step needs.
+
+        ``errors`` is left empty.
+
 
         Raises:
             UserError: the embeddings are not ``(N, D)`` finite numbers.
@@ -128,8 +135,8 @@ class Quantizer:
             or not np.isfinite(embeddings).all()
         ):
             raise UserError(
-                f"embeddings: shape {embeddings.shape}, expected finite numbers (N, {self.width}) from the encoder that "
-                f"this {self.method} quantiser was fitted with"
+                f"embeddings: shape {embeddings.shape}, expected finite numbers (N, {self.width}) "
+                f"from the encoder that this {self.method} quantiser was fitted with"
             )
         points = self.encode(embeddings.astype(np.float32, copy=False))
         residual, codes = points.copy(), np.empty((len(points), len(self.sizes)), np.int64)
@@ -153,8 +160,8 @@ def load_quantizer(folder: Path) -> Quantizer:
     facts, weights = read_facts(folder / FACTS), _read(folder / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != facts["weights_sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS}: is damaged or of another quantiser (its sha256 is not the one in {FACTS}); delete "
-            f"{folder} and run `bash rqvae/rqvae.sh` again"
+            f"{folder / WEIGHTS}: is damaged or of another quantiser (its sha256 is not the one "
+            f"in {FACTS}); delete {folder} and run `bash rqvae/rqvae.sh` again"
         )
     try:
         tensors = load(weights)
@@ -188,8 +195,8 @@ def named(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> 
     if tensor is None or tensor.shape != shape or not np.isfinite(tensor).all():
         found = "nothing" if tensor is None else f"shape {tensor.shape}"
         raise UserError(
-            f"{WEIGHTS}: {name}: got {found}, expected finite numbers of shape {shape} as {FACTS} says; "
-            "run `bash rqvae/rqvae.sh` again"
+            f"{WEIGHTS}: {name}: got {found}, expected finite numbers of shape {shape} as {FACTS} "
+            "says; run `bash rqvae/rqvae.sh` again"
         )
     return tensor
 
@@ -230,18 +237,18 @@ def read_facts(path: Path) -> dict:
         wrong = [key for key, kind in expected.items() if type(facts[key]) is not kind]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: is not a quantiser's facts ({type(error).__name__}: {error}); delete {path.parent} and run "
-            "`bash rqvae/rqvae.sh` again"
+            f"{path}: is not a quantiser's facts ({type(error).__name__}: {error}); delete "
+            f"{path.parent} and run `bash rqvae/rqvae.sh` again"
         ) from None
     if not wrong and facts["method"] not in METHODS:
         raise UserError(
-            f"{path}: method is {facts['method']!r}, expected one of {', '.join(METHODS)}; delete {path.parent} and run "
-            "`bash rqvae/rqvae.sh` again"
+            f"{path}: method is {facts['method']!r}, expected one of {', '.join(METHODS)}; delete "
+            f"{path.parent} and run `bash rqvae/rqvae.sh` again"
         )
     if wrong:
         raise UserError(
-            f"{path}: {wrong[0]} is {facts[wrong[0]]!r}, expected {expected[wrong[0]].__name__}; delete {path.parent} "
-            "and run `bash rqvae/rqvae.sh` again"
+            f"{path}: {wrong[0]} is {facts[wrong[0]]!r}, expected {expected[wrong[0]].__name__}; "
+            f"delete {path.parent} and run `bash rqvae/rqvae.sh` again"
         )
     return facts
 
@@ -251,5 +258,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); run `bash rqvae/rqvae.sh` with the same --config first"
+            f"{path}: cannot be read ({error.strerror}); run `bash rqvae/rqvae.sh` with the same "
+            "--config first"
         ) from None

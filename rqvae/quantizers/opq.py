@@ -1,14 +1,17 @@
-"""Optimised product quantisation: a rotation, then one k-means per part of the vector (OPQ, Ge et al., CVPR 2013; PQ, Jegou
+"""Optimised product quantisation.
+
+A rotation, then one k-means per part of the vector (OPQ, Ge et al., CVPR 2013; PQ, Jegou
 et al., TPAMI 2011). Levels are independent of each other instead of residual.
 
-The rotation is Faiss's ``OPQMatrix``, which alternates product quantisation and an orthogonal Procrustes problem. Level l
-gets the l-th of L equal parts of the rotated vector. Its codebook is written as (K, W) vectors that are zero outside that
-part: then the nearest code of the residual is the nearest code of the part, and everything that works on residual
-codebooks works here.
+The rotation is Faiss's ``OPQMatrix``, which alternates product quantisation and an orthogonal
+Procrustes problem. Level l gets the l-th of L equal parts of the rotated vector. Its codebook is
+written as (K, W) vectors that are zero outside that part: then the nearest code of the residual is
+the nearest code of the part, and everything that works on residual codebooks works here.
 
-Departures: codebooks have any size, each its own, and are fitted by scikit-learn after the rotation (Faiss needs the same
-power of two everywhere). Embeddings wider than ``MOST_WIDTH`` are also cut to their best ``MOST_WIDTH`` dimensions by the same matrix,
-because its training costs the cube of the width; what that loses counts as reconstruction error.
+Departures: codebooks have any size, each its own, and are fitted by scikit-learn after the rotation
+(Faiss needs the same power of two everywhere). Embeddings wider than ``MOST_WIDTH`` are also cut to
+their best ``MOST_WIDTH`` dimensions by the same matrix, because its training costs the cube of the
+width; what that loses counts as reconstruction error.
 """
 
 from __future__ import annotations
@@ -54,7 +57,10 @@ def fit_opq(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int
 
 
 def fit_rotation(points: np.ndarray, parts: int, part: int, size: int, seed: int) -> np.ndarray:
-    """``(parts * part, D)`` matrix with orthonormal rows (columns, if there are more rows) for centred points.
+    """``(parts * part, D)`` matrix with orthonormal rows for centred points.
+
+    Its columns are orthonormal if there are more rows than columns.
+
 
     One thread, because Faiss adds partial sums in the order in which its threads finish.
     """

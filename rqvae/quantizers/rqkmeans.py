@@ -1,10 +1,14 @@
-"""Quantisers that turn item embeddings (N, D) into L codes per item, from 0: k-means family and controls.
+"""Quantisers that turn item embeddings (N, D) into L codes per item, from 0.
 
-Residual quantisation, shared by all: ``r_1 = x``, ``k_l = argmin_k ||r_l - E_l[k]||^2``, ``r_{l+1} = r_l - E_l[k_l]``
-(section 3.2 of TIGER, arXiv:2305.05065, with k-means instead of a learnt codebook: RQ-KMeans of section 3.1 of
-OneRec, arXiv:2502.18965). The balanced variant is in ``balanced.py``, the RQ-VAE in ``rqvae.py``.
+K-means family and controls.
 
-Shapes: N items, D width of what is quantised, L levels, K codes of a level (may differ between levels).
+Residual quantisation, shared by all: ``r_1 = x``, ``k_l = argmin_k ||r_l - E_l[k]||^2``, ``r_{l+1}
+= r_l - E_l[k_l]`` (section 3.2 of TIGER, arXiv:2305.05065, with k-means instead of a learnt
+codebook: RQ-KMeans of section 3.1 of OneRec, arXiv:2502.18965). The balanced variant is in
+``balanced.py``, the RQ-VAE in ``rqvae.py``.
+
+Shapes: N items, D width of what is quantised, L levels, K codes of a level (may differ between
+levels).
 """
 
 from __future__ import annotations
@@ -33,8 +37,10 @@ class Quantised:
     Attributes:
         codes: ``(N, L)`` int64, before collisions are resolved.
         codebooks: per level ``(K, D)`` float32.
-        points: ``(N, D)`` float32, the vectors that the codebooks quantise: embeddings, or the RQ-VAE's latents.
-        errors: per level, what is left of the embeddings' variance when they are rebuilt from the codes up to there.
+        points: ``(N, D)`` float32, the vectors that the codebooks quantise: embeddings, or the
+            RQ-VAE's latents.
+        errors: per level, what is left of the embeddings' variance when they are rebuilt from the
+            codes up to there.
         tensors: what ``quantizer.safetensors`` stores, by name.
         log: rows for ``log.jsonl``.
         facts: what ``quantizer.json`` stores beside method and sizes.
@@ -66,10 +72,14 @@ def fit_random(embeddings: np.ndarray, sizes: list[int], seed: int) -> Quantised
 
 
 def from_codes(embeddings: np.ndarray, codes: np.ndarray, sizes: list[int]) -> Quantised:
-    """Codes that come without codebooks (``random``, ``given``) get the codebooks that fit them best, level by level.
+    """Give codes without codebooks (``random``, ``given``) those that fit them best.
 
-    ``E_l[k]`` is the mean residual of the items with code k at level l; a code that nobody has is the zero vector, it
-    corrects nothing. That defines distances for the collision step as for any other quantiser.
+    Level by level.
+
+
+    ``E_l[k]`` is the mean residual of the items with code k at level l; a code that nobody has is
+    the zero vector, it corrects nothing. That defines distances for the collision step as for any
+    other quantiser.
     """
 
     def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +93,10 @@ def fit_levels(
     sizes: list[int],
     fit_level: Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]],
 ) -> Quantised:
-    """Run ``fit_level(residual (N, D), K, level) -> codes (N,), codebook (K, D)`` down the levels."""
+    """Run ``fit_level(residual (N, D), K, level)`` down the levels.
+
+    It returns codes (N,) and codebook (K, D).
+    """
     residual = embeddings.astype(np.float32, copy=True)
     codes, codebooks, errors = np.empty((len(embeddings), len(sizes)), np.int64), [], []
     for level, size in enumerate(sizes):
@@ -98,13 +111,14 @@ def fit_levels(
 def kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> np.ndarray:
     """``(size, D)`` float32 centroids: scikit-learn's Lloyd from one k-means++ start.
 
-    The start of wide points is drawn from their random projection onto ``SEED_WIDTH`` dimensions, which keeps distances
-    within a few per cent (Johnson and Lindenstrauss) and takes a fraction of the time; Lloyd sees the points as they are.
-    One thread, because scikit-learn adds the threads' partial sums in the order in which they finish, which changes the
-    last bits from run to run.
+    The start of wide points is drawn from their random projection onto ``SEED_WIDTH`` dimensions,
+    which keeps distances within a few per cent (Johnson and Lindenstrauss) and takes a fraction of
+    the time; Lloyd sees the points as they are. One thread, because scikit-learn adds the threads'
+    partial sums in the order in which they finish, which changes the last bits from run to run.
     """
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Fewer distinct points than codes: the surplus codes stay dead, and report.json counts them.
+        # Fewer distinct points than codes: the surplus codes stay dead, and report.json counts
+        # them.
         warnings.simplefilter("ignore", ConvergenceWarning)
         start: str | np.ndarray = "k-means++"
         if points.shape[1] > SEED_WIDTH:
@@ -121,7 +135,7 @@ def kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> np.ndar
 
 
 def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """All points, or ``POINTS_PER_CODE`` random ones for each of the ``size`` codes if there are more."""
+    """All points, or ``POINTS_PER_CODE`` random ones for each of the ``size`` codes."""
     limit = POINTS_PER_CODE * size
     if len(points) <= limit:
         return points
@@ -131,7 +145,10 @@ def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
 def nearest(
     points: np.ndarray, codebook: np.ndarray, price: np.ndarray | None = None
 ) -> np.ndarray:
-    """``(N,)`` number of each point's nearest code, the lowest of equally near ones; ``price`` (K,) is added to the distances."""
+    """``(N,)`` number of each point's nearest code, the lowest of equally near ones.
+
+    ``price`` (K,) is added to the distances.
+    """
     codes = np.empty(len(points), np.int64)
     rows = max(1, CHUNK_NUMBERS // len(codebook))
     for start in range(0, len(points), rows):
@@ -148,7 +165,10 @@ def squared_distances(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 def cluster_means(points: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:
-    """``(size, D)`` float32 mean of the points of each code, summed in float64 in item order; zero for an unused code."""
+    """``(size, D)`` float32 mean of the points of each code, summed in float64 in item order.
+
+    Zero for an unused code.
+    """
     order = np.argsort(codes, kind="stable")
     used, starts = np.unique(codes[order], return_index=True)
     means = np.zeros((size, points.shape[1]), np.float32)
@@ -158,7 +178,10 @@ def cluster_means(points: np.ndarray, codes: np.ndarray, size: int) -> np.ndarra
 
 
 def residual_before(quantised: Quantised, level: int, items: np.ndarray) -> np.ndarray:
-    """``(len(items), D)`` what level ``level`` of these items has to quantise: the point less the codes before it."""
+    """``(len(items), D)`` what level ``level`` of these items has to quantise.
+
+    The point less the codes before it.
+    """
     residual = quantised.points[items].astype(np.float32, copy=True)
     for earlier in range(level):
         residual -= quantised.codebooks[earlier][quantised.codes[items, earlier]]
@@ -166,7 +189,10 @@ def residual_before(quantised: Quantised, level: int, items: np.ndarray) -> np.n
 
 
 def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
-    """``sum ||x - x_hat||^2 / sum ||x - mean(x)||^2``: 0 exact, 1 as bad as one vector for all items."""
+    """``sum ||x - x_hat||^2 / sum ||x - mean(x)||^2``.
+
+    0 exact, 1 as bad as one vector for all items.
+    """
     spread = np.square(embeddings - embeddings.mean(axis=0, dtype=np.float64)).sum(dtype=np.float64)
     return float(
         np.square(difference).sum(dtype=np.float64) / max(spread, np.finfo(np.float64).tiny)
@@ -174,7 +200,9 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
 
 
 def identical_listings(embeddings: np.ndarray, item_ids: list[str]) -> list[list[str]]:
-    """Items that no code can tell apart: groups of ids with bit-equal embeddings, i.e. the same text, in catalogue order.
+    """Items that no code can tell apart: groups of ids with bit-equal embeddings, i.e.
+
+    The same text, in catalogue order.
 
     >>> identical_listings(np.array([[1, 0], [0, 1], [1, 0], [0, 2]]), list("abcd"))
     [['a', 'c']]
@@ -202,7 +230,8 @@ def check_inputs(
         distinct: every item is to have a SID of its own, of these sizes.
 
     Raises:
-        UserError: ids and rows differ in number, an id occurs twice, NaN, infinite or all-zero rows (the first is named),
+        UserError: ids and rows differ in number, an id occurs twice, NaN, infinite or all-zero rows
+            (the first is named),
             rows that are all the same, fewer items than codes of a level, or more items than SIDs.
     """
     problems = []
@@ -210,21 +239,23 @@ def check_inputs(
     if repeated:
         rows = [row for row, item_id in enumerate(item_ids) if item_id == repeated[0]]
         problems.append(
-            f"item_ids: '{repeated[0]}' is in rows {rows[0]} and {rows[1]} ({len(repeated)} ids occur more than once), "
-            "expected every id once; give the items ids of their own and run `bash data/prepare.sh` again"
+            f"item_ids: '{repeated[0]}' is in rows {rows[0]} and {rows[1]} ({len(repeated)} ids "
+            "occur more than once), expected every id once; give the items ids of their own and "
+            "run `bash data/prepare.sh` again"
         )
     if embeddings.ndim != 2 or len(embeddings) != len(item_ids):
         raise UserError(
-            f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} ids in "
-            "item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again"
+            f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} "
+            "ids in item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again"
         )
     not_finite, zero = ~np.isfinite(embeddings).all(axis=1), ~embeddings.any(axis=1)
     for name, bad in (("NaN or infinite values", not_finite), ("only zeros", zero)):
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             problems.append(
-                f"{where}, row {row}, item '{item_ids[row]}': {name} (so have {int(bad.sum())} rows in all); "
-                "delete the folder and embed again, with another encoder if it stays"
+                f"{where}, row {row}, item '{item_ids[row]}': {name} (so have {int(bad.sum())} "
+                "rows in all); delete the folder and embed again, with another encoder if it "
+                "stays"
             )
     if (
         fitted
@@ -232,22 +263,22 @@ def check_inputs(
         and np.allclose(embeddings, embeddings[0], rtol=0, atol=1e-6 * np.abs(embeddings[0]).max())
     ):
         problems.append(
-            f"{where}: all {len(embeddings)} rows are the same, so that nothing tells the items apart; look at the titles "
-            "and use an encoder that knows their language"
+            f"{where}: all {len(embeddings)} rows are the same, so that nothing tells the items "
+            "apart; look at the titles and use an encoder that knows their language"
         )
     for level, size in enumerate(sizes):
         if fitted and size > len(embeddings):
             problems.append(
-                f"sids.codebook_sizes: level {level + 1} has {size} codes for only {len(embeddings)} items; "
-                f"use at most {len(embeddings)}, better a tenth of that"
+                f"sids.codebook_sizes: level {level + 1} has {size} codes for only "
+                f"{len(embeddings)} items; use at most {len(embeddings)}, better a tenth of that"
             )
     space = int(np.prod(np.array(sizes, dtype=object)))
     if not 1 <= len(sizes) <= 6:
         problems.append(f"sids.codebook_sizes: got {len(sizes)} levels, expected 1 to 6")
     if distinct and space < len(embeddings):
         problems.append(
-            f"sids.codebook_sizes: {sizes} makes {space} SIDs for {len(embeddings)} items; add a level or codes, or "
-            "choose sids.collision extra_level"
+            f"sids.codebook_sizes: {sizes} makes {space} SIDs for {len(embeddings)} items; add a "
+            "level or codes, or choose sids.collision extra_level"
         )
     if problems:
         raise UserError("\n".join(problems))

@@ -1,22 +1,33 @@
-"""RQ-VAE: an autoencoder whose latent is a sum of one code vector per level (section 3.2 of the MiniOneRec report,
-arXiv:2510.24431; TIGER, arXiv:2305.05065, section 3.1; Lee et al., arXiv:2203.01941).
+"""RQ-VAE: an autoencoder whose latent is a sum of one code vector per level.
 
-    z = encoder(x);  r_1 = z;  k_l = argmin_k ||r_l - E_l[k]||^2;  q_l = E_l[k_l];  r_{l+1} = r_l - sg(q_l)
-    loss = MSE(decoder(z + sg(sum_l q_l - z)), x) + mean_l[ MSE(q_l, sg r_l) + beta MSE(r_l, sg q_l) ]
+Section 3.2 of the MiniOneRec report, arXiv:2510.24431; TIGER, arXiv:2305.05065, section 3.1; Lee et
+al., arXiv:2203.01941.
 
-RQ-KMeans+ is the same with encoder and decoder ``x + mlp(x)``, zero at first, in the width of the embeddings, and with
-codebooks that start from balanced residual k-means: training begins at its reconstruction and improves on it (GPR,
-arXiv:2511.10138, section on RQ-Kmeans+; there the decoder is a plain one).
+    z = encoder(x);  r_1 = z;  k_l = argmin_k ||r_l - E_l[k]||^2;  q_l = E_l[k_l]
+    r_{l+1} = r_l - sg(q_l)
+    loss = MSE(decoder(z + sg(sum_l q_l - z)), x)
+           + mean_l[ MSE(q_l, sg r_l) + beta MSE(r_l, sg q_l) ]
 
-Departures from the reference code (MiniOneRec, which has it from LC-Rec):
-1. The residual is taken with the quantised vector *detached*. There it is taken with the straight-through value
-   ``r + sg(q - r)``, so that r_{l+1} = r_l - r_l - const has exactly zero gradient and the commitment of levels 2, 3, ...
-   never reaches the encoder. Straight-through is used where it belongs, on the way to the decoder.
-2. Embeddings are centred and divided by one number, so that their mean square is 1: the balance of reconstruction and
-   commitment then does not depend on the scale of the encoder's embeddings, and MSE(x_hat, x) is the share of variance lost.
-3. The network starts as principal component analysis instead of at random weights, and the codebooks at k-means on that:
-   the paper's eleven ReLUs from 2560 to 32 and back otherwise take hundreds of epochs to learn as much.
-4. Training is in ``training.py``: dead codes restart, the best epoch is kept, nothing waits for the device.
+RQ-KMeans+ is the same with encoder and decoder ``x + mlp(x)``, zero at first, in the width of the
+embeddings, and with codebooks that start from balanced residual k-means: training begins at its
+reconstruction and improves on it (GPR, arXiv:2511.10138, section on RQ-Kmeans+; there the decoder
+is a plain one).
+
+Departures from the reference code (MiniOneRec, which has it from LC-Rec): 1. The residual is taken
+with the quantised vector *detached*. There it is taken with the straight-through value
+   ``r + sg(q - r)``, so that r_{l+1} = r_l - r_l - const has exactly zero gradient and the
+   commitment of levels 2, 3, ... never reaches the encoder. Straight-through is used where it
+   belongs, on the way to the decoder.
+2. Embeddings are centred and divided by one number, so that their mean square is 1: the balance of
+reconstruction and
+   commitment then does not depend on the scale of the encoder's embeddings, and MSE(x_hat, x) is
+   the share of variance lost.
+3. The network starts as principal component analysis instead of at random weights, and the
+codebooks at k-means on that:
+   the paper's eleven ReLUs from 2560 to 32 and back otherwise take hundreds of epochs to learn as
+   much.
+4. Training is in ``training.py``: dead codes restart, the best epoch is kept, nothing waits for the
+device.
 
 Shapes: B items of a batch, D embedding width, W latent width, L levels, K codes of a level.
 """
@@ -46,7 +57,8 @@ class RQVAE(nn.Module):
         latent_size: W.
         codebook_sizes: K per level.
         beta: weight of the commitment term.
-        residual: encoder and decoder are ``x + mlp(x)`` (W must be D), at first the identity (RQ-KMeans+).
+        residual: encoder and decoder are ``x + mlp(x)`` (W must be D), at first the identity
+            (RQ-KMeans+).
         rotation: the decoder's gradient reaches z through the rotation trick instead of unchanged.
         sinkhorn_epsilon: 0, or the entropy of the balanced assignment of training batches.
     """
@@ -80,7 +92,8 @@ class RQVAE(nn.Module):
             x: (B, D).
 
         Returns:
-            The loss and its reconstruction part, the codes (B, L), and what each level had to quantise (L, B, W).
+            The loss and its reconstruction part, the codes (B, L), and what each level had to
+            quantise (L, B, W).
         """
         z = self.encoder(x)  # (B, W)
         codes, quantised, residuals, quantisation_loss = self.quantise(z, self.sinkhorn_epsilon)
@@ -91,9 +104,12 @@ class RQVAE(nn.Module):
     def quantise(
         self, z: Tensor, sinkhorn_epsilon: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Residual quantisation of latents (B, W): codes (B, L), sum of codes (B, W), residuals (L, B, W), loss.
+        """Residual quantisation of latents (B, W).
 
-        With ``sinkhorn_epsilon`` the batch is spread evenly over the codes of every level; otherwise the nearest code.
+        Codes (B, L), sum of codes (B, W), residuals (L, B, W), loss.
+
+        With ``sinkhorn_epsilon`` the batch is spread evenly over the codes of every level;
+        otherwise the nearest code.
         """
         residual, total, codes, residuals, losses = z, torch.zeros_like(z), [], [], []
         for codebook in self.codebooks:
@@ -114,7 +130,10 @@ class RQVAE(nn.Module):
 
 
 def mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, Xavier-normal weights and zero biases as in the reference code."""
+    """Linear layers with ReLU between them, initialised as in the reference code.
+
+    Xavier-normal weights and zero biases.
+    """
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
         linear = nn.Linear(fan_in, fan_out)
@@ -125,7 +144,10 @@ def mlp(widths: list[int]) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """``x + mlp(x)`` with the mlp's last layer at zero: the identity, until training finds something better."""
+    """``x + mlp(x)`` with the mlp's last layer at zero.
+
+    The identity, until training finds something better.
+    """
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -143,11 +165,14 @@ def code_distances(residual: Tensor, codebook: Tensor) -> Tensor:
 
 
 def rotated(z: Tensor, quantised: Tensor) -> Tensor:
-    """``quantised`` as a function of z: z turned and stretched onto it (rotation trick, arXiv:2410.06424, section 4).
+    """``quantised`` as a function of z.
 
-    ``lambda R z``, where R = I - 2 r r^T + 2 q^ z^^T turns z^ = z / ||z|| into q^ = q / ||q||, r = (z^ + q^) / ||z^ + q^||, and
-    lambda = ||q|| / ||z||; R and lambda are constants of the backward pass, so the gradient is turned along with the vector. The
-    paper quantises once; here z and the sum of its codes of all levels are turned as one, at the place of straight-through.
+    Z turned and stretched onto it (rotation trick, arXiv:2410.06424, section 4).
+
+    ``lambda R z``, where R = I - 2 r r^T + 2 q^ z^^T turns z^ = z / ||z|| into q^ = q / ||q||, r =
+    (z^ + q^) / ||z^ + q^||, and lambda = ||q|| / ||z||; R and lambda are constants of the backward
+    pass, so the gradient is turned along with the vector. The paper quantises once; here z and the
+    sum of its codes of all levels are turned as one, at the place of straight-through.
     """
     with torch.no_grad():
         start, end = normalize(z, dim=1), normalize(quantised, dim=1)
@@ -162,11 +187,13 @@ def rotated(z: Tensor, quantised: Tensor) -> Tensor:
 
 
 def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
-    """(B,) codes of a batch spread evenly over the codes: the largest entry of each row of the transport plan.
+    """(B,) codes of a batch spread evenly over the codes.
 
-    The plan has rows 1/B, columns 1/K and the form diag(u) exp(-d / epsilon) diag(v), found by Sinkhorn's alternating
-    scaling (SwAV, arXiv:2006.09882, section 3.1; ``sinkhorn_algorithm`` of the reference, which also scales distances
-    to -1..1 first).
+    The largest entry of each row of the transport plan.
+
+    The plan has rows 1/B, columns 1/K and the form diag(u) exp(-d / epsilon) diag(v), found by
+    Sinkhorn's alternating scaling (SwAV, arXiv:2006.09882, section 3.1; ``sinkhorn_algorithm`` of
+    the reference, which also scales distances to -1..1 first).
 
     Args:
         distances: (B, K), up to a constant per row.
@@ -185,7 +212,7 @@ def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
     return (kernel * v).argmax(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Quantising all items
 
 
@@ -204,7 +231,10 @@ def measure(model: RQVAE, x: Tensor) -> tuple[np.ndarray, float]:
 def quantise_items(
     model: RQVAE, x: Tensor, embeddings: np.ndarray, scaling: dict[str, np.ndarray], log: list[dict]
 ) -> Quantised:
-    """Latents, codes and reconstruction errors of all items; equal embeddings get equal latents to the bit."""
+    """Latents, codes and reconstruction errors of all items.
+
+    Equal embeddings get equal latents to the bit.
+    """
     latents = encode_items(model, x, embeddings)
     fitted = fit_levels(
         latents,
@@ -235,7 +265,10 @@ def quantise_items(
 
 @torch.no_grad()
 def encode_items(model: RQVAE, x: Tensor, embeddings: np.ndarray) -> np.ndarray:
-    """Latents (N, W) of the scaled items ``x``; equal ``embeddings`` get equal latents to the bit."""
+    """Latents (N, W) of the scaled items ``x``.
+
+    Equal ``embeddings`` get equal latents to the bit.
+    """
     _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
     distinct = x[torch.from_numpy(first).to(x.device)]
     return torch.cat([model.encoder(block).cpu() for block in distinct.split(ENCODE_ROWS)]).numpy()[
@@ -268,8 +301,8 @@ def stored_encoder(
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"quantizer.safetensors: its weights do not fit the network of quantizer.json ({str(error).splitlines()[0]}); "
-            "run `bash rqvae/rqvae.sh` again"
+            "quantizer.safetensors: its weights do not fit the network of quantizer.json "
+            f"({str(error).splitlines()[0]}); run `bash rqvae/rqvae.sh` again"
         ) from None
     return lambda embeddings: encode_items(
         model, (torch.from_numpy(embeddings) - mean) / scale, embeddings

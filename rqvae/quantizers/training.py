@@ -1,12 +1,12 @@
 """Training of the RQ-VAE and of RQ-KMeans+ (the network and its loss are in ``rqvae.py``).
 
-The items stay on the device as one tensor and a step neither copies nor waits for the device; of all epochs the one with the
-least reconstruction error plus collision rate is kept. An interrupted training continues to the same bits.
+The items stay on the device as one tensor and a step neither copies nor waits for the device; of
+all epochs the one with the least reconstruction error plus collision rate is kept. An interrupted
+training continues to the same bits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -43,7 +43,8 @@ def fit_rqvae(
         settings: the YAML's ``sids`` section.
         seed: of weights, initial codebooks, batches and restarts.
         device: where everything happens; bits repeat on a CPU with the same number of threads.
-        progress: file that an interrupted training continues from; the caller deletes it when the SIDs are committed.
+        progress: file that an interrupted training continues from; the caller deletes it when the
+            SIDs are committed.
     """
     torch.manual_seed(seed)
     if device.type == "cuda":
@@ -92,12 +93,15 @@ def build_model(width: int, settings: SidSettings) -> RQVAE:
 
 
 class Run:
-    """The state of a training: everything that an interrupted one needs to continue with the same bits.
+    """The state of a training.
+
+    Everything that an interrupted one needs to continue with the same bits.
 
     Attributes:
         epoch: finished epochs.
         idle: per level (K,), steps since a code was last chosen.
-        count, total: per level (K,) and (K, W), moving averages of how many items chose a code and of their sum.
+        count, total: per level (K,) and (K, W), moving averages of how many items chose a code and
+            of their sum.
         best: weights of the best evaluation so far.
         log: a row per evaluation.
     """
@@ -113,7 +117,10 @@ class Run:
         self.forget()
 
     def forget(self) -> None:
-        """Start the codes' own statistics from the present codebooks: every code was just chosen, by one item."""
+        """Start the codes' own statistics from the present codebooks.
+
+        Every code was just chosen, by one item.
+        """
         self.idle = [
             torch.zeros(len(codebook), dtype=torch.long, device=self.x.device)
             for codebook in self.model.codebooks
@@ -167,9 +174,13 @@ class Run:
 
     @torch.no_grad()
     def average_codes(self, codes: Tensor, residuals: Tensor) -> None:
-        """Codes as moving averages of the residuals that chose them (appendix A.1 of VQ-VAE, arXiv:1711.00937).
+        """Codes as moving averages of the residuals that chose them.
 
-        ``N <- d N + (1 - d) n``, ``M <- d M + (1 - d) sum r``, ``E = M / N``; a code that nobody chooses stays where it is.
+        Appendix A.1 of VQ-VAE, arXiv:1711.00937.
+
+
+        ``N <- d N + (1 - d) n``, ``M <- d M + (1 - d) sum r``, ``E = M / N``; a code that nobody
+        chooses stays where it is.
         """
         decay = self.settings.ema_decay
         for level, codebook in enumerate(self.model.codebooks):
@@ -182,7 +193,7 @@ class Run:
     def restart_dead_codes(
         self, codes: Tensor, residuals: Tensor, generator: torch.Generator
     ) -> None:
-        """Put every code that has been idle for ``dead_code_steps`` steps on a random residual of this batch."""
+        """Put codes that were idle for ``dead_code_steps`` steps on random residuals."""
         for level, codebook in enumerate(self.model.codebooks):
             self.idle[level] += 1
             self.idle[level][codes[:, level]] = 0
@@ -199,7 +210,10 @@ class Run:
             self.idle[level].masked_fill_(dead, 0)
 
     def evaluate(self, loss: float) -> None:
-        """Measure all items, log, and keep the weights if reconstruction error plus collision rate is the least so far."""
+        """Measure all items, log, and keep the weights if they are the best so far.
+
+        The best have the least sum of reconstruction error and collision rate.
+        """
         codes, error = measure(self.model, self.x)
         row = {
             "epoch": self.epoch,
@@ -238,7 +252,7 @@ class Run:
         os.replace(beside, path)
 
     def resume(self, path: Path, told: str) -> bool:
-        """Continue from a progress file of the same embeddings, settings and seed, if there is one."""
+        """Continue from a progress file of the same embeddings, settings and seed."""
         if not path.exists():
             return False
         try:
@@ -281,15 +295,16 @@ class Run:
 
 def fingerprint(embeddings: np.ndarray, settings: SidSettings, seed: int) -> str:
     """What a progress file must agree on to be continued."""
-    digest = hashlib.sha256(
-        json.dumps([dataclasses.asdict(settings), seed, embeddings.shape]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, embeddings.shape]).encode())
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
 
 
 def learning_rate_factor(share: float) -> float:
-    """Linear warm-up over the first 5 % of the steps, then a half cosine down to 0; ``share`` of the steps is done."""
+    """Linear warm-up over the first 5 % of the steps, then a half cosine down to 0.
+
+    ``share`` of the steps is done.
+    """
     return (
         min(share / 0.05, 1.0)
         if share < 0.05
@@ -299,12 +314,16 @@ def learning_rate_factor(share: float) -> float:
 
 @torch.no_grad()
 def start_at_principal_components(model: RQVAE, x: Tensor, seed: int) -> None:
-    """Let the first P latent numbers be principal components and the decoder their inverse, through all ReLUs.
+    """Let the first P latent numbers be principal components, the decoder their inverse.
 
-    A number a passes ReLUs as the pair ``relu(a), relu(-a)``, so P is at most W and half the narrowest layer. Component
-    i goes through units 2i and 2i+1 of every layer, the other units keep their random weights and are not read yet by
-    the last layer. The scale ``sqrt(W / D)`` gives latents the mean square that they explain, as the embeddings have 1,
-    which keeps quantisation and reconstruction loss in balance.
+    Through all ReLUs.
+
+
+    A number a passes ReLUs as the pair ``relu(a), relu(-a)``, so P is at most W and half the
+    narrowest layer. Component i goes through units 2i and 2i+1 of every layer, the other units keep
+    their random weights and are not read yet by the last layer. The scale ``sqrt(W / D)`` gives
+    latents the mean square that they explain, as the embeddings have 1, which keeps quantisation
+    and reconstruction loss in balance.
     """
     encoder, decoder = (model.encoder[::2], model.decoder[::2])  # the linear layers
     latent, width = encoder[-1].out_features, x.shape[1]
@@ -331,10 +350,11 @@ def start_at_principal_components(model: RQVAE, x: Tensor, seed: int) -> None:
 
 @torch.no_grad()
 def initialise_codebooks(model: RQVAE, x: Tensor, settings: SidSettings, seed: int) -> None:
-    """First codebooks: centroids of what the untrained encoder makes of the items (or a sample of them), level by level.
+    """First codebooks, level by level: centroids of what the untrained encoder makes of items.
 
-    RQ-KMeans+ starts from balanced residual k-means, which is what its untrained encoder, the identity, is best quantised
-    by. ``sids.kmeans_init: false`` is the reference's start: uniform numbers in -1/K .. 1/K.
+    RQ-KMeans+ starts from balanced residual k-means, which is what its untrained encoder, the
+    identity, is best quantised by. ``sids.kmeans_init: false`` is the reference's start: uniform
+    numbers in -1/K .. 1/K.
     """
     if not settings.kmeans_init:
         for codebook in model.codebooks:

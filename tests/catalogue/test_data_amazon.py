@@ -19,17 +19,18 @@ from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
 # (user, item, unix seconds, rating): users a and b buy both items twice or more, c once.
+START = 1_538_352_000  # October 2018; numbers of 1970 would be another unit's
 BOUGHT = [
-    ("a", "B1", 100, 5.0),
-    ("b", "B2", 90, 4.0),
-    ("a", "B2", 80, 3.0),
-    ("a", "B1", 100, 1.0),
-    ("b", "B1", 95, 2.0),
-    ("b", "B2", 99, 5.0),
-    ("c", "B1", 50, 5.0),
-    ("a", "B3", 70, 5.0),
-    ("b", "B4", 71, 5.0),
-    ("a", "B9", 72, 5.0),
+    ("a", "B1", START + 100, 5.0),
+    ("b", "B2", START + 90, 4.0),
+    ("a", "B2", START + 80, 3.0),
+    ("a", "B1", START + 100, 1.0),
+    ("b", "B1", START + 95, 2.0),
+    ("b", "B2", START + 99, 5.0),
+    ("c", "B1", START + 50, 5.0),
+    ("a", "B3", START + 70, 5.0),
+    ("b", "B4", START + 71, 5.0),
+    ("a", "B9", START + 72, 5.0),
 ]
 LONG = " ".join(["word"] * 21)
 GOODS = {"B1": "Saw &amp; Blade", "B2": "Oil<br>can", "B3": "", "B4": LONG, "B5": "Never bought"}
@@ -136,11 +137,13 @@ def test_every_release_gives_the_same_tables(tmp_path, name):
 @pytest.mark.parametrize("name", RELEASES)
 def test_everything_that_is_dropped_is_counted(tmp_path, name):
     assert amazon.load(release(tmp_path, name)).dropped == {
+        "metadata rows without an item id": 0,
         "repeated metadata rows (the first of an item is kept)": 1,
         "items without a title": 1,
         "items with a title of more than data.max_title_words words": 1,
         "reviews of items without metadata": 1,
         "reviews of items dropped for their title": 2,
+        "reviews without a user id": 0,
         "interactions outside data.start .. data.end": 0,
         "interactions of users with fewer than 2": 1,
         "interactions outside the 2-core": 0,

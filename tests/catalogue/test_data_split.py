@@ -192,7 +192,7 @@ def test_filters_that_leave_nothing_say_what_they_dropped():
         UserError,
         match=re.escape(
             "data: the filters left no interactions (dropped: 4 interactions outside the 5-core); "
-            "lower data.k_core or widen data.start .. data.end"
+            "times run from 1970-01-01 00:00:00 to 1970-01-01 00:00:03; lower data.k_core or widen data.start .. data.end"
         ),
     ):
         split.select(

@@ -15,7 +15,7 @@ from minionerec.catalogue.prompts import TEMPLATES, Renderer, Template, load_tem
 from minionerec.catalogue.rows import mixture, task_rows
 from minionerec.catalogue.samples import Sample, build_samples
 from minionerec.errors import UserError
-from minionerec.experiment.settings import TASKS
+from minionerec.experiment.choices import TASKS
 from minionerec.model.backbone import train_tokenizer
 
 TITLES = ["red drill", "blue saw", "green lamp", "grey vise"]

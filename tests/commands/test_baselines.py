@@ -21,9 +21,13 @@ from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, row_metrics
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.experiment import artifacts
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.config import read_experiment
-from minionerec.experiment.settings import BASELINES, BaselineSettings, Experiment
+from minionerec.experiment.settings import BaselineSettings, Experiment
 from minionerec.rankers import rules
+from minionerec.rankers import scores as scores_of_items
+from minionerec.rankers.baseline import Inputs, rank_test
+from minionerec.rankers.scores import ndcg_at_10, popularity_order, rank_by_scores, top_k
 
 RULES = ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn", "text_knn"]
 ALL = [*RULES, "tgh", "sasrec", "gru4rec", "hstu", "tiger"]
@@ -116,13 +120,12 @@ def write_sids(folder: Path) -> None:
     )
 
 
-def inputs(samples: Samples, folder: Path, name="ring", **changes) -> run.Inputs:
+def inputs(samples: Samples, folder: Path, name="ring", **changes) -> Inputs:
     """What ``rank_test`` reads, with stage 1 in ``folder``."""
     write_sids(folder)
     experiment = Experiment(name=name, baselines=BaselineSettings(**SMALL | changes))
-    return run.Inputs(
-        samples, load_sids(folder / "sids.json", samples.item_ids), folder, experiment
-    )
+    sids = load_sids(folder / "sids.json", samples.item_ids)
+    return Inputs(samples, sids, folder, experiment, depth=50)
 
 
 def run_stage(monkeypatch, config, *words):
@@ -170,7 +173,7 @@ def test_later_items_of_a_history_weigh_more_and_only_the_window_counts():
 def test_repeat_last_ranks_the_history_from_its_end_and_each_item_once():
     scores = rules.repeat_last(5).scores([(3, 0, 3, 1), (2,)])
     assert scores.tolist() == [[1 / 3, 1, 0, 1 / 2, 0], [0, 0, 1, 0, 0]]
-    assert rules.top_k(scores, np.arange(5), 3).tolist() == [[1, 3, 0], [2, 0, 1]]
+    assert top_k(scores, np.arange(5), 3).tolist() == [[1, 3, 0], [2, 0, 1]]
 
 
 def test_recent_popularity_counts_the_latest_share_of_the_train_targets():
@@ -203,7 +206,7 @@ def test_text_neighbours_are_by_cosine_whatever_the_lengths_and_may_leave_the_hi
 def test_top_k_breaks_ties_by_popularity_then_by_item_order(seed):
     rng = np.random.default_rng(seed)
     scores, counts = rng.integers(0, 3, size=(5, 30)).astype(float), rng.integers(0, 4, size=30)
-    found = rules.top_k(scores, rules.popularity_order(counts), 7)
+    found = top_k(scores, popularity_order(counts), 7)
     for row, items in zip(scores, found, strict=True):
         assert (
             items.tolist()
@@ -212,24 +215,24 @@ def test_top_k_breaks_ties_by_popularity_then_by_item_order(seed):
 
 
 def test_top_k_of_a_catalogue_smaller_than_k_is_all_of_it():
-    assert rules.top_k(np.array([[1.0, 3.0, 2.0]]), np.arange(3), 50).tolist() == [[1, 2, 0]]
+    assert top_k(np.array([[1.0, 3.0, 2.0]]), np.arange(3), 50).tolist() == [[1, 2, 0]]
 
 
 def test_blocks_of_rows_do_not_change_a_ranking(monkeypatch):
     samples = cyclic_samples()
     rule = rules.markov_candidates(samples.train_sequences, 12)[0]
     histories = [sample.history for sample in samples.splits["valid"]]
-    whole = rules.rank(rule.scores, histories, np.arange(12), 5)
-    monkeypatch.setattr(rules, "ROWS_AT_ONCE", 7)
+    whole = rank_by_scores(rule.scores, histories, np.arange(12), 5)
+    monkeypatch.setattr(scores_of_items, "ROWS_AT_ONCE", 7)
     for found, expected in zip(
-        rules.rank(rule.scores, histories, np.arange(12), 5), whole, strict=True
+        rank_by_scores(rule.scores, histories, np.arange(12), 5), whole, strict=True
     ):
         assert np.array_equal(found, expected)
 
 
 def test_unwanted_items_are_not_ranked_and_a_list_ends_where_nothing_else_is_left():
     scores_of = lambda histories: np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])[: len(histories)]  # noqa: E731
-    items, scores = rules.rank(scores_of, [(0,), (1,)], np.arange(3), 3, unwanted=[{0}, {1, 2}])
+    items, scores = rank_by_scores(scores_of, [(0,), (1,)], np.arange(3), 3, unwanted=[{0}, {1, 2}])
     assert items.tolist() == [[1, 2, -1], [0, -1, -1]]
     assert scores.tolist() == [[2, 1, -np.inf], [1, -np.inf, -np.inf]]
 
@@ -249,9 +252,7 @@ def test_ndcg_on_validation_rows_is_that_of_the_metrics():
         {"user_id": "u", "target_item_id": str(sample.target), "item_ids": [str(i) for i in row]}
         for sample, row in zip(samples, items, strict=True)
     ]
-    assert rules.ndcg_at_10(items, samples) == pytest.approx(
-        row_metrics(records)[0]["NDCG@10"].mean()
-    )
+    assert ndcg_at_10(items, samples) == pytest.approx(row_metrics(records)[0]["NDCG@10"].mean())
 
 
 def test_the_candidate_that_ranks_validation_targets_best_is_chosen():
@@ -275,7 +276,7 @@ def test_test_targets_never_change_a_ranking(method, tmp_path):
     ]
     other = Samples(samples.items, {**samples.splits, "test": shuffled}, samples.train_sequences)
     first, second = (
-        run.rank_test(method, inputs(data, tmp_path), tmp_path) for data in (samples, other)
+        rank_test(method, inputs(data, tmp_path), tmp_path) for data in (samples, other)
     )
     assert (first.items, first.scores, first.facts) == (second.items, second.scores, second.facts)
 
@@ -284,7 +285,7 @@ def test_test_targets_never_change_a_ranking(method, tmp_path):
 def test_rules_find_the_next_step_of_a_ring(method, tmp_path):
     """Nine of ten steps go to the next item, so a rule that reads the last item has its target near the top."""
     samples = cyclic_samples(num_users=200)
-    ranking = run.rank_test(method, inputs(samples, tmp_path), tmp_path)
+    ranking = rank_test(method, inputs(samples, tmp_path), tmp_path)
     expected = [(sample.history[-1] + 1) % 12 for sample in samples.splits["test"]]
     assert np.mean(np.array(ranking.items)[:, :2] == np.array(expected)[:, None]) > (
         0.45 if method == "markov" else 0.3
@@ -443,8 +444,8 @@ def test_rules_are_strong_on_amazon_industrial(method, hr, ndcg, tmp_path):
     ).sort_values("order")
     splits, sequences = build_samples(rows, {item: n for n, item in enumerate(ids)}, 10)
     samples = Samples(pd.DataFrame({"item_id": ids}), splits, sequences)
-    ranking = run.rank_test(
-        method, run.Inputs(samples, None, None, Experiment(name="real")), tmp_path
+    ranking = rank_test(
+        method, Inputs(samples, None, None, Experiment(name="real"), depth=50), tmp_path
     )
     records = [
         {"user_id": s.user_id, "target_item_id": str(s.target), "item_ids": [str(i) for i in row]}

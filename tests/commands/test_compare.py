@@ -1,6 +1,5 @@
 """Rankings side by side: the figures, what counts as seeds, and every refusal. Run: python -m pytest tests/test_compare.py"""
 
-import dataclasses
 import json
 import random
 import re
@@ -80,7 +79,7 @@ def committed(experiment, name, rows, split="test", stage="baselines", **setting
 def experiment(folder, name="a", seed=42):
     """``tiny_run`` under another name, with its data stage."""
     made = tiny_run(folder / "made")
-    named = dataclasses.replace(made, name=name, output_dir=str(folder), seed=seed)
+    named = made.changed({"name": name, "output_dir": str(folder), "seed": seed})
     shutil.copytree(artifacts.stage_path(made, "data"), artifacts.stage_path(named, "data"))
     return named
 

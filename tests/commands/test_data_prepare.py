@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from data import prepare
-from minionerec.catalogue.sources import tables
+from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from tests.catalogue.test_data_minionerec import WORLD, folder
@@ -96,8 +96,8 @@ def test_tables_become_a_committed_directory_in_global_order(tmp_path, run, caps
     path = run("--data.source", "tables", "--data.path", small_shop(tmp_path))
     items, interactions, stats = read(path)
     artifacts.verify(path)
-    assert list(items.columns) == list(tables.ITEM_COLUMNS) and list(interactions.columns) == list(
-        tables.INTERACTION_COLUMNS
+    assert list(items.columns) == list(ITEM_COLUMNS) and list(interactions.columns) == list(
+        INTERACTION_COLUMNS
     )
     assert (
         interactions["timestamp"].is_monotonic_increasing
@@ -215,7 +215,7 @@ def test_a_minionerec_folder_brings_its_rows_and_its_sids(tmp_path, run):
     _, interactions, stats = read(path)
     assert json.loads((path / "given_sids.json").read_text())["2"] == [2, 5]
     assert stats["timestamps"] == "order only" and stats["split"] == "own"
-    for split in tables.SPLITS:
+    for split in SPLITS:
         given = Counter(
             (user, tuple(map(str, history)), str(target))
             for where, user, history, target in WORLD
@@ -288,7 +288,7 @@ def industrial(request) -> dict[str, Counter]:
     """The (user, history, target) rows of MiniOneRec's own CSV files."""
     csv.field_size_limit(2**31 - 1)
     rows = {}
-    for split in tables.SPLITS:
+    for split in SPLITS:
         with open(
             request.getfixturevalue("real_data") / "amazon_industrial" / f"{split}.csv", newline=""
         ) as handle:
@@ -310,7 +310,7 @@ def test_real_samples_equal_the_csv_rows_one_for_one(real_data, industrial, run,
     items, interactions, stats = read(run(*words, "--data.path", real_data / "amazon_industrial"))
     assert (len(items), stats["users"], len(interactions)) == (3686, 6697, 46354)
     assert stats["samples"] == {"train": 30592, "valid": 4532, "test": 4533}
-    for split in tables.SPLITS:
+    for split in SPLITS:
         assert samples_of(interactions, split) == industrial[split]
 
 

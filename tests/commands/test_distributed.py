@@ -1,6 +1,5 @@
 """Two processes under accelerate (gloo) against one: the same steps, weights, metrics and predictions; one message for an error."""
 
-import dataclasses
 import json
 import math
 import os
@@ -116,7 +115,7 @@ WORLDS = {
 def world(folder, name, copied_from=None, stages=()):
     """A tiny world with its YAML; finished stages are copied from another one."""
     experiment = tiny_run(folder, **WORLDS[name])
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(dataclasses.asdict(experiment)))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(experiment.model_dump()))
     for stage in stages:
         shutil.copytree(copied_from / "tiny" / stage, folder / "tiny" / stage)
     return folder / "tiny.yaml"

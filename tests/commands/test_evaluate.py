@@ -1,6 +1,5 @@
 """Stage 4: the same bytes however it is shared, cut or continued; nothing of another run; refusals. A random model will do."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -60,10 +59,8 @@ def world(folder, checkpoint, normalize="vocab", **changes):
         "bootstrap_samples": 20,
         "batch_size": 8,
     }
-    experiment = dataclasses.replace(
-        experiment,
-        model=dataclasses.replace(experiment.model, normalize=normalize),
-        evaluate=EvaluateSettings(**(settings | changes)),
+    experiment = experiment.changed(
+        {"model.normalize": normalize, "evaluate": EvaluateSettings(**(settings | changes))}
     )
     return experiment, artifacts.evaluation_path(experiment)
 
@@ -177,7 +174,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
 ):
     """As accelerate starts them; the survivor is stopped by the launcher, whatever it has written counts."""
     experiment, path = world(tmp_path, checkpoint)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(dataclasses.asdict(experiment)))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(experiment.model_dump()))
     command = [
         sys.executable,
         "-m",
@@ -343,9 +340,7 @@ def test_a_model_that_is_not_finite_is_refused_instead_of_scored_zero(
 def test_a_finished_evaluation_with_shorter_prompts_is_another_one(tmp_path, checkpoint):
     run(tmp_path, checkpoint)
     experiment, path = world(tmp_path, checkpoint)
-    shorter = dataclasses.replace(
-        experiment, model=dataclasses.replace(experiment.model, max_tokens=20)
-    )
+    shorter = experiment.changed({"model.max_tokens": 20})
     with pytest.raises(
         UserError, match="was made with other settings \\(model.max_tokens: 512 -> 20\\)"
     ):
@@ -373,9 +368,7 @@ def test_on_request_nothing_that_a_user_had_is_ranked_also_beyond_what_the_promp
     tmp_path, checkpoint
 ):
     experiment, path = world(tmp_path, checkpoint, exclude_history=True)
-    experiment = dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, max_history=2)
-    )
+    experiment = experiment.changed({"data.max_history": 2})
     evaluate.evaluate(experiment, path)
     rows = [json.loads(line) for line in (path / "predictions.jsonl").read_bytes().splitlines()]
     table = pd.read_parquet(artifacts.stage_path(experiment, "data") / "interactions.parquet")

@@ -1,6 +1,5 @@
 """``evaluate.fusion``: a ranking of its own beside the model's, which stays as it is."""
 
-import dataclasses
 import json
 import math
 
@@ -37,7 +36,7 @@ def world(tmp_path_factory):
     (folder / "model").mkdir()
     backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], folder / "model")
     settings = EvaluateSettings(checkpoint=str(folder / "model"), bootstrap_samples=20)
-    experiment = dataclasses.replace(experiment, evaluate=settings)
+    experiment = experiment.changed({"evaluate": settings})
     for split in ("valid", "test"):
         evaluate.evaluate(*with_settings(experiment, split=split))
     return experiment
@@ -45,8 +44,8 @@ def world(tmp_path_factory):
 
 def with_settings(experiment, **changes):
     """The experiment with other settings of ``evaluate``, and where the model's ranking is."""
-    settings = dataclasses.replace(experiment.evaluate, **changes)
-    changed = dataclasses.replace(experiment, evaluate=settings)
+    settings = experiment.evaluate.changed(changes)
+    changed = experiment.changed({"evaluate": settings})
     return changed, artifacts.evaluation_path(changed)
 
 
@@ -99,7 +98,7 @@ def test_what_is_excluded_is_excluded_from_a_fusion_too(world, tmp_path):
 def tiny_run_as(experiment, folder):
     """The same experiment in a folder of its own."""
     moved = tiny_run(folder)
-    return dataclasses.replace(moved, evaluate=experiment.evaluate)
+    return moved.changed({"evaluate": experiment.evaluate})
 
 
 def test_recommend_shows_the_fusion_that_evaluation_measures(world, capsys):

@@ -1,4 +1,4 @@
-"""Metrics and reports. Run: python -m pytest tests/test_metrics.py"""
+"""Metrics and reports. Run: python -m pytest tests/evaluation/test_metrics.py"""
 
 import json
 import math
@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from minionerec.errors import UserError
-from minionerec.evaluation import metrics, scoring, statistics
-from minionerec.evaluation.metrics import KS, Place, find_target, row_metrics
+from minionerec.evaluation import metrics, statistics
+from minionerec.evaluation.exposure import exposure
+from minionerec.evaluation.metrics import KS, row_metrics
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.evaluation.statistics import compare
 from minionerec.pages.plots import curves
 from minionerec.pages.text import metrics_table
+from minionerec.rankers.places import Place, find_target
 from tests.reference import (
     exact_randomisation_p_value,
     expected_metrics,
@@ -141,7 +143,7 @@ def test_exposure_worked_by_hand():
 
     Of 12 interactions a has 10 and b 2. With one added to each of four items p is 11/16, 3/16 and 1/16 for c.
     """
-    spread = scoring.exposure(
+    spread = exposure(
         [["a", "b", "d"], ["a", "c", "d"]], list("abcd"), {"a": 10, "b": 2}, ks=(1, 2)
     )
     assert (spread["coverage@1"], spread["coverage@2"]) == (0.25, 0.75)
@@ -160,7 +162,7 @@ def test_exposure_worked_by_hand():
 @pytest.mark.parametrize("seed", range(3))
 def test_exposure_equals_one_list_after_the_other(seed):
     rows, _, catalogue, counts = random_world(seed)
-    spread = scoring.exposure([row["item_ids"] for row in rows], catalogue, counts)
+    spread = exposure([row["item_ids"] for row in rows], catalogue, counts)
     assert spread == pytest.approx(
         {
             key: value

@@ -1,6 +1,5 @@
 """Validation while training ranks as evaluation does."""
 
-import dataclasses
 import json
 
 import pytest
@@ -33,7 +32,7 @@ def test_a_validation_has_the_figures_that_evaluate_writes_for_the_valid_split(t
     settings = EvaluateSettings(
         checkpoint=str(folder), split="valid", num_beams=10, exclude_history=exclude
     )
-    experiment = dataclasses.replace(experiment, evaluate=settings)
+    experiment = experiment.changed({"evaluate": settings})
     path = artifacts.evaluation_path(experiment)
     evaluate.evaluate(experiment, path)
     measured = json.loads((path / "metrics.json").read_text())

@@ -7,27 +7,33 @@ A file in ``tests/malformed`` begins with the lines that it must be refused with
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import os
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.config import (
+from minionerec.experiment.config import read_command_line, read_experiment
+from minionerec.experiment.describe import describe_settings
+from minionerec.experiment.settings import (
+    RL_PRESETS,
     SECTIONS,
-    describe_settings,
-    read_command_line,
-    read_experiment,
+    Experiment,
+    RLSettings,
+    SFTSettings,
+    keys_of,
+    schema,
 )
-from minionerec.experiment.settings import RL_PRESETS, Experiment
 
 MALFORMED = Path(__file__).parent / "malformed"
 
@@ -47,21 +53,13 @@ def expected_lines(path: Path) -> str:
     return "\n".join(comments)
 
 
-def every_key() -> list[tuple[str, dataclasses.Field, object]]:
-    """``(section, field, declared type)`` of every key; the section of the top level is ``""``."""
-    kinds = {"": Experiment, **{name: typing.get_type_hints(Experiment)[name] for name in SECTIONS}}
-    return [
-        (section, f, typing.get_type_hints(kind)[f.name])
-        for section, kind in kinds.items()
-        for f in dataclasses.fields(kind)
-        if section or f.name not in SECTIONS
-    ]
-
-
-KEYS = every_key()
-NUMBERS_AND_BOOLS = [
-    (section, key, kind) for section, key, kind in KEYS if kind in (int, float, bool)
+# (section, key, how it is declared); the section of the top level is ""
+KEYS = [
+    (section, name, field)
+    for section in ["", *SECTIONS]
+    for name, field in keys_of(section).items()
 ]
+NUMBERS_AND_BOOLS = [key for key in KEYS if key[2].annotation in (int, float, bool)]
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -376,7 +374,7 @@ def test_every_preset_is_valid(tmp_path, preset):
 
 def test_the_defaults_written_out_are_valid_and_equal_to_the_defaults(tmp_path):
     """So every default lies in its own range and has its declared type."""
-    path = write(tmp_path, yaml.safe_dump({**dataclasses.asdict(Experiment()), "name": "demo"}))
+    path = write(tmp_path, yaml.safe_dump({**Experiment().model_dump(), "name": "demo"}))
     assert read_experiment(path) == Experiment(name="demo")
 
 
@@ -392,20 +390,67 @@ def test_help_shows_the_usage_and_every_key_with_its_meaning(capsys):
     assert stopped.value.code == 0
     assert shown.startswith("the script's usage\n")
     lines = shown.splitlines()
-    for section, key, _ in KEYS:
-        dotted = f"{section}.{key.name}" if section else key.name
+    for section, name, field in KEYS:
+        dotted = f"{section}.{name}" if section else name
         place = next(i for i, line in enumerate(lines) if line.startswith(f"  {dotted} = "))
-        assert lines[place + 1].strip().startswith(key.metadata["meaning"])
+        assert field.description
+        assert lines[place + 1].strip().startswith(field.description)
     assert describe_settings() in shown
+
+
+# ------------------------------------------------------------------------------------- settings in Python and in editors
+
+
+def test_settings_made_in_python_are_checked_as_those_of_a_file():
+    for wrong in ({"epochs": 0}, {"epoch": 3}, {"dropout": float("nan")}, {"tasks": {}}):
+        with pytest.raises(ValidationError):
+            SFTSettings(**wrong)
+    assert RLSettings(preset="paper").sync_ref_steps == 512
+
+
+def test_a_copy_with_other_values_is_checked_and_leaves_the_original_as_it_was():
+    experiment = Experiment(name="demo")
+    other = experiment.changed({"seed": 7, "sft.epochs": 3})
+    assert (other.seed, other.sft.epochs, other.name) == (7, 3, "demo")
+    assert experiment == Experiment(name="demo")
+    with pytest.raises(ValidationError):
+        experiment.seed = 8
+    with pytest.raises(UserError) as caught:
+        experiment.changed({"sft.epochs": 0, "sids.method": "given", "rl.kl": "k2"})
+    assert str(caught.value) == (
+        "sft.epochs: got 0, expected a number >= 1\nrl.kl: got 'k2', expected one of k3, exact"
+    )
+    with pytest.raises(UserError) as caught:
+        experiment.changed({"sids.method": "given"})
+    assert str(caught.value) == "sids.method: given needs data.source minionerec, got embedded"
+
+
+def test_the_schema_for_editors_is_current_and_every_shipped_file_names_it(root):
+    """``python -m minionerec.experiment.settings --schema > configs/schema.json`` renews it."""
+    folder = root / "configs"
+    assert (folder / "schema.json").read_text(encoding="utf-8") == schema()
+    for path in folder.glob("*.yaml"):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first == "# yaml-language-server: $schema=schema.json", path
+
+
+def test_the_schema_knows_words_ranges_and_meanings():
+    sections = json.loads(schema())["$defs"]
+    method = sections["SidSettings"]["properties"]["method"]
+    assert "balanced_rqkmeans" in method["enum"] and "quantiser" in method["description"]
+    epochs = sections["SFTSettings"]["properties"]["epochs"]
+    assert (epochs["minimum"], epochs["type"], epochs["default"]) == (1, "integer", 10)
+    assert all(section["additionalProperties"] is False for section in sections.values())
 
 
 # ---------------------------------------------------------------------------------------------------------- properties
 
 
-def numbers_in_range(key: dataclasses.Field, kind: type) -> st.SearchStrategy:
+def numbers_in_range(field: FieldInfo) -> st.SearchStrategy:
     """Values that a number's declared range allows."""
-    low, high, above = (key.metadata[bound] for bound in ("low", "high", "above"))
-    if kind is int:
+    declared = TypeAdapter(Annotated[field.annotation, field]).json_schema()
+    low, high, above = map(declared.get, ("minimum", "maximum", "exclusiveMinimum"))
+    if field.annotation is int:
         return st.integers(
             low if low is not None else -(10**18), high if high is not None else 10**18
         )
@@ -421,15 +466,16 @@ def numbers_in_range(key: dataclasses.Field, kind: type) -> st.SearchStrategy:
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_factory, data):
-    section, key, kind = data.draw(st.sampled_from(NUMBERS_AND_BOOLS))
-    value = data.draw(st.booleans() if kind is bool else numbers_in_range(key, kind))
+    section, name, field = data.draw(st.sampled_from(NUMBERS_AND_BOOLS))
+    kind = field.annotation
+    value = data.draw(st.booleans() if kind is bool else numbers_in_range(field))
     folder = tmp_path_factory.getbasetemp()
-    written = {section: {key.name: value}} if section else {key.name: value}
-    dotted = f"{section}.{key.name}" if section else key.name
+    written = {section: {name: value}} if section else {name: value}
+    dotted = f"{section}.{name}" if section else name
     from_file = read_experiment(write(folder, yaml.safe_dump(written)))
     from_flag = read_experiment(write(folder, ""), {dotted: repr(value)})
     for experiment in (from_file, from_flag):
-        found = getattr(getattr(experiment, section) if section else experiment, key.name)
+        found = getattr(getattr(experiment, section) if section else experiment, name)
         assert found == value and type(found) is kind
 
 
@@ -490,7 +536,7 @@ def test_any_text_is_read_or_refused_in_words(tmp_path_factory, text):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    key=st.sampled_from([f"{section}.{key.name}" for section, key, _ in KEYS if section]),
+    key=st.sampled_from([f"{section}.{name}" for section, name, _ in KEYS if section]),
     text=st.text() | st.lists(WORDS).map("".join),
 )
 def test_any_flag_value_is_read_or_refused_in_words(tmp_path_factory, key, text):

@@ -14,8 +14,9 @@ import pytest
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts, preflight
 from minionerec.experiment.artifacts import COMMANDS, committed, relevant_settings, stage_path
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.config import read_experiment
-from minionerec.experiment.settings import BASELINES, Experiment
+from minionerec.experiment.settings import Experiment
 
 EARLIER = {
     "data": (),

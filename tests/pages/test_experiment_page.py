@@ -361,7 +361,7 @@ def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
         UserError,
         match=r"report\.html: cannot be written: No space left on device; make room there, then run again$",
     ):
-        written(dataclasses.replace(experiment, seed=1))
+        written(experiment.changed({"seed": 1}))
     path = stage_path(experiment, "report.html")
     assert path.read_text() == before and not list(path.parent.glob(".report*"))
 

@@ -6,7 +6,6 @@ bash test.sh tests/reliability/test_lineage.py -m slow        1,000 flips and 20
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -282,9 +281,7 @@ def test_results_of_another_checkpoint_are_not_taken_for_this_ones(made, tmp_pat
     assert refused(lambda: artifacts.is_done(experiment, "evaluate", path)).startswith(
         f"{path}: was made from another {stage_path(experiment, 'rl')} (manifest "
     )
-    changed = dataclasses.replace(
-        experiment, evaluate=dataclasses.replace(experiment.evaluate, num_beams=12)
-    )
+    changed = experiment.changed({"evaluate.num_beams": 12})
     assert "evaluate.num_beams: 10 -> 12" in refused(
         lambda: artifacts.is_done(changed, "evaluate", path)
     )

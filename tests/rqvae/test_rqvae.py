@@ -5,7 +5,6 @@ python -m pytest tests/test_rqvae.py
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import numpy as np
@@ -139,7 +138,7 @@ def tiny_settings(**changes) -> SidSettings:
         kmeans_iterations=10,
         dead_code_steps=20,
     )
-    return dataclasses.replace(small, **changes)
+    return small.changed(changes)
 
 
 def test_training_lowers_the_reconstruction_error_and_keeps_the_best_epoch(tmp_path):
@@ -433,7 +432,7 @@ def test_kmeans_plus_starts_at_the_reconstruction_of_balanced_kmeans_and_improve
     np.testing.assert_allclose(still.points, scaled, atol=1e-5)  # the encoder is the identity
     trained = fit_rqvae(
         points,
-        dataclasses.replace(settings, learning_rate=3e-3, epochs=40),
+        settings.changed({"learning_rate": 3e-3, "epochs": 40}),
         0,
         CPU,
         tmp_path / "trained",

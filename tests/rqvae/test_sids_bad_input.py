@@ -5,16 +5,14 @@ python -m pytest tests/test_sids_bad_input.py
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from minionerec.errors import one_line_errors
+from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, write_json
-from minionerec.experiment.config import cross_check
 from minionerec.experiment.settings import Experiment, SidSettings
 from rqvae import build_sids
 
@@ -162,8 +160,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     [("rqkmeans", True), ("balanced_rqkmeans", True), ("rqvae", False), ("opq", False)],
 )
 def test_a_grid_as_last_level_needs_residual_kmeans(method, allowed):
-    sids = SidSettings(method=method, last_level="fsq")
-    said = [f"sids.last_level: fsq needs sids.method rqkmeans or balanced_rqkmeans, got {method}"]
-    assert cross_check(dataclasses.replace(Experiment(name="demo"), sids=sids)) == (
-        [] if allowed else said
+    changes = {"sids.method": method, "sids.last_level": "fsq"}
+    if allowed:
+        assert Experiment(name="demo").changed(changes).sids.last_level == "fsq"
+        return
+    with pytest.raises(UserError) as caught:
+        Experiment(name="demo").changed(changes)
+    assert str(caught.value) == (
+        f"sids.last_level: fsq needs sids.method rqkmeans or balanced_rqkmeans, got {method}"
     )

@@ -5,7 +5,6 @@ python -m pytest tests/test_sids_stage.py
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minionerec.errors import UserError
-from minionerec.evaluation.scoring import gini
+from minionerec.evaluation.exposure import gini
 from minionerec.experiment.artifacts import (
     committed,
     relevant_settings,
@@ -136,7 +135,7 @@ def read_sids(experiment: Experiment) -> dict:
 
 
 def changed(experiment: Experiment, **sids) -> Experiment:
-    return dataclasses.replace(experiment, sids=dataclasses.replace(experiment.sids, **sids))
+    return experiment.changed({f"sids.{key}": value for key, value in sids.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

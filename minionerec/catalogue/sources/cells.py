@@ -1,68 +1,56 @@
-"""Reads single cells of the files that people bring: ids, times, texts, lists, categories. Nothing in a cell is executed."""
+"""Reads single cells of the files that people bring: ids, texts, lists, categories.
+
+Nothing in a cell is executed.
+"""
 
 from __future__ import annotations
 
 import ast
-import html
 import json
 import math
 import re
+import warnings
 from typing import Any
 
-import numpy as np
-import pandas as pd
+from minionerec.catalogue.sources.text import LONE_SURROGATE, clean_text
 
-MILLISECONDS_ABOVE = 1e11  # as seconds this is the year 5138, as milliseconds March 1973
-NO_TIME_ABOVE = 1e14  # micro- and nanoseconds of our days lie above
-
-SCRIPTS = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-TAGS = re.compile(r"</?[a-zA-Z][^<>]*>|<!--.*?-->", re.DOTALL)
+SEPARATORS = (" > ", "|", ";", ",")  # of category names in one text, the first that occurs
+UNREADABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 def shorten(cell: Any) -> str:
     """A cell as shown in a message, at most 60 characters."""
-    text = repr(cell)
+    text = _repr(cell)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _repr(cell: Any) -> str:
+    try:
+        return repr(cell)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+        return f"a {type(cell).__name__} too large to show"
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing: null, or the NaN that other programs write for it."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
 def read_id(cell: Any) -> str:
-    """An id as text, without surrounding blanks; whole floats (a nullable Parquet column) lose their ``.0``."""
-    if cell is None or isinstance(cell, float) and math.isnan(cell):
+    """An id as text, without surrounding blanks.
+
+    Whole floats (a nullable Parquet column) lose their ``.0``; a missing id is "".
+    """
+    if is_missing(cell):
         return ""
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
 
 
-def read_timestamps(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Unix seconds in UTC from numbers (seconds, or milliseconds above 1e11) or ISO dates (UTC unless they say otherwise).
-
-    Returns:
-        ``(n,)`` int64 seconds, 0 where unreadable, and ``(n,)`` bool: unreadable.
-    """
-    series = pd.Series(values, dtype=object)
-    numbers = pd.to_numeric(series, errors="coerce").astype(float).to_numpy(copy=True)
-    dates = ~np.isfinite(numbers) | np.array(
-        [isinstance(cell, bool) or hasattr(cell, "year") for cell in values]
-    )
-    if dates.any():
-        parsed = pd.to_datetime(
-            series[dates].astype(str), format="ISO8601", utc=True, errors="coerce"
-        )
-        seconds = (parsed - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-        numbers[dates] = seconds.to_numpy(float)
-    numbers = np.where((numbers > MILLISECONDS_ABOVE) & ~dates, numbers / 1000, numbers)
-    bad = ~np.isfinite(numbers) | (numbers < 0) | (numbers > NO_TIME_ABOVE / 1000)
-    return np.where(bad, 0, np.floor(np.where(bad, 0, numbers))).astype(np.int64), bad
-
-
-def clean_text(text: str) -> str:
-    """One line of plain text: entities resolved, scripts and tags removed, white space collapsed.
-
-    >>> clean_text("Bolts &amp; nuts<br>5 &lt; 6")
-    'Bolts & nuts 5 < 6'
-    """
-    if "&" in text or "<" in text:
-        text = TAGS.sub(" ", SCRIPTS.sub(" ", html.unescape(text)))
-    return " ".join(text.split())
+def has_half_characters(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which no file can store."""
+    return not text.isascii() and LONE_SURROGATE.search(text) is not None
 
 
 def read_literal(text: str) -> Any:
@@ -73,11 +61,13 @@ def read_literal(text: str) -> Any:
     """
     try:
         return json.loads(text)
-    except ValueError:
+    except UNREADABLE:
         pass
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "invalid escape sequence", about other people's text
+            return ast.literal_eval(text)
+    except UNREADABLE:
         raise ValueError(f"{shorten(text)} is not a list") from None
 
 
@@ -94,14 +84,15 @@ def read_list(cell: Any) -> list[Any]:
 
 
 def read_text(cell: Any) -> str:
-    """Plain text of a cell: text, a list of paragraphs, or the literal of such a list; nothing at all gives "".
+    """Plain text of a cell: text, a list of paragraphs, or the literal of such a list.
 
-    A literal that was cut off (real catalogues hold some) is read up to where it ends; ``tables.note_cut_lists`` reports them.
+    Nothing at all gives "". A literal that was cut off (real catalogues hold some) is read up to
+    where it ends; ``table.note_cut_lists`` reports them.
 
     Raises:
-        ValueError: a mapping.
+        ValueError: a mapping, or a list of anything but texts and numbers.
     """
-    if cell is None or isinstance(cell, float) and math.isnan(cell):
+    if is_missing(cell):
         return ""
     if isinstance(cell, str) and looks_like_texts(cell):
         try:
@@ -109,10 +100,19 @@ def read_text(cell: Any) -> str:
         except ValueError:
             cell = re.split(r"""['"], ['"]""", cell[2:])
     if isinstance(cell, (list, tuple)):
-        return clean_text(" ".join(str(part) for part in cell if part is not None))
-    if isinstance(cell, dict):
-        raise ValueError("a mapping is not text")
-    return clean_text(str(cell))
+        return clean_text(" ".join(_plain(part) for part in cell if not is_missing(part)))
+    return clean_text(_plain(cell))
+
+
+def _plain(value: Any) -> str:
+    """A text or a number as text.
+
+    Raises:
+        ValueError: it has parts.
+    """
+    if isinstance(value, (list, tuple, dict, set)):
+        raise ValueError("a list or mapping is not text")
+    return str(value)
 
 
 def looks_like_texts(cell: str) -> bool:
@@ -121,25 +121,34 @@ def looks_like_texts(cell: str) -> bool:
 
 
 def read_categories(cell: Any) -> list[str]:
-    """Category names from broad to narrow: a list, its literal, or text split at ``" > "``, ``|``, ``;`` or ``,``.
+    """Category names from broad to narrow: a list, its literal, or separated text.
 
-    Of several paths (a list of lists, as in Amazon 2014) the first is taken.
+    Text is cleaned first and then split at the first of ``" > "``, ``|``, ``;``, ``,`` that it
+    holds. Of several paths (a list of lists, as in Amazon 2014) the first is taken.
 
         >>> read_categories("Tools &amp; Home > Drills"), read_categories("['Tools', 'Drills']")
         (['Tools & Home', 'Drills'], ['Tools', 'Drills'])
 
     Raises:
-        ValueError: it begins like a list but is none.
+        ValueError: it begins like a list but is none, or is neither a list nor text.
     """
-    if cell is None or isinstance(cell, float) and math.isnan(cell):
+    if is_missing(cell):
         return []
     if isinstance(cell, str):
-        if cell.strip().startswith("["):
-            return read_categories(read_list(cell.strip()))
-        text = clean_text(cell)
-        separator = next((mark for mark in (" > ", "|", ";", ",") if mark in text), None)
-        cell = text.split(separator) if separator else [text]
-    if cell and isinstance(cell[0], (list, tuple)):
-        cell = cell[0]
-    names = [clean_text(str(name)) for name in cell if name is not None]
-    return [name for name in names if name]
+        text = cell.strip()
+        names = read_list(text) if text.startswith("[") else _split(clean_text(text))
+    elif isinstance(cell, (list, tuple)):
+        names = list(cell)
+    else:
+        raise ValueError(f"{shorten(cell)} is not a list of names")
+    if names and isinstance(names[0], (list, tuple)):
+        names = list(names[0])
+    cleaned = [clean_text(_plain(name)) for name in names if not is_missing(name)]
+    return [name for name in cleaned if name]
+
+
+def _split(text: str) -> list[str]:
+    for separator in SEPARATORS:
+        if separator in text:
+            return text.split(separator)
+    return [text]

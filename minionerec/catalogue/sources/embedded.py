@@ -1,21 +1,23 @@
-"""Source ``embedded``: a catalogue and its buyers, made in memory, so that the whole pipeline runs without any file.
+"""Source ``embedded``: a catalogue and its buyers, made in memory, without any file.
 
-600 items: 3 departments x 10 categories x 4 systems x 5 product lines or sizes (``minionerec/catalogue/sources/embedded_words.py``); about 2,000
-buyers with 5 to 20 purchases each over two years. It is made so that understanding items pays and counting them does
-not get far: an item is bought about 30 times, too rarely to learn its followers one by one, but what follows what is
-compositional. The next purchase is drawn from a mixture (``SHARES``):
+600 items: 3 departments x 10 categories x 4 systems x 5 product lines or sizes
+(``minionerec/catalogue/sources/embedded_words.py``); about 2,000 buyers with 5 to 20 purchases each
+over two years. It is made so that understanding items pays and counting them does not get far: an
+item is bought about 30 times, too rarely to learn its followers one by one, but what follows what
+is compositional. The next purchase is drawn from a mixture (``SHARES``):
 
-* wanted: an accessory of a kit that the buyer has begun, of the latest one first: the next step of the kit rather than a
-  later one, always for the same system, rather of the same brand and in the line or size that the buyer tends to, and
-  not what the buyer owns already;
+* wanted: an accessory of a kit that the buyer has begun, of the latest one first: the next step of
+  the kit rather than a later one, always for the same system, rather of the same brand and in the
+  line or size that the buyer tends to, and not what the buyer owns already;
 * start: the main product of a department the buyer likes;
 * again: a consumable of an earlier purchase;
 * noise: anything on sale, by popularity.
 
-Every item shows either its line or its size, so a buyer's two tastes and the systems of the kits have to be gathered from
-different purchases. Two items in five come on sale in the course of the two years and have been counted less. The texts
-name category, system and line or size in the same words everywhere, as the titles of a well-kept shop do. Nothing is hidden
-in a history: only what was bought and when.
+Every item shows either its line or its size, so a buyer's two tastes and the systems of the kits
+have to be gathered from different purchases. Two items in five come on sale in the course of the
+two years and have been counted less. The texts name category, system and line or size in the same
+words everywhere, as the titles of a well-kept shop do. Nothing is hidden in a history: only what
+was bought and when.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue.sources.embedded_words import DEPARTMENTS, LINES, SCALES, Department, Leaf
-from minionerec.catalogue.sources.tables import Source
+from minionerec.catalogue.sources.source import Source
 
 NUM_USERS = 2050
 LENGTHS = (5, 20)  # purchases per buyer, both ends included
@@ -58,7 +60,10 @@ ZIPF = 0.3  # exponent of popularity inside a category
 
 
 class Catalogue(NamedTuple):
-    """Items and what decides who buys them. N items; all arrays are ``(N,)`` in item order unless noted."""
+    """Items and what decides who buys them.
+
+    N items; all arrays are ``(N,)`` in item order unless noted.
+    """
 
     items: pd.DataFrame
     department: np.ndarray
@@ -97,7 +102,7 @@ def load(seed: int) -> Source:
 
 
 def make_catalogue(rng: np.random.Generator) -> Catalogue:
-    """Every department x category x system in four variants, each with a brand and texts that say all of it."""
+    """Every department x category x system in four variants, with brands and texts."""
     rows, keys = [], []
     for d, department in enumerate(DEPARTMENTS):
         for c, leaf in enumerate(department.leaves):
@@ -175,7 +180,10 @@ def make_buyers(num_items: int, rng: np.random.Generator) -> Buyers:
 def make_interactions(
     catalogue: Catalogue, buyers: Buyers, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """All purchases until the period ends, one per active buyer and round; buyers with too few by then are left out."""
+    """All purchases until the period ends, one per active buyer and round.
+
+    Buyers with too few by then are left out.
+    """
     low, high = LENGTHS
     lengths = np.minimum(low - 1 + rng.geometric(0.18, NUM_USERS), high)
     now = FIRST_DAY + rng.random(NUM_USERS) * 0.93 * PERIOD

@@ -1,7 +1,10 @@
-"""The vocabulary of the embedded catalogue: departments, what fits together, product lines, sizes and categories.
+"""The vocabulary of the embedded catalogue.
 
-Brands and systems are invented. A department is bought as a kit: a main product of one system, then accessories that
-fit the same system, roughly in the order of ``Department.leaves``. ``minionerec/catalogue/sources/embedded.py`` combines the words.
+Departments, what fits together, product lines, sizes and categories.
+
+Brands and systems are invented. A department is bought as a kit: a main product of one system, then
+accessories that fit the same system, roughly in the order of ``Department.leaves``.
+``minionerec/catalogue/sources/embedded.py`` combines the words.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from typing import NamedTuple
 
 
 class Leaf(NamedTuple):
-    """A narrow category. Its items differ either in their product line or, where ``sizes`` are given, in their size."""
+    """A narrow category, whose items differ in product line or, given ``sizes``, in size."""
 
     group: str  # second level of the category path
     name: str  # third level, plural
@@ -32,7 +35,7 @@ class Department(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A product line: price tier, material and look that a buyer tends to stay with, whatever the department."""
+    """A product line: price, material and look that a buyer stays with in all departments."""
 
     name: str
     tier: str

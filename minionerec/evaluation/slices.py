@@ -1,0 +1,90 @@
+"""Metrics of parts of the test rows: by the target's popularity, by the history."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from minionerec.evaluation.metrics import Prediction, mean
+
+# Items in the history, inclusive bounds.
+HISTORY_BUCKETS = ((1, 1), (2, 4), (5, 9), (10, math.inf))
+SHOWN = ("HR@10", "NDCG@10")
+YES_NO = {True: "yes", False: "no"}
+
+Slices = dict[str, dict[str, dict[str, float]]]  # kind -> name -> metrics and count
+
+
+def slice_names(
+    predictions: Sequence[Prediction],
+    histories: Sequence[Sequence[str]] | None,
+    train_counts: Mapping[str, int],
+) -> dict[str, list[str]]:
+    """For every kind of slice the slice each row belongs to: kind -> ``(rows,)`` names.
+
+    ``target_popularity`` splits by train interactions: items are ordered by count, and a third of
+    all interactions each makes head, mid and tail (items with equal counts stay together); cold
+    items have none.
+    """
+    targets = [row["target_item_id"] for row in predictions]
+    third_of = popularity_thirds(train_counts)
+    names = {"target_popularity": [third_of.get(target, "cold") for target in targets]}
+    if histories is None:
+        return names
+    names |= {"history_length": [], "target_in_history": [], "target_repeats_last": []}
+    for target, history in zip(targets, histories, strict=True):
+        names["history_length"].append(bucket(len(history)))
+        names["target_in_history"].append(YES_NO[target in history])
+        names["target_repeats_last"].append(YES_NO[list(history[-1:]) == [target]])
+    return names
+
+
+def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
+    """head, mid or tail for every item with a train interaction.
+
+    It is the third of all interactions in which the item's count lies.
+
+    >>> # of 10 interactions, more popular items have 0, 5, 5, 9
+    >>> popularity_thirds({"a": 5, "b": 2, "c": 2, "d": 1, "e": 0})
+    {'a': 'head', 'b': 'mid', 'c': 'mid', 'd': 'tail'}
+    """
+    known = {item: count for item, count in train_counts.items() if count > 0}
+    total = sum(known.values())
+    items_with = Counter(known.values())
+    third = {}
+    above = 0  # interactions of more popular items
+    for count in sorted(items_with, reverse=True):
+        third[count] = ("head", "mid", "tail")[3 * above // total]
+        above += count * items_with[count]
+    return {item: third[count] for item, count in known.items()}
+
+
+def bucket(length: int) -> str:
+    """The name of a history's length.
+
+    >>> bucket(1), bucket(3), bucket(10)
+    ('1', '2-4', '10+')
+    """
+    low, high = next(bounds for bounds in HISTORY_BUCKETS if length <= bounds[1])
+    if low == high:
+        return f"{low}"
+    return f"{low}-{high}" if high < math.inf else f"{low}+"
+
+
+def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> Slices:
+    """HR@10, NDCG@10 (where they are measured) and the number of rows of every slice with rows."""
+    shown = [key for key in SHOWN if key in values]
+    table: Slices = {}
+    for kind, of_row in names.items():
+        rows = defaultdict(list)
+        for index, name in enumerate(of_row):
+            rows[name].append(index)
+        table[kind] = {}
+        for name in sorted(rows):
+            figures: dict[str, float] = {key: mean(values[key][rows[name]]) for key in shown}
+            figures["count"] = len(rows[name])
+            table[kind][name] = figures
+    return table

@@ -1,0 +1,57 @@
+"""The words that a setting may have, where several settings or other files need them too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+from minionerec.experiment.baselines import BASELINES
+
+if TYPE_CHECKING:
+    # Names in lists and mappings are text to a type checker, so that any function may take them
+    Task = str
+    RLTask = str
+    RewardName = str
+    Column = str
+    BaselineName = str
+    ExpertName = str
+    SoftLabelKey = str
+    FusionKey = str
+else:
+    # What a model learns to complete; the first five are the paper's.
+    Task = Literal[
+        "sid_to_sid",
+        "sid_to_title",
+        "title_to_sid",
+        "sids_to_title",
+        "titles_to_sid",
+        "description_to_sid",
+    ]
+    # Tasks that end in a semantic ID, so that a completion is an item.
+    RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
+    BaselineName = Literal[tuple(BASELINES)]
+    RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
+    # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py).
+    ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
+    SoftLabelKey = Literal["weight", "final_weight", "top_k", "items", "temperature"]
+    FusionKey = Literal["model", "popularity", "markov", "item_knn", "text_knn", "temperature"]
+    # Our names of the columns of two tables.
+    Column = Literal[
+        "user_id",
+        "item_id",
+        "timestamp",
+        "rating",
+        "split",
+        "items_item_id",
+        "title",
+        "description",
+        "brand",
+        "categories",
+    ]
+
+Quantizer = Literal[
+    "rqvae", "rqkmeans", "balanced_rqkmeans", "rqkmeans_plus", "opq", "random", "given"
+]
+Schedule = Literal["cosine", "linear", "constant"]
+
+TASKS: tuple[str, ...] = get_args(Task)
+QUANTIZERS: tuple[str, ...] = get_args(Quantizer)
