@@ -201,11 +201,24 @@ def taught(
     )
     for expert in teacher:
         processes.say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    mixed = list(shares.values())
     labelled = soft_labels.with_labels(
-        rows, teacher, list(shares.values()), recipe.top_k, renderer, exclude_history=exclude
+        rows,
+        teacher,
+        mixed,
+        recipe.top_k,
+        renderer,
+        sharpness=recipe.sharpness,
+        exclude_history=exclude,
     )
     of_items = soft_labels.item_rows(
-        num_items, teacher, list(shares.values()), recipe.top_k, renderer, exclude_history=exclude
+        num_items,
+        teacher,
+        mixed,
+        recipe.top_k,
+        renderer,
+        sharpness=recipe.sharpness,
+        exclude_history=exclude,
     )
     return labelled + recipe.items * of_items
 

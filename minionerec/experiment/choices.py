@@ -32,7 +32,7 @@ else:
     RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
     # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py).
     ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
-    SoftLabelKey = Literal["weight", "final_weight", "top_k", "items", "temperature"]
+    SoftLabelKey = Literal["weight", "final_weight", "top_k", "sharpness", "items", "temperature"]
     FusionKey = Literal["model", "popularity", "markov", "item_knn", "text_knn", "temperature"]
     # Our names of the columns of two tables.
     Column = Literal[

@@ -458,7 +458,8 @@ class SFTSettings(Settings):
         description=(
             "beside its own target a row is taught the best items of a teacher. weight: the "
             "teacher's share of the loss (0.5); final_weight: where that goes in the second half "
-            "of all steps (stays); top_k: items a row (8); items: passes an epoch over rows that "
+            "of all steps (stays); top_k: items a row (8); sharpness: power of their "
+            "probabilities (1.5); items: passes an epoch over rows that "
             "show one item and have the teacher alone (1); temperature: of text_knn (0.07); {}: "
             "off (paper)"
         ),
@@ -507,8 +508,9 @@ class SFTSettings(Settings):
             number = given.get(key, least)
             if number < least or number != int(number):
                 raise ValueError(f"{key}: got {number:g}, expected a whole number from {least}")
-        if given.get("temperature") == 0:
-            raise ValueError("temperature: got 0, expected a number above 0")
+        for key in ("sharpness", "temperature"):
+            if given.get(key) == 0:
+                raise ValueError(f"{key}: got 0, expected a number above 0")
         return given
 
     @field_validator("teacher")

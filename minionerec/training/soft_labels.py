@@ -41,6 +41,7 @@ class Recipe(NamedTuple):
     weight: float
     final_weight: float
     top_k: int
+    sharpness: float
     temperature: float
     items: int
 
@@ -52,6 +53,7 @@ class Recipe(NamedTuple):
             weight,
             given.get("final_weight", weight),
             int(given.get("top_k", 8)),
+            given.get("sharpness", 1.5),
             given.get("temperature", 0.07),
             int(given.get("items", 1)),
         )
@@ -71,6 +73,7 @@ def teacher_labels(
     targets: Sequence[int] | None,
     top_k: int,
     *,
+    sharpness: float = 1.0,
     exclude_history: bool,
 ) -> Labels:
     """The ``top_k`` best items of every train row by a mix of experts, asked leave-one-out.
@@ -82,6 +85,7 @@ def teacher_labels(
         targets: the rows' own targets, which the experts take out of their counts; None for
             histories that have none.
         top_k: K, at most the catalogue.
+        sharpness: weights are probabilities to this power; more than 1 favours the very best.
         exclude_history: items that a row shows get no weight, as they are never recommended.
     """
     items = np.full((len(histories), top_k), -1, dtype=np.int64)
@@ -97,7 +101,7 @@ def teacher_labels(
         best = best_of_scores(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
         value = np.take_along_axis(probabilities, best, axis=1)
         items[block] = np.where(value > 0, best, -1)
-        weights[block] = normalised(value)
+        weights[block] = normalised(value**sharpness)
     return Labels(items, weights)
 
 
@@ -113,6 +117,7 @@ def with_labels(
     top_k: int,
     renderer: Renderer,
     *,
+    sharpness: float = 1.0,
     exclude_history: bool,
 ) -> list[Row]:
     """The rows, those that take labels with the teacher's answers beside their own.
@@ -129,6 +134,7 @@ def with_labels(
         [history for history, _ in asked],
         [target for _, target in asked],
         top_k,
+        sharpness=sharpness,
         exclude_history=exclude_history,
     )
     labelled = []
@@ -148,6 +154,7 @@ def item_rows(
     top_k: int,
     renderer: Renderer,
     *,
+    sharpness: float = 1.0,
     exclude_history: bool,
 ) -> list[Row]:
     """A row for every item: a history of that item alone, and what the teacher says follows it.
@@ -156,7 +163,15 @@ def item_rows(
     shows last, and have no target of their own that would have to be taken out of the counts.
     """
     histories = [(item,) for item in range(num_items)]
-    found = teacher_labels(experts, shares, histories, None, top_k, exclude_history=exclude_history)
+    found = teacher_labels(
+        experts,
+        shares,
+        histories,
+        None,
+        top_k,
+        sharpness=sharpness,
+        exclude_history=exclude_history,
+    )
     rows = []
     for item, (items, weights) in enumerate(zip(found.items, found.weights, strict=True)):
         labels = []

@@ -191,6 +191,11 @@ def test_a_row_of_one_item_is_taught_by_the_whole_table_of_what_follows_it():
     first = rows[0]
     assert [(label.item, label.own) for label in first.labels] == [(1, 0.9), (3, 0.1)]
     assert all(label.own == label.teacher for row in rows for label in row.labels)
+    sharp = soft_labels.item_rows(
+        8, [chain], [1.0], 4, OneToken(), sharpness=2.0, exclude_history=False
+    )
+    weights = [label.teacher for label in sharp[0].labels]
+    assert weights == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
     assert (first.prompt, first.completion, first.target_item) == ([0], [1, 0], 1)
 
 
