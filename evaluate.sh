@@ -4,7 +4,7 @@
 #   bash evaluate.sh --config configs/quickstart.yaml [--evaluate.checkpoint sft|rl|PATH] [--evaluate.split test|valid]
 #   bash evaluate.sh --help        all keys
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/setup.sh"
 
-preflight evaluate "$@"
-launch evaluate.py "$@"
+need_python
+exec "$PYTHON" -P -m minionerec.experiment.launch evaluate "$@"

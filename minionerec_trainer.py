@@ -32,7 +32,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from minionerec.catalogue.rows import Row
@@ -40,7 +40,8 @@ from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import RLSettings
 from minionerec.model import backbone
 from minionerec.model.beam_search import NotFinite
-from minionerec.model.token_trees import base_causal_lm, pack_trees
+from minionerec.model.token_trees import pack_trees
+from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches, GroupedSampler, MicroBatchSeeds, seed_of
 from minionerec.training.callbacks import (
     EpochOrder,
@@ -62,8 +63,7 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 
 class RankingTrainer(Trainer):
-    """``transformers.Trainer`` that selects on the ranking of validation rows and commits its
-    checkpoints.
+    """A Trainer that selects on the ranking of validation rows and commits its checkpoints.
 
     Args:
         model: to train.
@@ -78,6 +78,8 @@ class RankingTrainer(Trainer):
     """
 
     passes_per_batch = 1  # optimiser steps in a row over the same rows
+    control: TrainerControl
+    train_dataset: Sequence[Any]
 
     def __init__(
         self,
@@ -162,8 +164,9 @@ class RankingTrainer(Trainer):
         return 0
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing if the run had ended when it was interrupted; the Trainer would train on for a
-        step or more.
+        """Do nothing if the run had ended when it was interrupted.
+
+        The Trainer would train on for a step or more.
         """
         over = self.state.global_step >= self.state.max_steps
         for callback in self.callback_handler.callbacks:
@@ -193,17 +196,16 @@ class RankingTrainer(Trainer):
         return metrics
 
     def whole_model(self) -> nn.Module:
-        """The model with all its weights, for whatever is no training forward; all processes must
-        ask at the same time.
+        """The model with all its weights, for whatever is no training forward.
+
+        All processes must ask at the same time.
         """
         return self.whole_copy.gather(self.model) if self.whole_copy else self.model
 
     # ---------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """Write a checkpoint beside, check and complete it, commit it, and only then forget older
-        ones.
-        """
+        """Write, check, complete and commit a checkpoint; then forget older ones."""
         step = self.state.global_step
         if self.checkpoints.path(step).exists():
             return
@@ -230,8 +232,9 @@ class RankingTrainer(Trainer):
         """Add what a subclass needs for an exact resume."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Under FSDP save the whole copy: the Trainer's way fails on shards of unequal size where
-        weights are tied.
+        """Under FSDP save the whole copy.
+
+        The Trainer's way fails on shards of unequal size where weights are tied.
         """
         if self.whole_copy is None:
             super().save_model(output_dir, _internal_call)
@@ -249,8 +252,9 @@ class RankingTrainer(Trainer):
         return str(self.checkpoints.staging or super()._get_output_dir(trial))
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        """Find the best checkpoint again where a run's folder was moved; the Trainer would end with
-        the last one.
+        """Find the best checkpoint again where a run's folder was moved.
+
+        The Trainer would end with the last one.
         """
         found = super()._init_training_state(*args)
         best = self.state.best_global_step
@@ -370,9 +374,7 @@ class GRPOTrainer(RankingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """A micro-batch's share of the GRPO loss, which is a mean over the groups of the global
-        batch.
-        """
+        """A micro-batch's share of the GRPO loss, a mean over the groups of a batch."""
         rollouts = self.buffer.next(lambda: self.roll_out(**inputs["prompts"]))
         kept = self.groups_to_score(rollouts)
         metrics: dict[str, float] = {}
@@ -458,8 +460,9 @@ class GRPOTrainer(RankingTrainer):
 
     @torch.inference_mode()
     def reference(self, model: nn.Module, batch: GroupBatch) -> GroupOutput:
-        """The log-probabilities of a batch under the frozen copy, or under the policy with its
-        adapters off.
+        """The log-probabilities of a batch under the reference.
+
+        That is the frozen copy, or the policy with its adapters off.
         """
         settings = self.settings
         with_children = settings.kl == "exact"
@@ -482,9 +485,7 @@ class GRPOTrainer(RankingTrainer):
         return bad
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of the rollout metrics since the last log, over the groups of all
-        processes.
-        """
+        """Add the means of the rollout metrics since the last log, over all processes."""
         if "loss" in logs:
             logs |= weighted_means(gather_object(self._logged))
             self._logged = []

@@ -5,7 +5,7 @@
 #
 # Uses the active virtualenv or conda environment, else creates .venv. Finished stages are not repeated.
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/setup.sh"
 
 help_if_asked "$@"
 set_up user

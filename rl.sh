@@ -5,7 +5,7 @@
 #   ACCELERATE_CONFIG=configs/accelerate/fsdp.yaml bash rl.sh --config ...
 #   bash rl.sh --help        all keys
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/setup.sh"
 
-preflight rl "$@"
-launch rl.py "$@"
+need_python
+exec "$PYTHON" -P -m minionerec.experiment.launch rl "$@"

@@ -1,91 +1,67 @@
-"""Stage 2: supervised fine-tuning on next-item and language-alignment tasks (paper, section on SFT).
+"""Stage 2: supervised fine-tuning on next-item and language tasks (paper, section on SFT).
 
     bash sft.sh --config configs/quickstart.yaml [--section.key value ...]
     ACCELERATE_CONFIG=configs/accelerate/ddp.yaml bash sft.sh --config ...
 
-Reads runs/<name>/{data,sids}, writes runs/<name>/sft: a plain Hugging Face checkpoint with the SID tokens, sids.json and
-the prompt template. Departures from the reference: (1) the checkpoint is chosen by NDCG@10 of constrained beam search
-on validation rows, not by loss; (2) rows are packed as prefix trees, which changes no number; (3) no prompt holds its
-target. An interrupted run continues from its last checkpoint in runs/<name>/sft.partial.
+Reads runs/<name>/{data,sids}, writes runs/<name>/sft: a plain Hugging Face checkpoint with the SID
+tokens, sids.json and the prompt template. Departures from the reference: (1) the checkpoint is
+chosen by NDCG@10 of constrained beam search on validation rows, not by loss; (2) rows are packed as
+prefix trees, which changes no number; (3) no prompt holds its target. An interrupted run continues
+from its last checkpoint in runs/<name>/sft.partial.
 """
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from minionerec.errors import UserError, one_line_errors
+import minionerec_trainer as trainers
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.rows import mixture
+from minionerec.catalogue.samples import fixed_subset, window_samples
+from minionerec.errors import one_line_errors
+from minionerec.evaluation.ranking import validator
+from minionerec.experiment import processes
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
-
-if TYPE_CHECKING:
-    from minionerec.catalogue.prompts import Renderer
-    from minionerec.catalogue.rows import Row
-    from minionerec.catalogue.samples import Samples
-    from minionerec.training.soft_labels import Recipe
+from minionerec.experiment.stages import settings_of
+from minionerec.model import backbone
+from minionerec.model.policy import Policy
+from minionerec.pages import plots
+from minionerec.training import run, soft_labels
+from minionerec.training.callbacks import early_stopping
 
 
 def main() -> None:
-    experiment, _ = read_command_line(__doc__, own=())
-    from minionerec.experiment import artifacts, processes
-
-    path = artifacts.stage_path(experiment, "sft")
-    if artifacts.is_done(experiment, "sft"):
-        processes.say(
-            f"{path} is finished; next: {artifacts.COMMANDS['rl']} with the same --config"
-        )
-        return
-    with processes.locked(path):
-        train(experiment, path)
+    """Read the command line and make the stage."""
+    run_stage("sft", train, read_command_line(__doc__, own=())[0])
 
 
 def train(experiment: Experiment, path: Path) -> None:
     """Data, model, trainer, checkpoint: from top to bottom."""
-    import minionerec_trainer as trainers
-    from minionerec.catalogue import inputs
-    from minionerec.catalogue.rows import mixture
-    from minionerec.catalogue.samples import fixed_subset, seen_items, window_samples
-    from minionerec.evaluation.ranking import validator
-    from minionerec.experiment import artifacts, processes
-    from minionerec.model import backbone
-    from minionerec.pages import plots
-    from minionerec.training import run, soft_labels
-    from minionerec.training.callbacks import early_stopping
-
-    s, model_settings = experiment.sft, experiment.model
+    s = experiment.sft
     processes.quiet_libraries()
-    processes.check_launch(model_settings.tune)
+    processes.check_launch(experiment.model.tune)
+    run.check_reporters(s.report_to, "sft.report_to")
 
-    # Data
-    data_dir, sids_dir = (
-        artifacts.require_stage(experiment, "data"),
-        artifacts.require_stage(experiment, "sids"),
-    )
-    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
-
-    # Model: SID tokens first, then what may learn
-    model, tokenizer = backbone.build(
-        model_settings, sids, inputs.texts(samples.items), experiment.seed, s.dropout
-    )
-    template = inputs.template_of(model_settings)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, model_settings.max_tokens)
-    trie = inputs.trie(sids, tokenizer)
-    sid_token_ids = [token for level in sids.level_token_ids(tokenizer) for token in level]
-    model = backbone.add_adapters(model, model_settings, sid_token_ids)
-    train = (
-        samples.splits["train"]
-        if s.rows == "per_target"
-        else window_samples(samples.train_sequences, experiment.data.max_history, experiment.seed)
-    )
-    rows = mixture(s.tasks, train, renderer, len(samples.items), experiment.seed)
-    backbone.check_context(model, rows, "model.max_tokens")
+    # Data, and a model with tokens for the SIDs; then what may learn
+    catalogue = Catalogue.open(experiment)
+    samples = catalogue.samples
+    policy = Policy.create(catalogue, s.dropout)
+    model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
+    targets = samples.splits["train"]
+    if s.rows == "per_user":
+        longest = experiment.data.max_history
+        targets = window_samples(samples.train_sequences, longest, experiment.seed)
+    rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
     recipe = soft_labels.Recipe.of(s.soft_labels)
     if s.soft_labels:
-        rows = taught(experiment, rows, recipe, samples, renderer, data_dir, sids_dir)
-    processes.say(
-        f"{len(rows):,} rows of {sum(share > 0 for share in s.tasks.values())} tasks; {backbone.describe(model)}"
-    )
+        rows = soft_labels.taught(catalogue, rows, policy.renderer, recipe)
+    backbone.check_context(model, rows, "model.max_tokens")
+    tasks = sum(share > 0 for share in s.tasks.values())
+    say(f"{len(rows):,} rows of {tasks} tasks; {backbone.describe(model)}")
 
     # Train
     micro, accumulation = run.split_batch("sft", s.batch_size, s.micro_batch_size)
@@ -102,125 +78,37 @@ def train(experiment: Experiment, path: Path) -> None:
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
     unwanted = None
     if experiment.evaluate.exclude_history:
-        unwanted = fixed_subset(seen_items(data_dir, "valid"), s.eval_rows, experiment.seed)
-    validate = validator(
-        valid,
-        renderer,
-        trie.to(arguments.device),
-        sids,
-        num_beams=s.eval_beams,
-        normalize=model_settings.normalize,
-        unwanted=unwanted,
-    )
-    contents = trainers.CheckpointContents(
-        "sft",
-        artifacts.relevant_settings(experiment, "sft"),
-        [data_dir, sids_dir],
-        sids_dir / "sids.json",
-        template,
-    )
-    groups = [row.user_id for row in rows] if s.group_by_user else None
+        unwanted = fixed_subset(catalogue.seen("valid"), s.eval_rows, experiment.seed)
+    validate = validator(policy, valid, s.eval_beams, arguments.device, unwanted)
+    settings = settings_of(experiment, "sft")
     trainer = trainers.SFTTrainer(
         model,
         arguments,
         rows,
-        tokenizer,
-        contents,
+        policy.tokenizer,
+        trainers.CheckpointContents("sft", settings, policy.parents, policy),
         validate,
-        groups,
-        trie=trie if model_settings.normalize == "trie" else None,
-        teacher_weight=lambda done: soft_labels.weight_at(done, recipe.weight, recipe.final_weight),
+        [row.user_id for row in rows] if s.group_by_user else None,
+        trie=policy.trie if policy.normalize == "trie" else None,
+        teacher_weight=recipe.weight_at,
         callbacks=early_stopping(s.patience),
     )
     if s.soft_labels:
         batches = list(itertools.islice(trainer.batches, 8))
-        processes.say(soft_labels.price(rows, batches, trainer.data_collator))
+        say(soft_labels.price(rows, batches, trainer.data_collator))
     run.train_or_resume(trainer)
 
-    # Save
-    best, whole = trainer.state.best_metric, trainer.whole_model()
+    # Save the best
+    best = trainer.state.best_metric
+    whole = trainer.whole_model()
     if trainer.is_world_process_zero():
-        with artifacts.committed(
-            path, "sft", contents.settings, contents.parents, sids_sha256=sids.sha256
-        ) as staging:
-            backbone.save(backbone.merged(whole), tokenizer, contents.sids_file, template, staging)
+        facts = {"sids_sha256": catalogue.sids.sha256}
+        with committed(path, "sft", settings, policy.parents, **facts) as staging:
+            policy.save(backbone.merged(whole), staging)
             plots.save_log(trainer, staging)
-    run.clean_up(experiment, "sft")
-    processes.say(
-        f"\nbest validation NDCG@10 {best:.4f} at step {trainer.state.best_global_step} of {trainer.state.global_step}"
-        f"\nwritten to {path}; next: {artifacts.COMMANDS['rl']} with the same --config, or "
-        f"{artifacts.COMMANDS['evaluate']} with --evaluate.checkpoint sft"
-    )
-
-
-def taught(
-    experiment: Experiment,
-    rows: list[Row],
-    recipe: Recipe,
-    samples: Samples,
-    renderer: Renderer,
-    data_dir: Path,
-    sids_dir: Path,
-) -> list[Row]:
-    """The rows with the labels of ``sft.teacher``, which knows the train split alone.
-
-    Raises:
-        UserError: the teacher lacks what it needs, or more items are asked of it than there are.
-    """
-    from minionerec.catalogue.samples import seen_items
-    from minionerec.experiment import processes
-    from minionerec.rankers import experts, mixing
-    from minionerec.training import soft_labels
-
-    num_items = len(samples.items)
-    if recipe.top_k > num_items:
-        raise UserError(
-            f"sft.soft_labels: top_k: got {recipe.top_k}, but the catalogue has {num_items} items; "
-            "lower it"
-        )
-    exclude = experiment.evaluate.exclude_history
-    unwanted = seen_items(data_dir, "valid") if exclude else None
-    embeddings_file = sids_dir / "embeddings.npy"
-    weights, temperature = experiment.sft.teacher, recipe.temperature
-    if not weights:
-        valid = samples.splits["valid"]
-        lists = mixing.rankers_lists(samples, valid, embeddings_file, unwanted)
-        best = mixing.tried({}, lists, valid, num_items=num_items, by="log p")[0]
-        weights, temperature = best.weights, best.temperature
-        processes.say(
-            f"teacher: {mixing.in_yaml(weights)} at temperature {temperature:g} expects validation "
-            f"rows best, log p {best.metrics['log p']:.4f}, NDCG@10 {best.metrics['NDCG@10']:.4f}"
-        )
-    shares = {name: weight for name, weight in weights.items() if weight}
-    teacher = experts.build(
-        list(shares),
-        samples,
-        embeddings_file=embeddings_file,
-        temperature=temperature,
-        unwanted=unwanted,
-    )
-    for expert in teacher:
-        processes.say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
-    mixed = list(shares.values())
-    labelled = soft_labels.with_labels(
-        rows,
-        teacher,
-        mixed,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=exclude,
-    )
-    of_items = soft_labels.item_rows(
-        num_items,
-        teacher,
-        mixed,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=exclude,
-    )
-    return labelled + recipe.items * of_items
+    processes.processes().wait_for_everyone()
+    at, steps = trainer.state.best_global_step, trainer.state.global_step
+    say(f"\nbest validation NDCG@10 {best:.4f} at step {at} of {steps}")
 
 
 if __name__ == "__main__":

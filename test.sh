@@ -8,7 +8,7 @@
 #
 # MINIONEREC_REAL_DATA names the folder with real data sets; tests that need one are skipped without it.
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/minionerec/setup.sh"
 
 help_if_asked "$@"
 set_up developer

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minionerec.catalogue.samples import load_samples, seen_items
+from minionerec.catalogue.inputs import Catalogue
 from minionerec.errors import one_line_errors
 from minionerec.evaluation import fused
-from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.lineage import open_folder
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import COMMANDS, evaluation_path
 from minionerec.pages.text import aligned
 from minionerec.rankers.mixing import Mix, in_yaml, rankers_lists, tried
 
@@ -30,40 +32,40 @@ KEYS = ("log p", "HR@1", "HR@10", "HR@50", "NDCG@10")
 def main() -> None:
     """Read the command line, try, print."""
     experiment, _ = read_command_line(__doc__, own=())
-    main_of(experiment)
+    try_mixes(experiment.changed({"evaluate.split": "valid"}))
 
 
-def main_of(experiment: Experiment) -> None:
+def try_mixes(experiment: Experiment) -> None:
     """Both tables, from top to bottom."""
-    data_dir = artifacts.require_stage(experiment, "data")
-    sids_dir = artifacts.require_stage(experiment, "sids")
-    samples = load_samples(data_dir, experiment.data.max_history)
-    exclude = experiment.evaluate.exclude_history
-    unwanted = seen_items(data_dir, "valid") if exclude else None
+    catalogue = Catalogue.open(experiment)
+    samples = catalogue.samples
     valid = samples.splits["valid"]
-    lists = rankers_lists(samples, valid, sids_dir / "embeddings.npy", unwanted)
+    num_items = len(catalogue.item_ids)
+    unwanted = catalogue.seen("valid") if experiment.evaluate.exclude_history else None
+    embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
+    lists = rankers_lists(samples, valid, embeddings_file, unwanted)
 
-    print(f"teacher: mixes of rankers on {len(valid):,} validation rows\n")
-    best = tried({}, lists, valid, num_items=len(samples.items), by="log p")
-    print(as_table(best))
-    print(f"\n  soft_labels: {{temperature: {best[0].temperature:g}}}")
-    print(f"  teacher: {in_yaml(best[0].weights)}")
+    say(f"teacher: mixes of rankers on {len(valid):,} validation rows\n")
+    best = tried({}, lists, valid, num_items=num_items, by="log p")
+    say(as_table(best))
+    say(f"\n  soft_labels: {{temperature: {best[0].temperature:g}}}")
+    say(f"  teacher: {in_yaml(best[0].weights)}")
 
-    path = artifacts.evaluation_path(experiment)
-    path = path.with_name(f"{path.name.removesuffix(experiment.evaluate.split)}valid")
+    path = evaluation_path(experiment)
     if not path.is_dir():
-        print(
-            f"\nno table of fusions: {path} not found; run `bash evaluate.sh` with the same "
-            f"--config --evaluate.checkpoint {experiment.evaluate.checkpoint} --evaluate.split valid"
+        say(
+            f"\nno table of fusions: {path} not found; run `{COMMANDS['evaluate']}` with the same "
+            f"--config --evaluate.checkpoint {experiment.evaluate.checkpoint} "
+            "--evaluate.split valid"
         )
         return
-    artifacts.check_parents(path, artifacts.verify(path))
-    model = fused.read_model_lists(path / "predictions.jsonl", valid, samples.item_ids)
-    print(f"\nfusion: the model of {path.name} with rankers, on the same rows\n")
-    best = tried({"model": model}, lists, valid, num_items=len(samples.items), by="NDCG@10")
-    print(as_table(best))
+    open_folder(experiment, path)
+    model = fused.read_model_lists(path / "predictions.jsonl", valid, catalogue.item_ids)
+    say(f"\nfusion: the model of {path.name} with rankers, on the same rows\n")
+    best = tried({"model": model}, lists, valid, num_items=num_items, by="NDCG@10")
+    say(as_table(best))
     chosen = best[0].weights | {"temperature": best[0].temperature}
-    print(f"\n  fusion: {in_yaml(chosen)}")
+    say(f"\n  fusion: {in_yaml(chosen)}")
 
 
 def as_table(best: Sequence[Mix]) -> str:

@@ -24,24 +24,30 @@ from minionerec.errors import UserError, one_line_errors
 from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.scoring import score_predictions
-from minionerec.experiment import artifacts
-from minionerec.experiment.baselines import BASELINES
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import write_json
+from minionerec.experiment.lineage import is_done, open_stage
+from minionerec.experiment.manifest import Parent
+from minionerec.experiment.run import run_stage
+from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import Output, needs_of, outputs, settings_of
 from minionerec.pages.plots import write_log
 from minionerec.pages.text import metrics_table
 from minionerec.rankers.baseline import Inputs, Ranking, rank_test
 
-NEEDS_SIDS = tuple(name for name, row in BASELINES.items() if row.reads_sids)
-
 
 def main() -> None:
+    """Read the command line and make the stage."""
+    run_stage("baselines", rank_all, read_command_line(__doc__, own=())[0])
+
+
+def rank_all(experiment: Experiment, path: Path) -> None:
     """Every method on the same rows: from top to bottom."""
-    experiment, _ = read_command_line(__doc__, own=())
-    methods = tuple(dict.fromkeys(experiment.baselines.methods))
-    data_dir = artifacts.require_stage(experiment, "data")
-    sids_dir = (
-        artifacts.require_stage(experiment, "sids") if set(methods) & set(NEEDS_SIDS) else None
-    )
+    needed = needs_of(experiment, "baselines")
+    parents = {stage: open_stage(experiment, stage) for stage in needed}
+    data_dir = parents["data"].path
+    sids_dir = parents["sids"].path if "sids" in parents else None
     samples = load_samples(data_dir, experiment.data.max_history)
     if not samples.splits["test"]:
         raise UserError(
@@ -57,26 +63,20 @@ def main() -> None:
     inputs = Inputs(samples, sids, sids_dir, experiment, depth=KS[-1], unwanted=unwanted)
 
     table: dict[str, dict[str, Any]] = {}
-    with artifacts.locked(artifacts.stage_path(experiment, "baselines")):
-        for method in methods:
-            path = artifacts.baseline_path(experiment, method)
-            if not artifacts.is_done(experiment, artifacts.baseline_stage(method), path):
-                print(f"{method}: ranking {len(samples.splits['test']):,} test rows", flush=True)
-                run_method(
-                    method, inputs, path, [data_dir, *([sids_dir] if method in NEEDS_SIDS else [])]
-                )
-            table[method] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    for output in outputs(experiment, "baselines"):
+        method = output.facts["method"]
+        if not is_done(experiment, output.stage, output.path, method=method):
+            print(f"{method}: ranking {len(samples.splits['test']):,} test rows", flush=True)
+            read = [parents[stage] for stage in output.needs]
+            run_method(method, inputs, output, read)
+        table[method] = json.loads((output.path / "metrics.json").read_text(encoding="utf-8"))
     print(metrics_table(table))
-    written = artifacts.stage_path(experiment, "baselines")
-    print(f"\nwritten to {written}; next: {artifacts.COMMANDS['sft']} with the same --config")
 
 
-def run_method(method: str, inputs: Inputs, path: Path, parents: list[Path]) -> None:
-    """Train or count, rank, measure, commit ``path``."""
-    stage = artifacts.baseline_stage(method)
-    with artifacts.committed(
-        path, stage, artifacts.relevant_settings(inputs.experiment, stage), parents
-    ) as staging:
+def run_method(method: str, inputs: Inputs, output: Output, parents: list[Parent]) -> None:
+    """Train or count, rank, measure, commit ``output.path``."""
+    settings = settings_of(inputs.experiment, output.stage)
+    with committed(output.path, output.stage, settings, parents, method=method) as staging:
         start = time.perf_counter()
         ranking = rank_test(method, inputs, staging)
         spent = cost(
@@ -91,7 +91,7 @@ def run_method(method: str, inputs: Inputs, path: Path, parents: list[Path]) -> 
         metrics = measure(predictions, ranking, inputs)
         with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
             handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-        artifacts.write_json(
+        write_json(
             staging / "metrics.json",
             metrics | {"method": method, "split": "test", **ranking.facts, "cost": spent},
         )

@@ -4,7 +4,7 @@
 #   bash baselines/run.sh --config configs/quickstart.yaml [--section.key value ...]
 #   bash baselines/run.sh --help        all keys
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/setup.sh"
 
-preflight baselines "$@"
-run_python baselines/run.py "$@"
+need_python
+exec "$PYTHON" -P -m minionerec.experiment.launch baselines "$@"

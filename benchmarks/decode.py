@@ -1,16 +1,22 @@
-"""Decoding 50 beams per user: ours against Hugging Face ``generate`` with ``prefix_allowed_tokens_fn``.
+"""Decoding 50 beams per user.
+
+Ours against Hugging Face ``generate`` with ``prefix_allowed_tokens_fn``.
 
     python benchmarks/decode.py --shape tiny --device cpu --repeats 5
     python benchmarks/decode.py --shape qwen0.5b --device cpu --repeats 5 --batch 4
 
-Both sides decode the same real prompts with the same model object, turn by turn in one process; medians are compared.
+Both sides decode the same real prompts with the same model object, turn by turn in one process;
+medians are compared.
 
-* ``levels + end``: the score of ``generate``, forced end-of-sequence token included. Parity: the same lists.
-* ``levels``: the SID's tokens alone, ``normalize: vocab``, what the stages use. Parity: the same 50 items.
-* ``children``: ``normalize: trie``; another distribution, so it has no counterpart on the stock side.
+* ``levels + end``: the score of ``generate``, forced end-of-sequence token included. Parity: the
+same lists.
+* ``levels``: the SID's tokens alone, ``normalize: vocab``, what the stages use. Parity: the same 50
+items.
+* ``children``: ``normalize: trie``; another distribution, so it has no counterpart on the stock
+side.
 
-Parity is checked in float32, where both sides are exact, on as many prompts as ``--parity`` says; in bfloat16 rounding
-makes near-ties swap on both sides.
+Parity is checked in float32, where both sides are exact, on as many prompts as ``--parity`` says;
+in bfloat16 rounding makes near-ties swap on both sides.
 """
 
 from __future__ import annotations
@@ -23,16 +29,21 @@ import torch
 
 from benchmarks import workload as w
 from minionerec.errors import one_line_errors
-from minionerec.model.beam_search import constrained_beam_search
+from minionerec.model.beam_search import Beams, constrained_beam_search
 from minionerec.model.decoders import make_decoder
 
 EOS = 0
+# (prompts, with_scores) -> per prompt SIDs as token tuples, and their scores
+Decode = Callable[[list[list[int]], bool], tuple[list[list[tuple[int, ...]]], list[list[float]]]]
 
 
 def stock_decoder(
     model: torch.nn.Module, sids: list[list[int]], num_beams: int, end: bool = True
-) -> Callable[[list[list[int]]], tuple]:
-    """Prompts -> (SID token lists, scores), the usual way: left padding, a dict of prefixes, ``generate``; with the forced ``end``."""
+) -> Decode:
+    """Prompts -> (SID token lists, scores), the usual way.
+
+    Left padding, a dict of prefixes, ``generate``; with the forced ``end``.
+    """
     allowed: dict[tuple[int, ...], set[int]] = {}
     for sid in sids:
         path = [*sid, EOS]
@@ -41,7 +52,7 @@ def stock_decoder(
     tables = {prefix: sorted(tokens) for prefix, tokens in allowed.items()}
 
     def decode(
-        prompts: list[list[int]], with_scores: bool = False
+        prompts: list[list[int]], with_scores: bool
     ) -> tuple[list[list[tuple[int, ...]]], list[list[float]]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[EOS] * (width - len(p)) + p for p in prompts], device=model.device)
@@ -82,7 +93,10 @@ def main(
     threads: int = 1,
     stock: bool = True,
 ) -> None:
-    """Print seconds per user of every mode, ratios, parity, memory and the share of the GEMM peak."""
+    """Print seconds per user of every mode, ratios, parity.
+
+    Memory and the share of the GEMM peak.
+    """
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     model = w.build_model(sizes, device=device)
@@ -95,7 +109,7 @@ def main(
     middle = prompts[len(prompts) // 2 - batch // 2 :][:batch]
     decoder, reference = make_decoder(model), stock_decoder(model, sids, beams)
 
-    def ours(mode: str, some: list[list[int]]):
+    def ours(mode: str, some: list[list[int]]) -> Beams:
         return constrained_beam_search(
             decoder,
             some,
@@ -116,19 +130,21 @@ def main(
         shared = decoder.read_beginning(prompts)  # once per run, as ``search_batches`` does
         sides = {mode: lambda mode=mode: ours(mode, middle) for mode in modes}
         seconds = w.in_turns(
-            ({"stock": lambda: reference(middle)} if stock else {}) | sides, repeats, device
+            ({"stock": lambda: reference(middle, False)} if stock else {}) | sides, repeats, device
         )
         peak = w.gemm_peak(sizes.dtype, device)
         memory = {
             name: w.peak_memory(side, device)
             for name, side in (
-                ({"stock": lambda: reference(middle)} if stock else {}) | sides
+                ({"stock": lambda: reference(middle, False)} if stock else {}) | sides
             ).items()
         }
     own = sum(len(p) - shared for p in middle) / batch
     print(
-        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x {beams} beams, prompts of "
-        f"{len(middle[0])} to {len(middle[-1])} tokens of which {shared} are the same for all; GEMM peak {peak / 1e9:.0f} GFLOP/s"
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, batch {batch} x "
+        f"{beams} beams, prompts of "
+        f"{len(middle[0])} to {len(middle[-1])} tokens of which {shared} are the same for all; "
+        f"GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
     flops = {
         "levels + end": 2 * sizes.body * (own + 3 * beams) + 2 * sizes.head * (1 + 3 * beams),
@@ -137,7 +153,8 @@ def main(
     }
     for name, value in seconds.items():
         floor = (
-            f", {flops[name] / 1e9:.2f} GFLOP/user, {flops[name] * batch / value / peak:.0%} of the GEMM peak"
+            f", {flops[name] / 1e9:.2f} GFLOP/user, {flops[name] * batch / value / peak:.0%} of "
+            "the GEMM peak"
             if name in flops
             else ""
         )
@@ -160,22 +177,24 @@ def check_parity(
     dtype = model.dtype
     model.float()
     sids = work.sids.token_ids(work.tokenizer)
-    expected, expected_scores = stock_decoder(model, sids, beams)(prompts, with_scores=True)
+    expected, expected_scores = stock_decoder(model, sids, beams)(prompts, True)
     decoder = make_decoder(model)
     whole = constrained_beam_search(decoder, prompts, work.trie, beams, score_eos=EOS)
     levels = constrained_beam_search(decoder, prompts, work.trie, beams)
-    tokens_of = lambda leaf: tuple(sids[work.trie.items_of_leaf(leaf)[0]])  # noqa: E731
-    lists = sum(
-        [tokens_of(leaf) for leaf in row] == want
-        for row, want in zip(whole.leaves.tolist(), expected, strict=True)
-    )
-    sets = sum(
-        {tokens_of(leaf) for leaf in row} == set(want)
-        for row, want in zip(levels.leaves.tolist(), expected, strict=True)
-    )
+
+    def tokens_of(leaves: list[int]) -> list[tuple[int, ...]]:
+        return [tuple(sids[work.trie.items_of_leaf(leaf)[0]]) for leaf in leaves]
+
+    lists = 0
+    sets = 0
+    found = zip(whole.leaves.tolist(), levels.leaves.tolist(), expected, strict=True)
+    for with_end, without_end, want in found:
+        lists += tokens_of(with_end) == want
+        sets += set(tokens_of(without_end)) == set(want)
     gap = (whole.scores.cpu() - torch.tensor(expected_scores)).abs().max().item()
     print(
-        f"float32 parity on {len(prompts)} prompts: {lists} lists identical, {sets} sets identical, scores within {gap:.1e}"
+        f"float32 parity on {len(prompts)} prompts: {lists} lists identical, {sets} sets "
+        f"identical, scores within {gap:.1e}"
     )
     model.to(dtype)
     return lists == sets == len(prompts) and gap <= 1e-4

@@ -1,11 +1,15 @@
-"""Peak memory of the encoder stage as the catalogue grows, against the stock way (``SentenceTransformer.encode`` of a list).
+"""Peak memory of the encoder stage as the catalogue grows.
 
-    python benchmarks/embeddings.py                              # 20,000 and 200,000 items
-    python benchmarks/embeddings.py --items 100000,1000000 --ways disk      # the stage with a constant instead of a network
+Against the stock way (``SentenceTransformer.encode`` of a list).
 
-The encoder is a random one-layer BERT with 384-wide output, so that memory and not the model is what is measured. Each run
-is a process of its own; its peak resident memory includes Python, torch and the mapped output. Parity: on the smallest
-catalogue both ways give the same vectors within 1e-5.
+    python benchmarks/embeddings.py                              # 20,000 and 200,000 items python
+    benchmarks/embeddings.py --items 100000,1000000 --ways disk      # the stage with a constant
+    instead of a network
+
+The encoder is a random one-layer BERT with 384-wide output, so that memory and not the model is
+what is measured. Each run is a process of its own; its peak resident memory includes Python, torch
+and the mapped output. Parity: on the smallest catalogue both ways give the same vectors within
+1e-5.
 """
 
 from __future__ import annotations
@@ -16,10 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fire
 import numpy as np
+
+from minionerec.experiment.settings import Experiment, SidSettings
+
+if TYPE_CHECKING:
+    from minionerec.experiment.settings import Experiment
 
 WORDS = [
     "steel",
@@ -61,7 +72,8 @@ def main(
                 )
                 row = json.loads(done.stdout.splitlines()[-1])
                 print(
-                    f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} {size / row['seconds']:>8.0f}",
+                    f"{size:>10,} {way:>6} {row['megabytes']:>8.0f} {row['seconds']:>8.1f} "
+                    f"{size / row['seconds']:>8.0f}",
                     flush=True,
                 )
             if size == min(sizes) and {"stock", "ours"} <= set(ways):
@@ -75,7 +87,7 @@ def main(
 def one(folder: str, size: int, way: str) -> None:
     """One size one way, in a process of its own; prints peak memory and seconds as JSON."""
     start = time.perf_counter()
-    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), int(size))
+    {"ours": ours, "stock": stock, "disk": disk}[way](Path(folder), size)
     print(
         json.dumps(
             {
@@ -97,9 +109,13 @@ def disk(folder: Path, size: int) -> None:
     """The stage with a network that costs nothing: what texts, parts and output take."""
     from rqvae import embed_items
 
-    embed_items.encode_with = lambda _: (
-        lambda texts: np.full((len(texts), 384), 384**-0.5, np.float32)
-    )
+    def constant(texts: list[str]) -> np.ndarray:
+        return np.full((len(texts), 384), 384**-0.5, np.float32)
+
+    def encode_with(model: object) -> Callable[[list[str]], np.ndarray]:
+        return constant
+
+    embed_items.encode_with = encode_with
     embed_items.main(experiment(folder, size))
 
 
@@ -119,10 +135,8 @@ def stock(folder: Path, size: int) -> None:
     np.save(folder / "stock.npy", rows)
 
 
-def experiment(folder: Path, size: int):
+def experiment(folder: Path, size: int) -> Experiment:
     """Where a catalogue of this size lives."""
-    from minionerec.experiment.settings import Experiment, SidSettings
-
     return Experiment(
         name="bench",
         output_dir=str(folder / f"ours-{size}"),
@@ -165,6 +179,6 @@ def save_wide_encoder(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
-        one(*sys.argv[2:])
+        one(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     else:
         fire.Fire(main)

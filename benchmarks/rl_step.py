@@ -1,12 +1,15 @@
-"""One RL micro-batch (rollouts, reference, policy forward and backward): shared prompts against replicated ones.
+"""One RL micro-batch (rollouts, reference, policy forward and backward).
+
+Shared prompts against replicated ones.
 
     python benchmarks/rl_step.py --shape tiny --device cpu --repeats 5 --groups 4
     python benchmarks/rl_step.py --shape qwen0.5b --device cpu --repeats 5 --groups 2
 
-Prompts are a mixture of the paper's three RL tasks, G completions each. The stock side rolls out with ``generate`` and
-``prefix_allowed_tokens_fn``, repeats every prompt G times, and takes log-softmax of the completion's logits
-(``logits_to_keep``), as TRL does. Both sides use the same loss: clipped ratio plus k3 KL. Parity, in float32 on
-``--parity`` prompts: the same completions, log-probabilities, loss and gradients.
+Prompts are a mixture of the paper's three RL tasks, G completions each. The stock side rolls out
+with ``generate`` and ``prefix_allowed_tokens_fn``, repeats every prompt G times, and takes
+log-softmax of the completion's logits (``logits_to_keep``), as TRL does. Both sides use the same
+loss: clipped ratio plus k3 KL. Parity, in float32 on ``--parity`` prompts: the same completions,
+log-probabilities, loss and gradients.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 
 import fire
@@ -25,6 +29,7 @@ from minionerec.catalogue.rows import Row, mixture
 from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.training.objective import group_advantages, k3_kl
+from minionerec.training.rollouts import Rollouts
 from minionerec_trainer import GRPOTrainer, TrainingArguments
 
 LEVELS = 3
@@ -46,7 +51,10 @@ class Stock:
         group: int,
         beta: float,
     ):
-        self.model, self.ref_model, self.group, self.beta = model, ref_model, group, beta
+        self.model = model
+        self.ref_model = ref_model
+        self.group = group
+        self.beta = beta
         self.decode = stock_decoder(model, sids, group, end=False)
         self.item_of = {tuple(sid): item for item, sid in reversed(list(enumerate(sids)))}
 
@@ -54,7 +62,7 @@ class Stock:
         """G completions per prompt."""
         self.model.eval()
         with torch.no_grad():
-            completions, _ = self.decode([row.prompt for row in rows])
+            completions, _ = self.decode([row.prompt for row in rows], False)
         self.model.train()
         return completions
 
@@ -72,15 +80,15 @@ class Stock:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and per-token log-probabilities of the given completions."""
         width = max(len(row.prompt) for row in rows)
-        ids, mask = [], []
+        id_rows = []
+        mask_rows = []
         for row, group in zip(rows, completions, strict=True):
             for completion in group:
-                ids.append([0] * (width - len(row.prompt)) + row.prompt + list(completion))
-                mask.append([0] * (width - len(row.prompt)) + [1] * (len(row.prompt) + LEVELS))
-        ids, mask = (
-            torch.tensor(ids, device=self.model.device),
-            torch.tensor(mask, device=self.model.device),
-        )
+                padding = [0] * (width - len(row.prompt))
+                id_rows.append(padding + row.prompt + list(completion))
+                mask_rows.append(padding + [1] * (len(row.prompt) + LEVELS))
+        ids = torch.tensor(id_rows, device=self.model.device)
+        mask = torch.tensor(mask_rows, device=self.model.device)
         items = torch.tensor(
             [[self.item_of[c] for c in group] for group in completions], device=self.model.device
         )
@@ -116,11 +124,8 @@ def main(
     rows = mixture(
         settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0
     )
-    rows = (
-        [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows]
-        if preamble
-        else rows
-    )
+    wording = w.preamble(work, preamble)
+    rows = [replace(row, prompt=wording + row.prompt) for row in rows]
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
@@ -150,17 +155,20 @@ def main(
     reference = Stock(model, ref_model, sids, generations, settings.beta)
     ok = check_parity(trainer, reference, rows[:parity], sids)
 
-    def our_update(rollouts) -> None:
+    def our_update(rollouts: Rollouts) -> None:
         model.zero_grad(set_to_none=True)
         trainer.loss_of(model, rollouts, list(range(groups)))[0].backward()
 
-    def stock_update(completions) -> None:
+    def stock_update(completions: list) -> None:
         model.zero_grad(set_to_none=True)
         reference.loss(rows, completions)[0].backward()
 
     peak = w.gemm_peak(sizes.dtype, device)
     rollouts = trainer.roll_out(rows)
-    sides = {"rollouts": lambda: trainer.roll_out(rows), "update": lambda: our_update(rollouts)}
+    sides: dict[str, Callable[[], object]] = {
+        "rollouts": lambda: trainer.roll_out(rows),
+        "update": lambda: our_update(rollouts),
+    }
     if stock:
         completions = reference.roll_out(rows)
         sides |= {
@@ -172,14 +180,16 @@ def main(
     memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
     lengths = [len(row.prompt) for row in rows]
     print(
-        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of {min(lengths)} to "
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of "
+        f"{min(lengths)} to "
         f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     for name, value in seconds.items():
         own = max(0, memory.get(name, 0) - gradients) / 2**20 / groups
         used = (
-            f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the gradients"
+            f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the "
+            "gradients"
             if name in memory
             else ""
         )
@@ -190,43 +200,51 @@ def main(
         )
         print(f"{name:>14}: {value / groups:.4f} s per prompt{ratio}{used}")
     whole = seconds["rollouts"] + seconds["update"]
-    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and completions without shared prefixes
+    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and
+    # completions without shared prefixes
     flops = sum(
         5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations))
         for n in lengths
     )
     print(
-        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP at most, "
+        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP "
+        "at most, "
         f"{flops / whole / peak:.0%} of the GEMM peak"
     )
     if stock:
         print(
-            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: {'ok' if ok else 'FAILED'}"
+            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: "
+            f"{'ok' if ok else 'FAILED'}"
         )
     sys.exit(not ok)
 
 
 def pick_mixture(rows: list[Row], count: int) -> list[Row]:
     """Tasks in turn, so that a few rows are a mixture too."""
-    tasks = {
-        task: [row for row in rows if row.task == task]
-        for task in sorted({row.task for row in rows})
-    }
-    turns = [
-        row
-        for together in zip(*(own[:count] for own in tasks.values()), strict=False)
-        for row in together
-    ]
+    tasks: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.task):
+        tasks.setdefault(row.task, []).append(row)
+    turns: list[Row] = []
+    for together in zip(*tasks.values(), strict=False):
+        turns += together
+        if len(turns) >= count:
+            break
     return turns[:count]
 
 
 def check_parity(
     trainer: GRPOTrainer, reference: Stock, rows: list[Row], sids: list[list[int]]
 ) -> bool:
-    """Completions equal, log-probabilities and gradients within 2e-5, loss within 1e-6, in float32."""
-    model, dtype = trainer.model, trainer.model.dtype
-    model.float(), trainer.ref_model.float()
-    rollouts, completions = trainer.roll_out(rows), reference.roll_out(rows)
+    """Completions equal, log-probabilities and gradients within 2e-5, loss within 1e-6.
+
+    In float32.
+    """
+    model = trainer.model
+    dtype = model.dtype
+    for one in (model, reference.ref_model):
+        one.float()
+    rollouts = trainer.roll_out(rows)
+    completions = reference.roll_out(rows)
     codes, levels = trainer.trie.code, trainer.trie.level_tokens
     paths = trainer.trie.path(rollouts.nodes, LEVELS)
     found = torch.stack(
@@ -243,10 +261,13 @@ def check_parity(
     gap = (rollouts.old_logps.view(-1, LEVELS) - logps).abs().max().item()
     worst = w.gradient_gap(model, gradients)
     print(
-        f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, log-probabilities within {gap:.1e}, "
-        f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of each tensor's largest"
+        f"float32 parity on {len(rows)} prompts: completions {'equal' if equal else 'DIFFER'}, "
+        f"log-probabilities within {gap:.1e}, "
+        f"loss within {abs(loss.item() - expected.item()):.1e}, gradients within {worst:.1e} of "
+        "each tensor's largest"
     )
-    model.to(dtype), trainer.ref_model.to(dtype)
+    for one in (model, reference.ref_model):
+        one.to(dtype)
     return equal and gap <= 2e-5 and abs(loss.item() - expected.item()) <= 1e-6 and worst <= 2e-5
 
 

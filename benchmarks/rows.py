@@ -1,10 +1,12 @@
 """The tokenised SFT set: one tokenizer call per row against ``mixture`` with its pieces.
 
-    python benchmarks/rows.py --data FOLDER        # as in benchmarks/workload.py; without one the embedded catalogue
+    python benchmarks/rows.py --data FOLDER        # as in benchmarks/workload.py; without one the
+    embedded catalogue
 
-The rows are the five tasks on the train samples. The usual way renders each prompt and each completion as text and calls
-the tokenizer on it; ours starts from a new ``Renderer``, with nothing tokenised yet. Both run turn by turn in one process
-and the medians are compared. Parity: the prompts and completions of every row are identical.
+The rows are the five tasks on the train samples. The usual way renders each prompt and each
+completion as text and calls the tokenizer on it; ours starts from a new ``Renderer``, with nothing
+tokenised yet. Both run turn by turn in one process and the medians are compared. Parity: the
+prompts and completions of every row are identical.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ def one_call_per_row(
     samples: list[Sample],
     sids: list[list[int]],
 ) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion of every row, each from a tokenizer call on its text; too long ones lose their oldest item."""
+    """Prompt and completion of every row, each from a tokenizer call on its text.
+
+    Too long ones lose their oldest item.
+    """
     titles, names = (
         items["title"].tolist(),
         ["".join(tokenizer.convert_ids_to_tokens(sid)) for sid in sids],
@@ -61,18 +66,27 @@ def one_call_per_row(
 
 
 def timed(build: Callable[[], list]) -> tuple[list, tuple[float, float]]:
-    """What a build gives, and its seconds on the wall clock and of CPU time (which other programs disturb less)."""
+    """What a build gives.
+
+    And its seconds on the wall clock and of CPU time (which other programs disturb less).
+    """
     wall, cpu = time.perf_counter(), time.process_time()
     rows = build()
     return rows, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def main(data: str = "", repeats: int = 5, template: str = "alpaca") -> None:
-    """Build the set ``repeats`` times each way in turns; print seconds, their ratio and whether all rows are identical."""
+    """Build the set ``repeats`` times each way in turns.
+
+    Print seconds, their ratio and whether all rows are identical.
+    """
     work = w.load_workload(w.data_folder(data), vocabulary=31_000)
     items, samples, tokenizer = work.samples.items, work.samples.splits["train"], work.tokenizer
     sids = work.sids.token_ids(tokenizer)
-    new = lambda: Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)  # noqa: E731
+
+    def new() -> Renderer:
+        return Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)
+
     stock, ours = [], []
     for _ in range(repeats):
         plain, seconds = timed(lambda: one_call_per_row(tokenizer, new(), items, samples, sids))

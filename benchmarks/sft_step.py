@@ -1,19 +1,24 @@
-"""One SFT micro-batch, forward and backward: packed prefix trees against padded rows with whole logits.
+"""One SFT micro-batch, forward and backward.
 
-    python benchmarks/sft_step.py --shape tiny --device cpu --repeats 5 --batch 16
-    python benchmarks/sft_step.py --shape qwen0.5b --device cpu --repeats 5 --batch 4
-    python benchmarks/sft_step.py --shape qwen0.5b --batch 16 --stock False      # the stock way needs more than 20 GB here
+Packed prefix trees against padded rows with whole logits.
 
-Rows are a random draw from the mixture of the five tasks, as ``sft.py`` trains on them. The stock side pads to the longest
-row and gives ``labels`` to the model's own loss. Both sides include making the batch. Parity: loss and every gradient in
-float32, on ``--parity`` of the rows.
+    python benchmarks/sft_step.py --shape tiny --device cpu --repeats 5 --batch 16 python
+    benchmarks/sft_step.py --shape qwen0.5b --device cpu --repeats 5 --batch 4 python
+    benchmarks/sft_step.py --shape qwen0.5b --batch 16 --stock False      # the stock way needs more
+    than 20 GB here
+
+Rows are a random draw from the mixture of the five tasks, as ``sft.py`` trains on them. The stock
+side pads to the longest row and gives ``labels`` to the model's own loss. Both sides include making
+the batch. Parity: loss and every gradient in float32, on ``--parity`` of the rows.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import fire
 import torch
@@ -25,12 +30,17 @@ from minionerec.experiment.settings import SFTSettings
 from minionerec.training.collate import collate_sft
 from minionerec.training.likelihood import sft_logp
 
+LossOf = Callable[[torch.nn.Module, list[Row]], torch.Tensor]
+
 
 def stock_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
     """Right-padded rows, labels on the completions, the model's own loss over whole logits."""
     sequences = [row.prompt + row.completion for row in rows]
     width = max(map(len, sequences))
-    pad = lambda values, filler: values + [filler] * (width - len(values))  # noqa: E731
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (width - len(values))
+
     ids = torch.tensor([pad(s, 0) for s in sequences], device=model.device)
     mask = torch.tensor([pad([1] * len(s), 0) for s in sequences], device=model.device)
     labels = torch.tensor(
@@ -46,7 +56,11 @@ def our_loss(model: torch.nn.Module, rows: list[Row]) -> torch.Tensor:
     return -sft_logp(model, tensors) / len(tensors["shift_labels"])
 
 
-def step(loss_of, model: torch.nn.Module, rows: list[Row]) -> float:
+def step(
+    loss_of: Callable[[torch.nn.Module, list[Row]], torch.Tensor],
+    model: torch.nn.Module,
+    rows: list[Row],
+) -> float:
     """Forward and backward; the gradients stay."""
     model.zero_grad(set_to_none=True)
     loss = loss_of(model, rows)
@@ -67,7 +81,10 @@ def main(
     stock: bool = True,
     checkpointing: bool = False,
 ) -> None:
-    """Print seconds per micro-batch, tokens, memory, ratio and parity; with gradient checkpointing on both sides if asked for."""
+    """Print seconds per micro-batch, tokens, memory, ratio and parity.
+
+    With gradient checkpointing on both sides if asked for.
+    """
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     rows = mixture(
@@ -77,11 +94,8 @@ def main(
         len(work.samples.items),
         seed=0,
     )
-    rows = (
-        [replace(row, prompt=w.preamble(work, preamble) + row.prompt) for row in rows]
-        if preamble
-        else rows
-    )
+    wording = w.preamble(work, preamble)
+    rows = [replace(row, prompt=wording + row.prompt) for row in rows]
     random.Random(0).shuffle(rows)
     drawn = [rows[i * batch : (i + 1) * batch] for i in range(micro_batches)]
     model = w.build_model(sizes, device=device).train()
@@ -90,31 +104,34 @@ def main(
     ok = check_parity(model, drawn[0][:parity])
     peak = w.gemm_peak(sizes.dtype, device)
     ways = ({"stock": stock_loss} if stock else {}) | {"trees": our_loss}
-    sides = {
-        name: lambda way=way: [step(way, model, some) for some in drawn]
-        for name, way in ways.items()
-    }
-    seconds = {
-        name: value / micro_batches for name, value in w.in_turns(sides, repeats, device).items()
-    }
-    model.zero_grad(set_to_none=True)
-    memory = {
-        name: w.peak_memory(lambda way=way: step(way, model, drawn[0]), device)
-        for name, way in ways.items()
-    }
 
-    real = sum(len(r.prompt) + len(r.completion) for some in drawn for r in some) / micro_batches
-    padded = (
-        sum(batch * max(len(r.prompt) + len(r.completion) for r in some) for some in drawn)
-        / micro_batches
-    )
+    def all_steps(way: LossOf) -> None:
+        for some in drawn:
+            step(way, model, some)
+
+    sides = {name: partial(all_steps, way) for name, way in ways.items()}
+    seconds = {}
+    for name, value in w.in_turns(sides, repeats, device).items():
+        seconds[name] = value / micro_batches
+    model.zero_grad(set_to_none=True)
+    memory = {}
+    for name, way in ways.items():
+        memory[name] = w.peak_memory(partial(step, way, model, drawn[0]), device)
+
+    real = 0.0
+    padded = 0.0
+    for some in drawn:
+        lengths = [len(row.prompt) + len(row.completion) for row in some]
+        real += sum(lengths) / micro_batches
+        padded += batch * max(lengths) / micro_batches
     batches = [collate_sft(some) for some in drawn]
     tree = sum(len(b["tree"].input_ids) for b in batches) / micro_batches
     labels = sum(len(b["slots"]) for b in batches) / micro_batches
     flops = 6 * sizes.body * tree + 6 * sizes.head * labels
     print(
         f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, micro-batch {batch}: "
-        f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of real), {labels:.0f} rows of logits; "
+        f"{real:.0f} real tokens, {padded:.0f} padded, {tree:.0f} in trees ({tree / real:.3f} of "
+        f"real), {labels:.0f} rows of logits; "
         f"GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
     for name, value in seconds.items():

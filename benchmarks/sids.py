@@ -1,18 +1,23 @@
-"""RQ-VAE training against the reference recipe: time of an epoch on equal terms, then both recipes for as many steps.
+"""RQ-VAE training against the reference recipe.
 
-    python benchmarks/sids.py                      # item count, widths and batch of an Amazon category with MiniLM
-    python benchmarks/sids.py --embeddings runs/NAME/embeddings/embeddings.npy
-    python benchmarks/sids.py --width 2560 --hidden 2048,1024,512,256,128,64 --learning_rate 1e-3    # the paper's network
+Time of an epoch on equal terms, then both recipes for as many steps.
 
-1. Equal terms: both sides train the same model from the same weights on the same batches, turn by turn; the medians are
-   compared. Parity: in float64, where rounding cannot send an item to another code, mean losses agree to 1e-9.
-2. Recipes: ours as ``rqvae/quantizers/training.py`` has it, and the reference's (raw embeddings, all items in one batch, constant
-   1e-3, the residual through the straight-through value, no dead-code restarts), for the same number of optimiser steps;
-   seconds, loss, share of variance lost, collision rate. The losses are on different scales (ours is of embeddings
-   with mean square 1), the shares are not.
+    python benchmarks/sids.py                      # item count, widths and batch of an Amazon
+    category with MiniLM python benchmarks/sids.py --embeddings runs/NAME/embeddings/embeddings.npy
+    python benchmarks/sids.py --width 2560 --hidden 2048,1024,512,256,128,64 --learning_rate 1e-3
+    # the paper's network
 
-The loop is the reference code's on both counts: one ``__getitem__`` per item, four workers, ``cdist``, AdamW without
-fusion, ``.item()`` on both losses of every step.
+1. Equal terms: both sides train the same model from the same weights on the same batches, turn by
+   turn; the medians are compared. Parity: in float64, where rounding cannot send an item to another
+   code, mean losses agree to 1e-9.
+2. Recipes: ours as ``rqvae/quantizers/rqvae_training.py`` has it, and the reference's (raw
+   embeddings, all items in one batch, constant 1e-3, the residual through the straight-through
+   value, no dead-code restarts), for the same number of optimiser steps; seconds, loss, share of
+   variance lost, collision rate. The losses are on different scales (ours is of embeddings with
+   mean square 1), the shares are not.
+
+The loop is the reference code's on both counts: one ``__getitem__`` per item, four workers,
+``cdist``, AdamW without fusion, ``.item()`` on both losses of every step.
 """
 
 from __future__ import annotations
@@ -34,10 +39,10 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from minionerec.experiment.settings import SidSettings
-from rqvae.assign import colliding
+from rqvae.quantizers.collisions import colliding
 from rqvae.quantizers.rqkmeans import kmeans
 from rqvae.quantizers.rqvae import RQVAE, measure
-from rqvae.quantizers.training import (
+from rqvae.quantizers.rqvae_training import (
     WEIGHT_DECAY,
     Run,
     build_model,
@@ -66,14 +71,12 @@ class StockRun:
     def __init__(
         self, model: RQVAE, x: Tensor, settings: SidSettings, device: torch.device, workers: int
     ) -> None:
-        self.model, self.x, self.settings, self.device, self.workers, self.epoch = (
-            model,
-            x,
-            settings,
-            device,
-            workers,
-            0,
-        )
+        self.model = model
+        self.x = x
+        self.settings = settings
+        self.device = device
+        self.workers = workers
+        self.epoch = 0
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
         )
@@ -113,7 +116,10 @@ class StockRun:
 
 
 class ReferenceRQVAE(RQVAE):
-    """The reference's forward: residuals through the straight-through value, codebooks from its first batch."""
+    """The reference's forward.
+
+    Residuals through the straight-through value, codebooks from its first batch.
+    """
 
     def losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction and quantisation loss of a batch (B, D)."""
@@ -149,7 +155,8 @@ def main(
     """Run both comparisons and print them.
 
     Args:
-        items, width: of synthetic embeddings, N and D; with ``embeddings``, real ones are turned into ``width`` dimensions.
+        items, width: of synthetic embeddings, N and D; with ``embeddings``, real ones are turned
+            into ``width`` dimensions.
         hidden: encoder widths.
         batch: our items per step.
         epochs: turns of the first comparison.
@@ -187,7 +194,11 @@ def synthetic(items: int, width: int) -> Tensor:
 
 
 def real(path: Path, width: int) -> Tensor:
-    """Embeddings of a file, turned by a random orthonormal map if ``width`` is more than theirs: same distances, more columns."""
+    """Embeddings of a file.
+
+    Turned by a random orthonormal map if ``width`` is more than theirs: same distances, more
+    columns.
+    """
     found = torch.from_numpy(np.load(path, allow_pickle=False))
     if width <= found.shape[1]:
         return found
@@ -198,7 +209,10 @@ def real(path: Path, width: int) -> Tensor:
 
 
 def equal_terms(x: Tensor, settings: SidSettings, device: torch.device, epochs: int) -> float:
-    """Seconds per epoch of the same training, ours and the stock loop; returns the largest difference of mean losses."""
+    """Seconds per epoch of the same training, ours and the stock loop.
+
+    Returns the largest difference of mean losses.
+    """
     torch.manual_seed(0)
     model = build_model(x.shape[1], settings).to(device)
     initialise_codebooks(model, x.to(device), settings, seed=0)
@@ -213,16 +227,17 @@ def equal_terms(x: Tensor, settings: SidSettings, device: torch.device, epochs: 
         seconds["ours"].append(timed(run.train_epoch))
         for workers, other in stock.items():
             seconds[f"{workers} workers"].append(timed(partial(other.train_epoch, order)))
-    median = {
-        name: statistics.median(taken[1:]) for name, taken in seconds.items()
-    }  # the first one warms up
+    # The first turn warms up
+    median = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
     for name, value in median.items():
         print(
-            f"{name:>10}: {value:.3f} s per epoch of {len(x)} items, {value / median['ours']:.2f} x ours"
+            f"{name:>10}: {value:.3f} s per epoch of {len(x)} items, {value / median['ours']:.2f} "
+            "x ours"
         )
     print(f"largest relative difference between mean losses of an epoch in float64: {worst:.1e}")
     print(
-        f"ratio: {median['4 workers'] / median['ours']:.2f}  parity: {'ok' if worst < 1e-9 else 'FAILED'}",
+        f"ratio: {median['4 workers'] / median['ours']:.2f}  parity: "
+        f"{'ok' if worst < 1e-9 else 'FAILED'}",
         flush=True,
     )
     return worst
@@ -245,8 +260,10 @@ def recipes(raw: Tensor, settings: SidSettings, device: torch.device, workers: i
     rows["reference"] = reference_recipe(raw, settings, device, steps, workers)
     for name, (seconds, loss, error, codes) in rows.items():
         print(
-            f"{name:>10}: {seconds:.1f} s for {steps} steps, loss {loss:.4g}, variance lost {error:.4f}, "
-            f"{colliding(codes).mean():.2%} of items collide, codes used {[len(np.unique(column)) for column in codes.T]}"
+            f"{name:>10}: {seconds:.1f} s for {steps} steps, loss {loss:.4g}, variance lost "
+            f"{error:.4f}, "
+            f"{colliding(codes).mean():.2%} of items collide, codes used "
+            f"{[len(np.unique(column)) for column in codes.T]}"
         )
     print(f"recipe ratio: {rows['reference'][0] / rows['ours'][0]:.2f}")
 
@@ -254,7 +271,11 @@ def recipes(raw: Tensor, settings: SidSettings, device: torch.device, workers: i
 def reference_recipe(
     raw: Tensor, settings: SidSettings, device: torch.device, steps: int, workers: int
 ) -> tuple[float, float, float, np.ndarray]:
-    """Seconds, last loss, share of variance lost and codes (N, L) after ``steps`` steps of all items."""
+    """Train with all items and measure.
+
+    Returns:
+        Seconds, last loss, share of variance lost and codes ``(N, L)`` after so many steps.
+    """
     torch.manual_seed(0)
     started = time.perf_counter()
     model = ReferenceRQVAE(

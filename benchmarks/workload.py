@@ -1,8 +1,11 @@
-"""What the benchmarks share: real prompts, random models of two shapes, timing in turns, memory peaks, this machine's GEMM peak.
+"""What the benchmarks share.
 
-Prompts, tasks and SIDs are those of Amazon Industrial_and_Scientific where its folder is given (``--data FOLDER`` with
-items.csv, interactions.csv and index.json, or ``$MINIONEREC_REAL_DATA/amazon_industrial``), else those of the embedded
-catalogue with random SIDs. Weights are random: speed and exactness do not depend on what a model knows.
+Real prompts, random models of two shapes, timing in turns, memory peaks, this machine's GEMM peak.
+
+Prompts, tasks and SIDs are those of Amazon Industrial_and_Scientific where its folder is given
+(``--data FOLDER`` with items.csv, interactions.csv and index.json, or
+``$MINIONEREC_REAL_DATA/amazon_industrial``), else those of the embedded catalogue with random SIDs.
+Weights are random: speed and exactness do not depend on what a model knows.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +34,15 @@ from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.sources import embedded
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.model.token_trees import enable_trees
+from minionerec.model.tree_attention import enable_trees
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 model's sizes; ``body`` and ``head`` are the weights that a token or a row of logits multiplies with."""
+    """A Qwen2 model's sizes.
+
+    ``body`` and ``head`` are the weights that a token or a row of logits multiplies with.
+    """
 
     hidden: int
     layers: int
@@ -93,7 +99,10 @@ def shape_of(name: str) -> Shape:
 def build_model(
     shape: Shape, dtype: torch.dtype | None = None, device: str = "cpu", seed: int = 0
 ) -> torch.nn.Module:
-    """A random Qwen2; its head is scaled up so that beams have margins as those of a trained model have."""
+    """A random Qwen2.
+
+    Its head is scaled up so that beams have margins as those of a trained model have.
+    """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         "qwen2",
@@ -118,7 +127,10 @@ def build_model(
 def load_workload(
     data: str, template: str = "alpaca", vocabulary: int = 30_000, max_tokens: int = 512
 ) -> Workload:
-    """Read the catalogue, train a BPE with Qwen's pre-tokenisation on its texts, add the SID tokens, render with ``template``."""
+    """Read the catalogue, train a BPE with Qwen's pre-tokenisation on its texts.
+
+    Add the SID tokens, render with ``template``.
+    """
     items, interactions, codes = read_amazon(data) if data else _embedded()
     index = {item: i for i, item in enumerate(items["item_id"])}
     splits, sequences = build_samples(interactions, index, max_history=10)
@@ -158,7 +170,8 @@ def data_folder(named: str) -> str:
     ]
     if missing:
         raise UserError(
-            f"--data: {folder} lacks {', '.join(missing)}; leave --data out for the embedded catalogue"
+            f"--data: {folder} lacks {', '.join(missing)}; leave --data out for the embedded "
+            "catalogue"
         )
     return folder
 
@@ -191,7 +204,10 @@ def _embedded() -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[int, ...]]]:
 
 
 def qwen_like_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that normalises and splits text as Qwen2's tokenizer does; ``<|endoftext|>`` is token 0."""
+    """A byte-level BPE that normalises and splits text as Qwen2's tokenizer does.
+
+    ``<|endoftext|>`` is token 0.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
@@ -215,18 +231,21 @@ def qwen_like_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedToke
 
 
 def preamble(work: Workload, length: int) -> list[int]:
-    """So many tokens of wording to put in front of every prompt: ours are short, other frameworks' are not.
+    """So many tokens of wording to put in front of every prompt.
 
-    The reference's next-item prompt has 69 fixed tokens, ours 30; ``--preamble 39`` compares at its length.
+    Ours are short, other frameworks' are not.
+
+    The reference's next-item prompt has 69 fixed tokens, ours 30; ``--preamble 39`` compares at its
+    length.
     """
     words = (
-        "Below is an instruction that describes a task, paired with an input that gives its context. Write a response to it. "
-        * 8
+        "Below is an instruction that describes a task, paired with an input that gives its "
+        "context. Write a response to it. " * 8
     )
     return work.tokenizer.encode(words, add_special_tokens=False)[:length]
 
 
-# ------------------------------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------------- measuring
 
 
 def synchronise(device: str) -> None:
@@ -235,7 +254,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(sides: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
+def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each side, run turn by turn in this process, after one untimed round."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
@@ -288,7 +307,10 @@ def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048) -> float:
 
 
 def gradient_gap(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> float:
-    """Largest difference of the model's gradients from the expected ones, as a share of each tensor's largest value."""
+    """Largest difference of the model's gradients from the expected ones.
+
+    As a share of each tensor's largest value.
+    """
     gaps = [
         (p.grad - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-12)
         for name, p in model.named_parameters()

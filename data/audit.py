@@ -10,21 +10,33 @@ stages were there is made again.
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers import AutoTokenizer
 
-from minionerec.catalogue.samples import Samples, load_samples
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.prompts import load_template
+from minionerec.catalogue.samples import load_samples
+from minionerec.catalogue.sids import LEVELS
 from minionerec.errors import one_line_errors
-from minionerec.evaluation.audit_checks import Check, Evidence, Prompts, audit
-from minionerec.experiment import artifacts
+from minionerec.evaluation.audit_checks import audit
+from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts
 from minionerec.experiment.choices import TASKS
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import load_array, remove, write_json
+from minionerec.experiment.lineage import is_done, open_stage
+from minionerec.experiment.lock import locked
+from minionerec.experiment.manifest import read_manifest
+from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_of, stage_path
+from minionerec.model.policy import how_it_is_asked
 from minionerec.pages.html import render
 
 STATES = {"ok": "good", "look": "caution", "problem": "bad"}  # words of the page's style sheet
@@ -32,35 +44,33 @@ COLUMNS = 120  # of the printed table
 
 
 def main() -> None:
-    """Read, check, write, show: from top to bottom."""
+    """Make the audit, again if stages have come since, and print it."""
     experiment, _ = read_command_line(__doc__, own=())
-    path = artifacts.stage_path(experiment, "audit")
-    sources = find_sources(experiment)
-    with artifacts.locked(path):
-        if not is_current(experiment, path, sources):
-            shutil.rmtree(path, ignore_errors=True)
-            settings = artifacts.relevant_settings(experiment, "audit")
-            with artifacts.committed(path, "audit", settings, list(sources.values())) as staging:
-                write(staging, experiment.name, audit(read_evidence(experiment, sources)))
+    path = stage_path(experiment, "audit")
+    if is_done(experiment, "audit") and len(read_manifest(path)["parents"]) < len(
+        found(experiment)
+    ):
+        with locked(path):
+            remove(path)
+    run_stage("audit", write_audit, experiment)
     print(text_table(json.loads((path / "audit.json").read_text(encoding="utf-8"))))
     print(f"\npage: {path / 'audit.html'}")
 
 
-def find_sources(experiment: Experiment) -> dict[str, Path]:
-    """The verified directories to look at: ``data``, and those of ``sids`` and ``sft`` that are there."""
-    later = [stage for stage in ("sids", "sft") if artifacts.stage_path(experiment, stage).exists()]
-    return {stage: artifacts.require_stage(experiment, stage) for stage in ("data", *later)}
+def found(experiment: Experiment) -> list[str]:
+    """The stages to look at: ``data``, and those of ``sids`` and ``sft`` that are there."""
+    later = [stage for stage in ("sids", "sft") if stage_path(experiment, stage).exists()]
+    return ["data", *later]
 
 
-def is_current(experiment: Experiment, path: Path, sources: dict[str, Path]) -> bool:
-    """Whether there is an audit of all these directories.
-
-    Raises:
-        UserError: as ``artifacts.is_done``.
-    """
-    return artifacts.is_done(experiment, "audit", path) and len(
-        artifacts.read_manifest(path)["parents"]
-    ) == len(sources)
+def write_audit(experiment: Experiment, path: Path) -> None:
+    """Read, check, write: from top to bottom."""
+    parents = {stage: open_stage(experiment, stage) for stage in found(experiment)}
+    sources = {stage: parent.path for stage, parent in parents.items()}
+    checks_made = audit(read_evidence(experiment, sources))
+    settings = settings_of(experiment, "audit")
+    with committed(path, "audit", settings, list(parents.values())) as staging:
+        write(staging, experiment.name, checks_made)
 
 
 def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
@@ -73,44 +83,42 @@ def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
     split_rule = json.loads((sources["data"] / "stats.json").read_text(encoding="utf-8"))["split"]
     embeddings = None
     if "sids" in sources:
-        embeddings = artifacts.load_array(sources["sids"] / "embeddings.npy")
+        embeddings = load_array(sources["sids"] / "embeddings.npy")
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     prompts = (
-        read_prompts(experiment, samples, sources) if {"sids", "sft"} <= sources.keys() else None
+        read_prompts(experiment, sources["sft"]) if {"sids", "sft"} <= sources.keys() else None
     )
     return Evidence(samples, interactions, split_rule, embeddings, prompts)
 
 
-def read_prompts(experiment: Experiment, samples: Samples, sources: dict[str, Path]) -> Prompts:
-    """The prompts of a trained checkpoint, as it reads them."""
-    from transformers import AutoTokenizer
+def read_prompts(experiment: Experiment, checkpoint: Path) -> Prompts:
+    """The prompts of a trained checkpoint, as it reads them; its weights are not needed for that."""
+    catalogue = Catalogue.open(experiment)
+    settings = experiment.model
+    trusted = settings.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trusted)
+    template = load_template(checkpoint, settings.template)
+    longest = how_it_is_asked(checkpoint, settings)["max_tokens"]
+    renderer = catalogue.renderer(tokenizer, template, longest)
+    tasks = []
+    for task in TASKS:
+        if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task):
+            tasks.append(task)
+    written = []
+    for codes in catalogue.sids.codes:
+        tokens = [f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes)]
+        written.append("".join(tokens))
 
-    from minionerec.catalogue import inputs
-    from minionerec.catalogue.prompts import load_template
-    from minionerec.catalogue.sids import LEVELS, SIDS_FILE, load_sids
+    def read(task: str, shown: Sequence[int]) -> str:
+        return tokenizer.decode(renderer.prompt(task, shown))
 
-    sids = load_sids(sources["sids"] / SIDS_FILE, samples.item_ids)
-    tokenizer = AutoTokenizer.from_pretrained(
-        sources["sft"], trust_remote_code=experiment.model.trust_remote_code
-    )
-    template = load_template(sources["sft"], experiment.model.template)
-    renderer = inputs.renderer(tokenizer, template, sids, samples, experiment.model.max_tokens)
-    tasks = [
-        task for task in TASKS if experiment.sft.tasks.get(task) or experiment.rl.tasks.get(task)
-    ]
-    written = [
-        "".join(f"<{LEVELS[level]}_{code}>" for level, code in enumerate(codes))
-        for codes in sids.codes
-    ]
-    return Prompts(
-        tasks, template, written, lambda task, shown: tokenizer.decode(renderer.prompt(task, shown))
-    )
+    return Prompts(tasks, template, written, read)
 
 
 def write(staging: Path, name: str, found: list[Check]) -> None:
     """``audit.json`` and ``audit.html``."""
     rows = [check._asdict() for check in found]
-    artifacts.write_json(staging / "audit.json", {"line": summary(found), "checks": rows})
+    write_json(staging / "audit.json", {"line": summary(found), "checks": rows})
     shown = {
         "line": summary(found),
         "checks": [

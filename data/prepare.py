@@ -10,39 +10,40 @@ arXiv:2510.24431: title length, time window, iterative k-core; a split that the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from minionerec.catalogue import prepared
 from minionerec.catalogue.sources import times
 from minionerec.errors import one_line_errors
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
-
-NEXT = artifacts.COMMANDS["embeddings"]
+from minionerec.experiment.lineage import require_unchanged
+from minionerec.experiment.run import run_stage
+from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_of
 
 
 def main() -> None:
+    """Read the command line and make the stage."""
+    run_stage("data", prepare, read_command_line(__doc__, own=())[0])
+
+
+def prepare(experiment: Experiment, path: Path) -> None:
     """Source, filters, split, files: from top to bottom."""
-    experiment, _ = read_command_line(__doc__, own=())
-    path = artifacts.stage_path(experiment, "data")
-    if artifacts.is_done(experiment, "data"):
-        print(f"{path} is finished; next: {NEXT} with the same --config")
-        return
-    with artifacts.locked(path):
-        settings = artifacts.relevant_settings(experiment, "data")
-        with artifacts.committed(path, "data", settings, parents=[]) as staging:
-            source = prepared.load_source(experiment)
-            own = prepared.keeps_own_split(experiment.data)
-            items, interactions, dropped = (prepared.keep_as_is if own else prepared.apply_filters)(
-                source, experiment.data
-            )
-            interactions = prepared.assign_splits(interactions, experiment.data, own)
-            stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
-            prepared.write(staging, items, interactions, stats, source.given_sids)
+    source = prepared.load_source(experiment)
+    require_unchanged(source.files)
+    own = prepared.keeps_own_split(experiment.data)
+    choose = prepared.keep_as_is if own else prepared.apply_filters
+    items, interactions, dropped = choose(source, experiment.data)
+    interactions = prepared.assign_splits(interactions, experiment.data, own)
+    stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
+    settings = settings_of(experiment, "data")
+    with committed(path, "data", settings, parents=[], sources=source.files) as staging:
+        prepared.write(staging, items, interactions, stats, source.given_sids)
     for note in source.notes:
         print(f"note: {note}")
     print(summary(stats))
-    print(f"\nwritten to {path}; next: {NEXT} with the same --config")
 
 
 def summary(stats: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@
 #   bash data/prepare.sh --config configs/quickstart.yaml [--section.key value ...]
 #   bash data/prepare.sh --help        all keys
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/setup.sh"
 
-preflight data "$@"
-run_python data/prepare.py "$@"
+need_python
+exec "$PYTHON" -P -m minionerec.experiment.launch data "$@"

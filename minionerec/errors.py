@@ -1,4 +1,12 @@
-"""Mistakes that the user can mend, and how they are shown: one line each on stderr, exit code 2."""
+"""Mistakes that the user can mend, how they are shown, and the exit codes of every command.
+
+| code | what happened |
+|---|---|
+| 0 | done, or done before |
+| 2 | a mistake that the user can mend: a line each on stderr, no traceback |
+| 3 | another process of the same launch has ended; that one says why |
+| 128 + n | stopped by signal n |
+"""
 
 from __future__ import annotations
 
@@ -9,28 +17,38 @@ import sys
 import time
 from collections.abc import Iterator
 
-USER_ERROR, LOST_PROCESS = 2, 3  # exit codes
-LAUNCHER = (
-    "MINIONEREC_LAUNCHER"  # set where minionerec/experiment/launch.py has started this process
-)
-GONE = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-)  # gloo, when another process has ended
+USER_ERROR = 2
+LOST_PROCESS = 3
+# Set where minionerec/experiment/accelerated.py has started this process and will print its message
+LAUNCHER = "MINIONEREC_LAUNCHER"
+# What gloo says when another process has ended
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line (or one line per mistake): found, expected, what to do."""
+    """A mistake that the user can mend.
+
+    Its text is one line (or one line per mistake): what was found, what was expected, what to do.
+    """
+
+
+def stopped_by(signal: int) -> int:
+    """The exit code of a command that a signal has stopped, as shells have it."""
+    return 128 + signal
+
+
+def show(message: str) -> None:
+    """Print what went wrong."""
+    print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a ``UserError`` into its text on stderr and exit code 2.
 
-    Of several processes any may be the one to fail: each leaves its text to the launcher (``minionerec/experiment/launch.py``), which
-    prints the cause once; under another launcher the first process prints. A process that only lost the failing one ends
-    quietly with an exit code of its own.
+    Of several processes any may be the one to fail. Each leaves its text to the launcher, which
+    prints the cause once; under another launcher the first process prints. A process that only lost
+    the failing one ends quietly with an exit code of its own.
     """
     try:
         yield
@@ -40,26 +58,19 @@ def one_line_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "RANK" not in os.environ or not any(text in str(error) for text in GONE):
             raise
-        _leave(
-            lost=True,
-            text=f"process {os.environ['RANK']} lost the connection to another process: {str(error).splitlines()[0]}",
-        )
+        cause = str(error).splitlines()[0]
+        message = f"process {os.environ['RANK']} lost the connection to another process: {cause}"
+        _leave(message, lost=True)
         os._exit(LOST_PROCESS)  # the usual way out would wait for the other process
 
 
-def _leave(text: str, lost: bool = False) -> None:
-    """Print an error's text, or write it where torchrun looks for it if our launcher will print it."""
+def _leave(message: str, lost: bool = False) -> None:
+    """Print a message, or write it where torchrun looks for it if our launcher will print it."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if LAUNCHER in os.environ and file:
+        facts = {"timestamp": str(int(time.time())), "lost": lost}
+        record = {"message": {"message": message, "extraInfo": facts}}
         with open(file, "w", encoding="utf-8") as handle:
-            json.dump(
-                {
-                    "message": {
-                        "message": text,
-                        "extraInfo": {"timestamp": str(int(time.time())), "lost": lost},
-                    }
-                },
-                handle,
-            )
+            json.dump(record, handle)
     elif os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+        show(message)

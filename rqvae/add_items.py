@@ -12,8 +12,8 @@ interactions, the longer catalogue) and ``sids`` (every SID as it was, and the n
 space is the same, so that every token exists in the old model, which then ranks the longer
 catalogue:
 
-    bash evaluate.sh --config C --name NAME --evaluate.checkpoint runs/<name>/rl python recommend.py
-    --config C --name NAME --evaluate.checkpoint runs/<name>/rl --history ID,ID,...
+    bash evaluate.sh --config C --name NAME --evaluate.checkpoint runs/<name>/rl
+    python recommend.py --config C --name NAME --evaluate.checkpoint runs/<name>/rl --history ID,ID
 
 An extended experiment can be extended again: ``--name NAME --items more.csv --to OTHER``.
 """
@@ -38,30 +38,23 @@ from minionerec.catalogue.sources.source import ITEM_COLUMNS
 from minionerec.catalogue.sources.table import complain
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.artifacts import (
-    append_log,
-    committed,
-    is_done,
-    link_or_copy,
-    locked,
-    read_manifest,
-    relevant_settings,
-    require_stage,
-    sha256_file,
-    stage_path,
-    verify,
-    write_json,
-)
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import append_log, link_or_copy, sha256_file, write_json
+from minionerec.experiment.lineage import open_stage
+from minionerec.experiment.lock import locked
+from minionerec.experiment.manifest import Parent, opened, read_manifest, verify
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import STAGES, next_command, settings_of, stage_path
 from minionerec.pages.html import render
 from rqvae import build_sids, embed_items
-from rqvae.assign import Sid, as_tuples, colliding, nearest_free
+from rqvae.embeddings.parts import join_parts
+from rqvae.quantizers.collisions import Sid, as_tuples, colliding, nearest_free
 from rqvae.quantizers.methods import Quantizer, load_quantizer
 from rqvae.quantizers.rqkmeans import Quantised
 from rqvae.report import pad
 
-MADE_BY = "python rqvae/add_items.py"
+MADE_BY = STAGES["add_items"].command
 EXAMPLES = 50  # new items that the report shows
 FOREIGN = 2.0  # times the old items' error; 300 items held out of Amazon Industrial: 1.5
 
@@ -72,12 +65,11 @@ def main() -> None:
     name = flags.get("to", f"{experiment.name}-extended")
     check_names(experiment, name, flags.get("items", ""))
     target = experiment.changed({"name": name})
-    for stage in ("data", "sids"):
-        is_done(experiment, stage)  # settings that differ from what is on disk are refused
-    data, sids = require_stage(experiment, "data"), require_stage(experiment, "sids")
-    embed_items.is_there(
-        experiment, stage_path(experiment, "embeddings")
-    )  # so is an encoder that changed since
+    parents = [open_stage(experiment, stage) for stage in ("data", "sids")]
+    data, sids = (parent.path for parent in parents)
+    embeddings_path = stage_path(experiment, "embeddings")
+    if embeddings_path.exists():  # an encoder that changed since is refused
+        embed_items.check_own(experiment, embeddings_path, data)
     old = pd.read_parquet(data / "items.parquet")
     new = read_new_items(Path(flags["items"]), experiment, old["item_id"])
     with locked(stage_path(target, "sids")):
@@ -112,8 +104,9 @@ def main() -> None:
                 np.load(sids / "embeddings.npy", mmap_mode="r"),
             ),
         }
-        new_data = write_data(target, data, old, new, new_sids)
-        write_sids(target, new_data, sids, stored, extended, items_sha256(new), embeddings, facts)
+        new_data = write_data(target, parents[0], old, new, new_sids)
+        read = [new_data, parents[1]]
+        write_sids(target, read, stored, extended, items_sha256(new), embeddings, facts)
         forget_scratch(target)
     print(summary(facts, target, experiment))
 
@@ -204,7 +197,7 @@ def embed_new(
     store = embed_items.embed_texts(
         experiment, items, scratch, PartialState(cpu=not torch.accelerator.is_available())
     )
-    embed_items.join_parts(store, scratch, scratch / "embeddings.npy")
+    join_parts(store, scratch, scratch / "embeddings.npy")
     embeddings = np.load(scratch / "embeddings.npy", allow_pickle=False)
     row_of_text = {text: row for row, text in reversed(list(enumerate(texts_of(old))))}
     twins = [
@@ -370,12 +363,13 @@ def neighbour(codes: np.ndarray, sid: Sid) -> tuple[int, int]:
 
 
 def write_data(
-    target: Experiment, data: Path, old: pd.DataFrame, new: pd.DataFrame, new_sids: list[Sid]
-) -> Path:
+    target: Experiment, parent: Parent, old: pd.DataFrame, new: pd.DataFrame, new_sids: list[Sid]
+) -> Parent:
     """Commit ``runs/<NAME>/data``: the same interactions, the longer catalogue."""
     final = stage_path(target, "data")
     if final.exists():  # an interrupted run got this far (``is_finished``)
-        return final
+        return opened(final)
+    data = parent.path
     stats = json.loads((data / "stats.json").read_text(encoding="utf-8"))
     stats |= {"items": len(old) + len(new), "added_items": len(new)}
     given = (
@@ -388,20 +382,19 @@ def write_data(
     with committed(
         final,
         "data",
-        relevant_settings(target, "data"),
-        [data],
+        settings_of(target, "data"),
+        [parent],
         made_by=MADE_BY,
         added_items_sha256=items_sha256(new),
     ) as staging:
         items = pd.concat([old[list(ITEM_COLUMNS)], new[list(ITEM_COLUMNS)]], ignore_index=True)
         prepared.write(staging, items, pd.read_parquet(data / "interactions.parquet"), stats, given)
-    return final
+    return opened(final)
 
 
 def write_sids(
     target: Experiment,
-    data: Path,
-    sids: Path,
+    parents: list[Parent],
     stored: dict[str, Any],
     extended: dict[str, Sid],
     added_sha256: str,
@@ -409,7 +402,7 @@ def write_sids(
     facts: dict[str, Any],
 ) -> None:
     """Commit ``runs/<NAME>/sids``: every SID as it was, and the new ones behind."""
-    final = stage_path(target, "sids")
+    final, sids = stage_path(target, "sids"), parents[1].path
     joined = final.with_name(".all-embeddings.npy")
     append_rows(sids / "embeddings.npy", embeddings, joined)
     text = build_sids.sids_json(
@@ -418,8 +411,8 @@ def write_sids(
     with committed(
         final,
         "sids",
-        relevant_settings(target, "sids"),
-        [data, sids],
+        settings_of(target, "sids"),
+        parents,
         made_by=MADE_BY,
         added_items_sha256=added_sha256,
         sids_sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -484,8 +477,8 @@ def summary(facts: dict[str, Any], target: Experiment, experiment: Experiment) -
         [
             *figures(facts),
             f"-> {stage_path(target, 'sids')}",
-            f"Next: bash evaluate.sh --name {target.name} --evaluate.checkpoint {checkpoint} with "
-            "the same --config",
+            f"Next: {next_command('add_items')} --name {target.name} "
+            f"--evaluate.checkpoint {checkpoint} with the same --config",
         ]
     )
 

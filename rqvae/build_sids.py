@@ -10,8 +10,8 @@ Reads ``runs/<name>/data`` and ``runs/<name>/embeddings`` (``rqvae/embed_items.p
 and the embeddings that the SIDs were made from.
 
 Departures from the reference code: (1) the default is residual k-means, which needs no training;
-(2) collisions are resolved by minimum-cost assignment to free codes (``assign.py``); (3) of an
-RQ-VAE the best epoch is kept, not the last.
+(2) collisions are resolved by minimum-cost assignment to free codes
+(``quantizers/collisions.py``); (3) of an RQ-VAE the best epoch is kept, not the last.
 """
 
 from __future__ import annotations
@@ -25,101 +25,96 @@ import numpy as np
 import pandas as pd
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.artifacts import (
+from minionerec.experiment.commit import committed
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import (
     TIMING,
     append_log,
-    committed,
-    is_done,
     link_or_copy,
     load_array,
-    locked,
-    relevant_settings,
-    require_stage,
     sha256_file,
-    stage_path,
     write_json,
 )
-from minionerec.experiment.config import read_command_line
+from minionerec.experiment.lineage import open_stage
+from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
-from rqvae.assign import Sid, resolve_collisions
+from minionerec.experiment.stages import settings_of
 from rqvae.page import write_page
+from rqvae.quantizers.collisions import Sid, resolve_collisions
 from rqvae.quantizers.methods import fit_quantizer, save_quantizer
 from rqvae.quantizers.rqkmeans import Quantised, check_inputs, from_codes
 from rqvae.report import build_report, summary
 from rqvae.verdict import verdict
 
-NEXT = "Next: bash sft.sh with the same --config"
-
 
 def main(experiment: Experiment) -> None:
     """Build ``runs/<name>/sids`` unless it is there, and say what was made."""
-    final = stage_path(experiment, "sids")
-    if is_done(experiment, "sids", final):
-        print(f"{final}: is finished already, with these settings. {NEXT}")
-        return
+    run_stage("sids", build_and_say, experiment)
+
+
+def build_and_say(experiment: Experiment, final: Path) -> None:
+    """Build the SIDs and print what came of it."""
     report = build(experiment, final)
+    distinct = report["collisions"]["after"]["distinct_sids"]
+    seconds = sum(report["seconds"].values())
     print(summary(report))
     print(
-        f"{report['items']} items, {report['collisions']['after']['distinct_sids']} distinct SIDs "
-        f"by {report['method']} in {sum(report['seconds'].values()):.1f} s -> {final}\n{NEXT}"
+        f"{report['items']} items, {distinct} distinct SIDs by {report['method']}, {seconds:.1f} s"
     )
 
 
 def build(experiment: Experiment, final: Path) -> dict:
-    """Read, quantise, resolve collisions, report, commit ``final``.
+    """Read, quantise, resolve collisions, report, commit ``final``; returns the report with the seconds that it took."""
+    parents = [open_stage(experiment, stage) for stage in ("data", "embeddings")]
+    data, embedded = (parent.path for parent in parents)
+    items = pd.read_parquet(data / "items.parquet")
+    interactions = pd.read_parquet(
+        data / "interactions.parquet", columns=["user_id", "item_id", "split"]
+    )
+    item_ids = items["item_id"].tolist()
+    embeddings = read_embeddings(embedded, item_ids)
+    progress = final.with_name(f".{final.name}.rqvae-progress.safetensors")
 
-    Returns the report with the seconds that it took.
-    """
-    with locked(final):
-        data, embedded = require_stage(experiment, "data"), require_stage(experiment, "embeddings")
-        items = pd.read_parquet(data / "items.parquet")
-        interactions = pd.read_parquet(
-            data / "interactions.parquet", columns=["user_id", "item_id", "split"]
-        )
-        item_ids = items["item_id"].tolist()
-        embeddings = read_embeddings(embedded, item_ids)
-        progress = final.with_name(f".{final.name}.rqvae-progress.safetensors")
+    started = time.perf_counter()
+    quantised, sizes = quantise(
+        experiment, embeddings, item_ids, data, str(embedded / "embeddings.npy"), progress
+    )
+    fitted = time.perf_counter()
+    sids, final_sizes = resolve_collisions(quantised, sizes, experiment.sids.collision)
+    seconds = {
+        "fit": round(fitted - started, 2),
+        "collisions": round(time.perf_counter() - fitted, 2),
+    }
 
-        started = time.perf_counter()
-        quantised, sizes = quantise(
-            experiment, embeddings, item_ids, data, str(embedded / "embeddings.npy"), progress
-        )
-        fitted = time.perf_counter()
-        sids, final_sizes = resolve_collisions(quantised, sizes, experiment.sids.collision)
-        seconds = {
-            "fit": round(fitted - started, 2),
-            "collisions": round(time.perf_counter() - fitted, 2),
-        }
-
-        report = {
-            "method": experiment.sids.method,
-            "collision": experiment.sids.collision,
-            **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed),
-        }
-        report["verdict"] = verdict(report)
-        text = sids_json(
-            dict(zip(item_ids, sids, strict=True)),
-            final_sizes,
-            experiment.sids.method,
-            sha256_file(embedded / "embeddings.npy"),
-        )
-        with committed(
-            final,
-            "sids",
-            relevant_settings(experiment, "sids"),
-            [data, embedded],
-            sids_sha256=hashlib.sha256(text.encode()).hexdigest(),
-        ) as staging:
-            (staging / "sids.json").write_text(text, encoding="utf-8")
-            link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
-            link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
-            save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
-            write_json(staging / "report.json", report)
-            write_page(staging / "report.html", report, experiment.name)
-            for row in [*quantised.log, {"stage": "sids", **report["collisions"]["after"]}]:
-                append_log(staging / "log.jsonl", row)
-        progress.unlink(missing_ok=True)
-        append_log(final.parent / TIMING, {"stage": final.name, "seconds": seconds})
+    report = {
+        "method": experiment.sids.method,
+        "collision": experiment.sids.collision,
+        **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed),
+    }
+    report["verdict"] = verdict(report)
+    text = sids_json(
+        dict(zip(item_ids, sids, strict=True)),
+        final_sizes,
+        experiment.sids.method,
+        sha256_file(embedded / "embeddings.npy"),
+    )
+    with committed(
+        final,
+        "sids",
+        settings_of(experiment, "sids"),
+        parents,
+        sids_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    ) as staging:
+        (staging / "sids.json").write_text(text, encoding="utf-8")
+        link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
+        link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
+        save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
+        write_json(staging / "report.json", report)
+        write_page(staging / "report.html", report, experiment.name)
+        for row in [*quantised.log, {"stage": "sids", **report["collisions"]["after"]}]:
+            append_log(staging / "log.jsonl", row)
+    progress.unlink(missing_ok=True)
+    append_log(final.parent / TIMING, {"stage": final.name, "seconds": seconds})
     return report | {"seconds": seconds}
 
 

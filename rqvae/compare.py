@@ -23,10 +23,13 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.artifacts import is_done, stage_path, timings, write_json
 from minionerec.experiment.choices import QUANTIZERS
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import timings, write_json
+from minionerec.experiment.lineage import is_done
+from minionerec.experiment.lock import locked
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import stage_path
 from minionerec.pages.charts import Line, chart
 from minionerec.pages.html import number, render
 from rqvae import build_sids, embed_items
@@ -106,12 +109,14 @@ def build(experiment: Experiment, final: Path) -> Report:
     if is_done(experiment, "sids", final):
         print(f"{method}: is there already, from these embeddings with these settings", flush=True)
     else:
-        report = build_sids.build(experiment, final)
+        with locked(final):
+            report = build_sids.build(experiment, final)
         seconds = sum(report["seconds"].values())
         print(f"{method}: {seconds:.1f} s. {report['verdict']['line']}", flush=True)
-    took = timings(final.parent, final.name)
+    notes = timings(final.parent, final.name)
+    took = [note["seconds"] for note in notes if isinstance(note.get("seconds"), dict)]
     report = json.loads((final / "report.json").read_text(encoding="utf-8"))
-    return report | {"seconds": took[-1]["seconds"] if took else {}}
+    return report | {"seconds": took[-1] if took else {}}
 
 
 def write(folder: Path, name: str, reports: Reports) -> None:

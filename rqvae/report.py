@@ -18,7 +18,7 @@ import pandas as pd
 
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.evaluation.exposure import gini
-from rqvae.assign import Sid, colliding, prefix_ids
+from rqvae.quantizers.collisions import Sid, colliding, prefix_ids
 from rqvae.quantizers.rqkmeans import Quantised
 
 EXAMPLES = 3
@@ -46,7 +46,8 @@ def build_report(
     train = interactions[interactions["split"] == "train"]
     row_of = pd.Series(np.arange(len(items)), index=items["item_id"])
     popularity = np.bincount(row_of.loc[train["item_id"]].to_numpy(), minlength=len(items))
-    pairs = next_item_pairs(train["user_id"].to_numpy(), row_of.loc[train["item_id"]].to_numpy())
+    taken = row_of.loc[train["item_id"]].to_numpy()
+    pairs = next_item_pairs(train["user_id"].to_numpy(), taken)
     moved = (final[:, : quantised.codes.shape[1]] != quantised.codes).any(axis=1)
     return {
         "items": len(items),

@@ -4,8 +4,7 @@
 #   bash rqvae/rqvae.sh --config configs/quickstart.yaml [--section.key value ...]
 #   bash rqvae/rqvae.sh --help        all keys
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/launch.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../minionerec/setup.sh"
 
-preflight sids "$@"
-(launch rqvae/embed_items.py "$@")
-run_python rqvae/build_sids.py "$@"
+need_python
+exec "$PYTHON" -P -m minionerec.experiment.launch sids "$@"

@@ -33,7 +33,6 @@ from minionerec.errors import one_line_errors
 from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
 from minionerec.pages import plots
-from minionerec.training import run as training_run  # noqa: F401
 from rqvae import build_sids, embed_items
 from tests.worlds import save_encoder
 

@@ -15,8 +15,8 @@ import minionerec_trainer as trainers
 import rl
 import sft
 from minionerec.errors import UserError, one_line_errors
-from minionerec.evaluation import ranking
 from minionerec.experiment import parts
+from minionerec.model import ranking
 
 MAIN = {"sft": sft.main, "rl": rl.main, "evaluate": evaluate.main}
 SECOND = os.environ.get("RANK") == "1"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from minionerec.catalogue.split import statistics
 from minionerec.experiment import artifacts
 from minionerec.experiment.settings import Experiment
-from minionerec.model.token_trees import enable_trees
+from minionerec.model.tree_attention import enable_trees
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
 WINDOWED = {
@@ -167,7 +167,7 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
     sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
     sids_dir = artifacts.stage_path(experiment, "sids")
     with artifacts.committed(
-        sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [data]
+        sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [artifacts.opened(data)]
     ) as staging:
         artifacts.write_json(
             staging / "sids.json", {"sids": sids, "codebook_sizes": [8, 8], "method": "test"}

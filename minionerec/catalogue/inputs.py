@@ -1,18 +1,115 @@
-"""What every stage after the first two opens: samples, SIDs, trie, and the prompts' renderer."""
+"""The catalogue of an experiment, opened once: items, samples, SIDs, and what is derived from them."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from minionerec.catalogue.prompts import TEMPLATES, Renderer, Template
-from minionerec.catalogue.samples import Samples, load_samples
+from minionerec.catalogue.prompts import Renderer, Template
+from minionerec.catalogue.samples import Samples, load_samples, seen_items
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.experiment.settings import Experiment, ModelSettings
+from minionerec.experiment.files import load_array
+from minionerec.experiment.lineage import open_stage
+from minionerec.experiment.manifest import Parent
+from minionerec.experiment.settings import Experiment
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What stages 2 to 4 read of the stages before them.
+
+    Example:
+        >>> catalogue = Catalogue.open(read_experiment("configs/quickstart.yaml"))  # doctest: +SKIP
+        >>> catalogue.sids.codes[catalogue.positions(["E0001"])[0]]  # doctest: +SKIP
+        (3, 14, 15)
+    """
+
+    experiment: Experiment
+    data: Parent  # runs/<name>/data and runs/<name>/sids, as they were when they were opened
+    sids_stage: Parent
+    samples: Samples
+    sids: SidTable
+
+    @classmethod
+    def open(cls, experiment: Experiment) -> Catalogue:
+        """Read ``runs/<name>/data`` and ``runs/<name>/sids``.
+
+        Raises:
+            UserError: one of them is missing, damaged, or was made with other settings than the
+                experiment's; they do not belong together; or a split has no sample.
+        """
+        data = open_stage(experiment, "data")
+        sids_stage = open_stage(experiment, "sids")
+        samples, sids = load_catalogue(experiment, data.path, sids_stage.path)
+        return cls(experiment, data, sids_stage, samples, sids)
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """item_id, title, description, brand, categories; the row is the item index."""
+        return self.samples.items
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Item ids in the order of the item indexes."""
+        return self.sids.item_ids
+
+    @property
+    def parents(self) -> list[Parent]:
+        """What a stage that reads the catalogue is made from."""
+        return [self.data, self.sids_stage]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {item_id: index for index, item_id in enumerate(self.item_ids)}
+
+    def positions(self, item_ids: Sequence[str]) -> list[int]:
+        """The item indexes of some ids.
+
+        Raises:
+            UserError: an id is unknown; the nearest known one is named.
+        """
+        unknown = [item_id for item_id in item_ids if item_id not in self._index]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], self.item_ids, n=1)
+            hint = f"ids look like '{self.item_ids[0]}'"
+            if near:
+                hint = f"did you mean '{near[0]}'?"
+            raise UserError(
+                f"{len(unknown)} of {len(item_ids)} ids are not in "
+                f"{self.data.path / 'items.parquet'}: {', '.join(unknown[:5])}; {hint}"
+            )
+        return [self._index[item_id] for item_id in item_ids]
+
+    def texts(self) -> list[str]:
+        """Title and description of every item: what a scratch tokenizer learns from."""
+        return texts(self.items)
+
+    def embeddings(self) -> np.ndarray:
+        """``(N, D)`` float32 text embeddings of the items, from stage 1."""
+        return load_array(self.sids_stage.path / "embeddings.npy").astype(np.float32)
+
+    def seen(self, split: str) -> list[frozenset[int]]:
+        """For every sample of a split the items that its user had before, all of them."""
+        return seen_items(self.data.path, split)
+
+    def trie(self, tokenizer: PreTrainedTokenizerBase) -> SidTrie:
+        """The SIDs as a tokenizer's tokens."""
+        return trie(self.sids, tokenizer)
+
+    def renderer(
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, max_tokens: int
+    ) -> Renderer:
+        """The one renderer of all stages."""
+        return renderer(tokenizer, template, self.sids, self.samples, max_tokens)
 
 
 def load_catalogue(
@@ -27,7 +124,8 @@ def load_catalogue(
     for split, rows in samples.splits.items():
         if not rows:
             raise UserError(
-                f"{data_dir}: the {split} split has no sample; prepare the data with another data.split or more users"
+                f"{data_dir}: the {split} split has no sample; prepare the data with another "
+                "data.split or more users"
             )
     return samples, load_sids(sids_dir / SIDS_FILE, samples.item_ids)
 
@@ -38,11 +136,6 @@ def texts(items: pd.DataFrame) -> list[str]:
         f"{title}\n{description}"
         for title, description in zip(items["title"], items["description"], strict=True)
     ]
-
-
-def template_of(settings: ModelSettings) -> Template:
-    """The built-in wording that the settings name."""
-    return TEMPLATES[settings.template]
 
 
 def renderer(

@@ -53,16 +53,17 @@ def apply_filters(
     """
     items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
     if not source.filtered:
-        good = np.array(
-            [split.title_is_kept(title, settings.max_title_words) for title in items["title"]]
-        )
+        limit = settings.max_title_words
+        good = np.array([split.title_is_kept(title, limit) for title in items["title"]])
         items = items[good]
         known = members(interactions["item_id"], items["item_id"])
         interactions = interactions[known]
         dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
         dropped["interactions with those items"] = int((~known).sum())
-        users, codes = (pd.factorize(interactions[name])[0] for name in ("user_id", "item_id"))
-        times, ratings = (interactions[name].to_numpy() for name in ("timestamp", "rating"))
+        users, _ = pd.factorize(interactions["user_id"])
+        codes, _ = pd.factorize(interactions["item_id"])
+        times = interactions["timestamp"].to_numpy()
+        ratings = interactions["rating"].to_numpy()
         kept, reasons = split.select(users, codes, times, ratings, settings)
         interactions = interactions[kept]
         dropped.update(reasons)
@@ -86,17 +87,11 @@ def keep_as_is(
     interactions = source.interactions
     users = pd.factorize(interactions["user_id"])[0]
     single = np.bincount(users)[users] < 2
-    rank = interactions["split"].map({name: at for at, name in enumerate(SPLITS)})
-    ordered = (
-        interactions.assign(rank=rank)[~single]
-        .sort_values(["timestamp", "rank"], kind="stable")
-        .drop(columns="rank")
-    )
-    return (
-        source.items,
-        ordered,
-        {**source.dropped, "interactions of users with fewer than 2": int(single.sum())},
-    )
+    rank = interactions["split"].map(SPLITS.index)
+    ranked = interactions.assign(rank=rank)[~single]
+    ordered = ranked.sort_values(["timestamp", "rank"], kind="stable").drop(columns="rank")
+    dropped = {**source.dropped, "interactions of users with fewer than 2": int(single.sum())}
+    return source.items, ordered, dropped
 
 
 def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool) -> pd.DataFrame:
@@ -106,7 +101,7 @@ def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool)
         UserError: a split has no targets.
     """
     users = pd.factorize(interactions["user_id"])[0]
-    target = split.positions(users) > 0
+    target = split.is_target(users)
     if own:
         splits = interactions["split"].to_numpy(object)
     elif settings.split == "leave_one_out":

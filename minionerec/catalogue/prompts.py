@@ -14,14 +14,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from minionerec.catalogue.sources.text import LONE_SURROGATE
 from minionerec.errors import UserError
+from minionerec.experiment.choices import TASKS
 
 TEMPLATE_FILE = "prompt_template.json"
 MAX_DESCRIPTION_TOKENS = 128  # the part of a description that a prompt shows
@@ -102,12 +105,38 @@ def load_template(directory: Path, default: str) -> Template:
     if not file.is_file():
         return TEMPLATES[default]
     try:
-        return Template(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        problem = _problem(content)
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
         raise UserError(
-            f"{file}: is not a prompt template ({type(error).__name__}: {error}); train this "
-            "checkpoint again"
-        ) from None
+            f"{file}: is not a prompt template ({problem}); train this checkpoint again"
+        )
+    return Template(**content)
+
+
+def _problem(content: Any) -> str:
+    """What keeps the content of a file from being a template; "" if nothing does."""
+    if not isinstance(content, dict):
+        return f"got a {type(content).__name__}, expected an object"
+    wanted = [field.name for field in fields(Template)]
+    if content.keys() != set(wanted):
+        return f"its keys are {', '.join(content)}, expected {', '.join(wanted)}"
+    texts = {name: content[name] for name in ("name", "sid_separator", "title_separator")}
+    for place in ("before", "after"):
+        wording = content[place]
+        if not isinstance(wording, dict) or wording.keys() != set(TASKS):
+            return f"{place}: expected a text for each of {', '.join(TASKS)}"
+        texts |= {f"{place}.{task}": text for task, text in wording.items()}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            return f"{name}: got a {type(text).__name__}, expected a text"
+        if LONE_SURROGATE.search(text):
+            return f"{name}: holds half of a character (a lone surrogate)"
+    return ""
 
 
 class Renderer:
@@ -129,33 +158,25 @@ class Renderer:
         items: pd.DataFrame,
         max_tokens: int,
     ):
-        self.template, self.max_tokens, self._tokenizer = template, max_tokens, tokenizer
+        self.template = template
+        self.max_tokens = max_tokens
+        self._tokenizer = tokenizer
         self._sids = [list(sid) for sid in sid_token_ids]
-        self._titles, self._descriptions = (
-            [text.strip() for text in items[name]] for name in ("title", "description")
-        )
+        self._titles = [text.strip() for text in items["title"]]
+        self._descriptions = [text.strip() for text in items["description"]]
         self._eos = [tokenizer.eos_token_id]
-        with_special = tokenizer("x")["input_ids"]
-        starts_with_bos = (
-            tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
-        )
-        # A prompt may be empty of wording (compact template, no history), and a model needs one
-        # token to start from.
-        self._bos = (
-            [tokenizer.bos_token_id]
-            if starts_with_bos
-            else self._eos
-            if template.name == "compact"
-            else []
-        )
-        self._pieces, self._pieces_are_exact = (
-            cache(self._tokenize_pieces),
-            cache(self._check_pieces),
-        )
-        self._behind, self._completions = (
-            cache(self._tokenize_behind),
-            cache(self._tokenize_completions),
-        )
+        self._bos: list[int] = []
+        if tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == (
+            tokenizer.bos_token_id
+        ):
+            self._bos = [tokenizer.bos_token_id]
+        elif "" in template.before.values():
+            # A prompt may be empty of wording, and a model needs one token to start from.
+            self._bos = self._eos
+        self._pieces = cache(self._tokenize_pieces)
+        self._pieces_are_exact = cache(self._check_pieces)
+        self._behind = cache(self._tokenize_behind)
+        self._completions = cache(self._tokenize_completions)
         self._longest_completion = cache(self._find_longest_completion)
 
     def has_description(self, item: int) -> bool:
@@ -208,7 +229,7 @@ class Renderer:
         return self._completions(task.endswith("title"))[target]
 
     def _whole(self, task: str, shown: Sequence[int]) -> list[int]:
-        return self._bos + self._encode(self.text(task, shown))
+        return self._bos + self._encode(self.text(task, shown), as_text=bool(self._texts(task)))
 
     def _from_pieces(self, task: str, shown: Sequence[int], room: int) -> list[int]:
         """The prompt put together from pieces, without the oldest items if they do not fit."""
@@ -240,11 +261,11 @@ class Renderer:
         )
         lead = " " if texts and before.endswith(" ") and separator.endswith(" ") else ""
         if place == "before":
-            return [self._bos + self._encode(before.removesuffix(lead))]
+            return [self._bos + self._encode(before.removesuffix(lead), as_text=bool(texts))]
         tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
         if texts:
-            return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts))
-        behind_sid = self._behind(self._sid_tokens(0)[-1], (tail,))[0]
+            return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts), True)
+        behind_sid = self._behind(self._sid_tokens(0)[-1], (tail,), False)[0]
         return [sid + behind_sid for sid in self._sids]
 
     def _check_pieces(self, task: str) -> bool:
@@ -261,27 +282,33 @@ class Renderer:
             for shown in prompts
         )
 
-    def _tokenize_behind(self, start: str, texts: tuple[str, ...]) -> list[list[int]]:
+    def _tokenize_behind(
+        self, start: str, texts: tuple[str, ...], as_text: bool
+    ) -> list[list[int]]:
         """Texts as they are tokenised inside a prompt.
 
         Some tokenizers treat the beginning of a text differently.
         """
-        skip = len(self._encode(start))
-        return [ids[skip:] for ids in self._encode_all([start + text for text in texts])]
+        skip = len(self._encode(start, as_text))
+        return [ids[skip:] for ids in self._encode_all([start + text for text in texts], as_text)]
 
     def _tokenize_completions(self, of_titles: bool) -> list[list[int]]:
-        return [
-            ids + self._eos for ids in (self._encode_all(self._titles) if of_titles else self._sids)
-        ]
+        completions = self._encode_all(self._titles, as_text=True) if of_titles else self._sids
+        return [ids + self._eos for ids in completions]
 
     def _find_longest_completion(self, of_titles: bool) -> int:
         return max(map(len, self._completions(of_titles)))
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+    def _encode_all(self, texts: list[str], as_text: bool = False) -> list[list[int]]:
+        """Token ids; ``as_text`` takes a special token that is written out in a title as text.
 
-    def _encode(self, text: str) -> list[int]:
-        return self._encode_all([text])[0] if text else []
+        Otherwise `<|endoftext|>` in a title would be the end of the sequence.
+        """
+        encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=as_text)
+        return encoded["input_ids"]
+
+    def _encode(self, text: str, as_text: bool = False) -> list[int]:
+        return self._encode_all([text], as_text)[0] if text else []
 
     def _separator(self, task: str) -> str:
         return (
@@ -300,7 +327,7 @@ class Renderer:
     @cached_property
     def _shortened(self) -> list[str]:
         """Descriptions cut to at most ``MAX_DESCRIPTION_TOKENS`` tokens."""
-        ids = self._encode_all(self._descriptions)
+        ids = self._encode_all(self._descriptions, as_text=True)
         return [
             self._cut(text, found) if len(found) > MAX_DESCRIPTION_TOKENS else text
             for text, found in zip(self._descriptions, ids, strict=True)
@@ -312,6 +339,8 @@ class Renderer:
         Its own ids are counted, as a cut word may take more tokens than it had.
         """
         length = len(self._tokenizer.decode(ids[:MAX_DESCRIPTION_TOKENS]))
-        while (needed := len(self._encode(text[:length].strip()))) > MAX_DESCRIPTION_TOKENS:
+        while (
+            needed := len(self._encode(text[:length].strip(), as_text=True))
+        ) > MAX_DESCRIPTION_TOKENS:
             length = min(length - 1, length * MAX_DESCRIPTION_TOKENS // needed)
         return text[:length].strip()

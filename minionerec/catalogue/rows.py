@@ -49,26 +49,20 @@ def task_rows(
     ``description_to_sid`` leaves out items without a description: there is nothing to show.
     """
     if task in ("sid_to_title", "title_to_sid", "description_to_sid"):
-        shown = [
-            i
-            for i in range(num_items)
-            if task != "description_to_sid" or renderer.has_description(i)
-        ]
-        return [
-            Row(task, "", renderer.prompt(task, (i,)), renderer.completion(task, i), i)
-            for i in shown
-        ]
-    return [
-        Row(
-            task,
-            s.user_id,
-            renderer.prompt(task, s.history),
-            renderer.completion(task, s.target),
-            s.target,
-            s.history,
-        )
-        for s in samples
-    ]
+        rows = []
+        for item in range(num_items):
+            if task == "description_to_sid" and not renderer.has_description(item):
+                continue
+            prompt = renderer.prompt(task, (item,))
+            rows.append(Row(task, "", prompt, renderer.completion(task, item), item))
+        return rows
+    rows = []
+    for sample in samples:
+        prompt = renderer.prompt(task, sample.history)
+        completion = renderer.completion(task, sample.target)
+        row = Row(task, sample.user_id, prompt, completion, sample.target, sample.history)
+        rows.append(row)
+    return rows
 
 
 def mixture(

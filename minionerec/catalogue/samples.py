@@ -7,6 +7,7 @@ task. Which split a sample belongs to is the split of its target. Item ids becom
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
+from minionerec.catalogue.sources.source import SPLITS
+from minionerec.catalogue.split import is_target
 from minionerec.errors import UserError
 
 T = TypeVar("T")
-SPLITS = ("train", "valid", "test")
 
 
 class Sample(NamedTuple):
@@ -88,7 +90,7 @@ def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> Non
 def build_samples(
     interactions: pd.DataFrame, item_index: dict[str, int], max_history: int
 ) -> tuple[dict[str, list[Sample]], list[list[int]]]:
-    """Every interaction of a user but the first is a target.
+    """Cut the interactions into samples, one for each target (``split.is_target``).
 
     Args:
         interactions: ``user_id, item_id, timestamp, split`` with each user's rows in the user's
@@ -103,14 +105,14 @@ def build_samples(
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     seen: dict[str, list[int]] = {}
     train_sequences: dict[str, list[int]] = {}
-    columns = (interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split"))
-    for user_id, item_id, timestamp, split in zip(*columns, strict=True):
+    columns = [interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split")]
+    targets = is_target(pd.factorize(interactions["user_id"])[0])
+    for user_id, item_id, timestamp, split, target in zip(*columns, targets, strict=True):
         item = item_index[item_id]
         before = seen.setdefault(user_id, [])
-        if before:
-            splits[split].append(
-                Sample(user_id, tuple(before[-max_history:]), item, int(timestamp))
-            )
+        if target:
+            shown = tuple(before[-max_history:])
+            splits[split].append(Sample(user_id, shown, item, int(timestamp)))
         before.append(item)
         if split == "train":
             train_sequences.setdefault(user_id, []).append(item)
@@ -132,14 +134,14 @@ def windows(
     """
     cut = []
     for sequence in sequences:
-        first = (
-            max_history
-            if len(sequence) <= max_history + 1
-            else int(rng.integers(1, max_history + 1))
-        )
-        ends = range(first, len(sequence) - 1 + max_history, max_history)
-        cut += [sequence[max(0, end - max_history) : end + 1] for end in ends]
-    return [cut[i] for i in rng.permutation(len(cut)) if len(cut[i]) > 1]
+        first = max_history
+        if len(sequence) > max_history + 1:
+            first = int(rng.integers(1, max_history + 1))
+        for end in range(first, len(sequence) - 1 + max_history, max_history):
+            start = max(0, end - max_history)
+            cut.append(sequence[start : end + 1])
+    shuffled = [cut[i] for i in rng.permutation(len(cut))]
+    return [window for window in shuffled if len(window) > 1]
 
 
 def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
@@ -152,13 +154,12 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
     rows = pd.read_parquet(
         data_dir / "interactions.parquet", columns=["user_id", "item_id", "split"]
     )
+    wanted = is_target(pd.factorize(rows["user_id"])[0]) & (rows["split"] == split).to_numpy()
     before: dict[str, set[int]] = {}
     found = []
-    for user_id, item_id, of_split in zip(
-        rows["user_id"], rows["item_id"], rows["split"], strict=True
-    ):
+    for user_id, item_id, is_wanted in zip(rows["user_id"], rows["item_id"], wanted, strict=True):
         seen = before.setdefault(user_id, set())
-        if seen and of_split == split:
+        if is_wanted:
             found.append(frozenset(seen))
         seen.add(index[item_id])
     return found
@@ -173,11 +174,12 @@ def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: i
     histories that slide along a long sequence share nothing. ``user_id`` is the window's number,
     ``timestamp`` the place of the target in it.
     """
-    return [
-        Sample(f"window {number}", tuple(row[:place]), row[place], place)
-        for number, row in enumerate(windows(sequences, max_history, np.random.default_rng(seed)))
-        for place in range(1, len(row))
-    ]
+    found = []
+    rng = np.random.default_rng(seed)
+    for number, row in enumerate(windows(sequences, max_history, rng)):
+        for place in range(1, len(row)):
+            found.append(Sample(f"window {number}", tuple(row[:place]), row[place], place))
+    return found
 
 
 def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
@@ -187,12 +189,11 @@ def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
     """
     if not size or size >= len(samples):
         return list(samples)
-    return [
-        samples[i] for i in sorted(np.random.default_rng(seed).permutation(len(samples))[:size])
-    ]
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [samples[i] for i in sorted(order[:size])]
 
 
 def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
     """``(N,)`` how often each item occurs in the train interactions."""
-    flat = [item for sequence in sequences for item in sequence]
-    return np.bincount(np.asarray(flat, dtype=np.int64), minlength=num_items)
+    flat = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)
+    return np.bincount(flat, minlength=num_items)

@@ -14,6 +14,7 @@ from minionerec.errors import UserError
 
 SIDS_FILE = "sids.json"
 LEVELS = "abcdefghijklmnopqrstuvwxyz"
+MOST_CODES = 2**20  # of a level; each is a token
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class SidTable:
     codebook_sizes: list[int]
     sha256: str
     path: Path = Path(SIDS_FILE)  # where it was read from, for messages
+    raw: bytes = b""  # the file's bytes: what a checkpoint carries, whatever is on the disk later
 
     def tokens(self) -> list[str]:
         """Every SID token of every level, ``<a_0> <a_1> ... <b_0> ...``, used by an item or not."""
-        return [
-            f"<{LEVELS[level]}_{code}>"
-            for level, size in enumerate(self.codebook_sizes)
-            for code in range(size)
-        ]
+        tokens = []
+        for level, size in enumerate(self.codebook_sizes):
+            tokens += [f"<{LEVELS[level]}_{code}>" for code in range(size)]
+        return tokens
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Each item's SID as token ids.
@@ -45,7 +46,10 @@ class SidTable:
             UserError: the tokenizer does not know a SID token: it belongs to another catalogue.
         """
         levels = self.level_token_ids(tokenizer)
-        return [[levels[level][code] for level, code in enumerate(codes)] for codes in self.codes]
+        found = []
+        for codes in self.codes:
+            found.append([levels[level][code] for level, code in enumerate(codes)])
+        return found
 
     def level_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """For each level, the token id of each of its codes."""
@@ -57,10 +61,10 @@ class SidTable:
                 f"was trained on other SIDs than {self.sha256[:12]}; run the stage that trained "
                 "it again"
             )
-        return [
-            [vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)]
-            for level, size in enumerate(self.codebook_sizes)
-        ]
+        levels = []
+        for level, size in enumerate(self.codebook_sizes):
+            levels.append([vocabulary[f"<{LEVELS[level]}_{code}>"] for code in range(size)])
+        return levels
 
 
 def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
@@ -77,16 +81,22 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
-        sids, sizes = content["sids"], [int(size) for size in content["codebook_sizes"]]
+        sids = dict(content["sids"])
+        sizes = [int(size) for size in content["codebook_sizes"]]
     except FileNotFoundError:
         raise UserError(
             f"{path} not found; run `bash rqvae/rqvae.sh` with the same --config first"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a SID file ({type(error).__name__}: {error}); expected the keys sids "
             "and codebook_sizes"
         ) from None
+    if not 1 <= len(sizes) <= len(LEVELS) or not all(1 <= size <= MOST_CODES for size in sizes):
+        raise UserError(
+            f"{path}: codebook_sizes: got {str(sizes)[:60]}, expected 1 to {len(LEVELS)} whole "
+            f"numbers from 1 to {MOST_CODES:,}"
+        )
     order = list(sids) if item_ids is None else list(item_ids)
     for item_id in order:
         if item_id not in sids:
@@ -95,14 +105,15 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
                 "again"
             )
     if len(order) != len(sids):
-        surplus = next(item_id for item_id in sids if item_id not in set(order))
+        known = set(order)
+        surplus = next(item_id for item_id in sids if item_id not in known)
         raise UserError(
             f"{path}: item '{surplus}' is not in the catalogue ({len(sids)} SIDs, {len(order)} "
             "items); run `bash rqvae/rqvae.sh` again"
         )
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
-    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path)
+    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path, raw)
 
 
 def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple[int, ...]:

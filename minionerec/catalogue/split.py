@@ -128,6 +128,20 @@ def positions(users: np.ndarray) -> np.ndarray:
     return pd.Series(users).groupby(users, sort=False).cumcount().to_numpy()
 
 
+def is_target(users: np.ndarray) -> np.ndarray:
+    """``(n,)`` bool: every interaction of a user but the first is a target.
+
+    This is the only place that says so: a first interaction has no history to be predicted from.
+
+    Args:
+        users: ``(n,)`` codes with each user's interactions in the user's order.
+
+    >>> is_target(np.array([0, 1, 0, 0, 1]))
+    array([False, False,  True,  True,  True])
+    """
+    return positions(users) > 0
+
+
 def leave_one_out(users: np.ndarray) -> np.ndarray:
     """Each user's last interaction is test, the last but one valid, the others train.
 
@@ -162,7 +176,9 @@ def global_time(timestamps: np.ndarray, is_target: np.ndarray, ratios: list[floa
         UserError: a split would be empty.
     """
     times = np.sort(timestamps[is_target])
-    cuts = [nearest_boundary(times, round(share * len(times))) for share in np.cumsum(ratios)[:2]]
+    cuts = []
+    for share in np.cumsum(ratios)[:2]:
+        cuts.append(nearest_boundary(times, round(share * len(times))))
     sizes = np.diff([0, *cuts, len(times)])
     if min(sizes) <= 0:
         counts = ", ".join(f"{name} {size}" for name, size in zip(SPLITS, sizes, strict=True))
@@ -171,7 +187,8 @@ def global_time(timestamps: np.ndarray, is_target: np.ndarray, ratios: list[floa
             f"{len(np.unique(times))} distinct timestamps; every split needs one: use "
             "leave_one_out, other data.split_ratios, or more data"
         )
-    return np.array(SPLITS, dtype=object)[np.searchsorted(times[cuts], timestamps, side="right")]
+    period = np.searchsorted(times[cuts], timestamps, side="right")
+    return np.array(SPLITS, dtype=object)[period]
 
 
 def nearest_boundary(times: np.ndarray, cut: int) -> int:
@@ -183,11 +200,9 @@ def nearest_boundary(times: np.ndarray, cut: int) -> int:
     """
     if cut <= 0 or cut >= len(times):
         return min(max(cut, 0), len(times))
-    first, last = (
-        np.searchsorted(times, times[cut], side="left"),
-        np.searchsorted(times, times[cut], side="right"),
-    )
-    return int(first if cut - first <= last - cut else last)
+    first = int(np.searchsorted(times, times[cut], side="left"))
+    last = int(np.searchsorted(times, times[cut], side="right"))
+    return first if cut - first <= last - cut else last
 
 
 def leak_report(users: np.ndarray, splits: np.ndarray) -> dict[str, int]:
@@ -225,7 +240,10 @@ def leak_report(users: np.ndarray, splits: np.ndarray) -> dict[str, int]:
 
 def _rank(splits: np.ndarray) -> np.ndarray:
     """``(n,)`` 0 for train, 1 for valid, 2 for test."""
-    return np.select([splits == name for name in SPLITS], range(3))
+    rank = np.zeros(len(splits), dtype=np.int64)
+    for place, name in enumerate(SPLITS):
+        rank[splits == name] = place
+    return rank
 
 
 def statistics(
@@ -244,7 +262,7 @@ def statistics(
         max_history: the items before a target that a prompt may show.
     """
     place = positions(users)
-    target = place > 0
+    target = is_target(users)
     repeat = pd.DataFrame({"user": users, "item": items}).duplicated().to_numpy()
     shown = target_in_history(users, items, max_history)
     in_train = np.isin(items, np.unique(items[splits == "train"]))
@@ -278,12 +296,13 @@ def statistics(
 def target_in_history(users: np.ndarray, items: np.ndarray, max_history: int) -> np.ndarray:
     """``(n,)`` bool: the item is among the user's ``max_history`` ones before this."""
     order = np.argsort(users, kind="stable")
-    sorted_users, sorted_items = users[order], items[order]
+    sorted_users = users[order]
+    sorted_items = items[order]
     found = np.zeros(len(users), dtype=bool)
     for lag in range(1, min(max_history, len(users) - 1) + 1):
-        found[lag:] |= (sorted_users[lag:] == sorted_users[:-lag]) & (
-            sorted_items[lag:] == sorted_items[:-lag]
-        )
+        same_user = sorted_users[lag:] == sorted_users[:-lag]
+        same_item = sorted_items[lag:] == sorted_items[:-lag]
+        found[lag:] |= same_user & same_item
     result = np.zeros(len(users), dtype=bool)
     result[order] = found
     return result
@@ -296,9 +315,8 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     """
     if not len(values):
         return {}
-    return {
-        f"{q:.0%}": float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
-    }
+    found = np.quantile(values, QUANTILES)
+    return {f"{share:.0%}": float(value) for share, value in zip(QUANTILES, found, strict=True)}
 
 
 def _share(flags: np.ndarray) -> float:

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from minionerec.experiment.artifacts import timings
+from minionerec.experiment.files import timings
+
+NOTED = ("from_step", "to_step", "seconds")
 
 
 def cost(
@@ -54,7 +56,7 @@ def training_seconds(run: Path, stage: str) -> float | None:
     total = 0.0
     for name in stages:
         parts = parts_of_last_training(timings(run, name))
-        if not parts or not are_without_gap(parts):
+        if not parts or not all(map(is_note, parts)) or not are_without_gap(parts):
             return None
         total += sum(row["seconds"] for row in parts)
     return total
@@ -63,9 +65,14 @@ def training_seconds(run: Path, stage: str) -> float | None:
 def parts_of_last_training(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows from the last one that began at step 0; none where no row did."""
     for place in range(len(rows) - 1, -1, -1):
-        if rows[place]["from_step"] == 0:
+        if rows[place].get("from_step") == 0:
             return rows[place:]
     return []
+
+
+def is_note(row: dict[str, Any]) -> bool:
+    """Whether a row is one that ``note_training`` wrote."""
+    return all(isinstance(row.get(key), (int, float)) for key in NOTED)
 
 
 def are_without_gap(parts: list[dict[str, Any]]) -> bool:

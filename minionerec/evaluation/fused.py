@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from minionerec.catalogue.samples import Sample, Samples
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
+from minionerec.model.policy import Policy, Recommendation
 from minionerec.rankers import experts, fusion
 from minionerec.rankers.experts import Expert
 from minionerec.rankers.fusion import Lists, Union
@@ -23,27 +25,20 @@ def weights_of(setting: dict[str, float]) -> dict[str, float]:
     return {name: weight for name, weight in setting.items() if weight and name != "temperature"}
 
 
-def rankers_of(
-    setting: dict[str, float],
-    samples: Samples,
-    sids_dir: Path,
-    seen: Sequence[Collection[int]] | None,
-) -> tuple[list[Expert], list[float]]:
-    """The rules that have a weight, and the weights: the model's first.
+def rankers_of(catalogue: Catalogue) -> tuple[list[Expert], list[float]]:
+    """The rules to which ``evaluate.fusion`` gives a weight, and the weights: the model's first.
 
-    Args:
-        setting: ``evaluate.fusion``.
-        samples: what the rules leave open is chosen on the valid rows.
-        sids_dir: holds the embeddings that ``text_knn`` reads.
-        seen: per valid row, items that are not ranked; None: all are.
+    Raises:
+        UserError: a rule lacks what it reads.
     """
-    weights = weights_of(setting)
+    s = catalogue.experiment.evaluate
+    weights = weights_of(s.fusion)
     rankers = experts.build(
         [name for name in weights if name != "model"],
-        samples,
-        embeddings_file=sids_dir / "embeddings.npy",
-        temperature=setting.get("temperature", TEMPERATURE),
-        unwanted=seen,
+        catalogue.samples,
+        embeddings_file=catalogue.sids_stage.path / "embeddings.npy",
+        temperature=s.fusion.get("temperature", TEMPERATURE),
+        unwanted=catalogue.seen("valid") if s.exclude_history else None,
     )
     return rankers, [weights.get("model", 0.0), *(weights[ranker.name] for ranker in rankers)]
 
@@ -113,4 +108,41 @@ def records(
                 "scores": [round(float(score), 6) for score in row_scores[there]],
             }
         )
+    return found
+
+
+def recommend(
+    policy: Policy, history: Sequence[str], k: int, exclude: Sequence[Collection[str]] | None
+) -> list[Recommendation]:
+    """The first k items of what ``evaluate.fusion`` makes of one history.
+
+    Args:
+        policy: whose list is united with those of the rules.
+        history: item ids, oldest first.
+        k: items.
+        exclude: for the history the item ids that must not be recommended; None: all may be.
+
+    Returns:
+        Recommendations whose scores are mixed probabilities.
+    """
+    catalogue = policy.catalogue
+    experiment = catalogue.experiment
+    own = policy.recommend([history], experiment.evaluate.num_beams, exclude=exclude)[0]
+    record = {
+        "item_ids": [one.item_id for one in own],
+        "scores": [one.score for one in own],
+    }
+    shown = catalogue.positions(history)[-experiment.data.max_history :]
+    unwanted = None
+    if exclude is not None:
+        unwanted = [set(catalogue.positions(list(ids))) for ids in exclude]
+    rankers, shares = rankers_of(catalogue)
+    model = lists_of([record], catalogue.item_ids)
+    united = unite(model, rankers, [Sample("", tuple(shown), 0, 0)], unwanted)
+    items, scores = fusion.fuse(united, shares, k)
+    found = []
+    for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True):
+        if item >= 0:
+            title = catalogue.items["title"].iloc[item]
+            found.append(Recommendation(catalogue.item_ids[item], title, score))
     return found

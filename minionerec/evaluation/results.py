@@ -1,7 +1,8 @@
 """What an experiment has measured on its test split, read back from disk and checked.
 
-A directory is read only when its files have the digests of its manifest and its parents are the ones on disk: numbers of two
-runs never stand in one table. Nothing heavier than numpy is imported.
+A directory is read only when its files have the digests of its manifest, its parents are the ones
+on disk, and its name is that of what its manifest says it holds: numbers of two runs never stand in
+one table, and none under another's name. Nothing heavier than numpy is imported.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minionerec.evaluation.statistics import compare
-from minionerec.experiment import artifacts
+from minionerec.experiment.lineage import check_parents, require_own_name, require_stage
+from minionerec.experiment.manifest import verify
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import stage_path
 
 TITLES = {"sft": "SFT", "rl": "RL"}
 KEYS = ("NDCG@10", "HR@10")  # what two results are compared on
@@ -35,65 +38,89 @@ class Result:
     def predictions(self) -> list[dict[str, Any]]:
         """The rows of ``predictions.jsonl``; empty where there is no such file."""
         file = self.directory / "predictions.jsonl"
-        return (
-            [json.loads(line) for line in file.read_bytes().splitlines()] if file.is_file() else []
-        )
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
 class Comparison(NamedTuple):
-    """A result against another on the same rows: ``figures`` is what ``metrics.compare`` says of each key, ``against`` being a."""
+    """A result against another on the same rows."""
 
-    name: str
-    against: str
-    figures: dict[str, dict[str, Any]]
+    name: str  # b
+    against: str  # a
+    figures: dict[str, dict[str, Any]]  # metric -> what ``statistics.compare`` says of a and b
 
 
 def results(experiment: Experiment) -> list[Result]:
     """Baselines first (in the order of the settings), then SFT, RL and further checkpoints.
 
     Raises:
-        UserError: a directory is damaged, or was made from others than those on disk.
+        UserError: a directory is damaged, stands under another's name, or was made from others than
+            those on disk.
     """
-    baselines, evaluate = (
-        artifacts.stage_path(experiment, stage) for stage in ("baselines", "evaluate")
-    )
-    methods = {
-        file.parent.name: file.parent for file in sorted(baselines.glob("[!.]*/metrics.json"))
-    }
-    checkpoints = {
-        file.parent.name.removesuffix("-test"): file.parent
-        for file in sorted(evaluate.glob("[!.]*-test/metrics.json"))
-    }
     sids = read_sids(experiment)
-    known = [name for name in experiment.baselines.methods if name in methods]
-    found = [
-        read_result(name, methods[name], True, sids) for name in dict.fromkeys([*known, *methods])
-    ]
-    for name in sorted(checkpoints, key=lambda name: (name not in TITLES, name == "rl", name)):
-        found.append(read_result(TITLES.get(name, name), checkpoints[name], False, sids))
-    return found
+    baselines = []
+    for file in sorted(stage_path(experiment, "baselines").glob("[!.]*/metrics.json")):
+        baselines.append(read_result(file.parent, True, sids))
+    models = []
+    for file in sorted(stage_path(experiment, "evaluate").glob("[!.]*-test/metrics.json")):
+        models.append(read_result(file.parent, False, sids))
+    methods = list(experiment.baselines.methods)
+    titles = list(TITLES.values())
+    return [*in_order(baselines, methods), *in_order(models, titles)]
 
 
-def read_result(
-    name: str, directory: Path, is_baseline: bool, sids: dict[str, list[int]] | None
-) -> Result:
+def in_order(found: Sequence[Result], names: Sequence[str]) -> list[Result]:
+    """The results of these names first, in their order; then the others by name."""
+
+    def place(result: Result) -> tuple[int, str]:
+        known = result.name in names
+        return (names.index(result.name) if known else len(names), result.name)
+
+    return sorted(found, key=place)
+
+
+def read_result(directory: Path, is_baseline: bool, sids: dict[str, list[int]] | None) -> Result:
     """One result, checked; its metrics name the SIDs it was made with, if any."""
-    artifacts.check_parents(directory, artifacts.verify(directory))
+    manifest = verify(directory)
+    check_parents(directory, manifest)
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    check_name(directory, manifest, metrics)
+    name = directory.name
+    if not is_baseline:
+        name = title_of(str(manifest["settings"]["evaluate.checkpoint"]), directory)
     return Result(name, directory, metrics, is_baseline, sids if "sids_sha256" in metrics else None)
+
+
+def check_name(directory: Path, manifest: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Refuse a ranking that stands under the name of another, as after a copy or a swap.
+
+    Raises:
+        UserError: the manifest says something else than the directory's name.
+    """
+    if "method" in metrics and "method" not in manifest:  # baselines made before manifests had it
+        manifest = {**manifest, "method": metrics["method"]}
+    require_own_name(directory, manifest)
+
+
+def title_of(checkpoint: str, directory: Path) -> str:
+    """What a table calls an evaluation; only this experiment's own stages are SFT and RL."""
+    if checkpoint in TITLES:
+        return TITLES[checkpoint]
+    name = directory.name.removesuffix("-test")
+    return checkpoint if name in TITLES else name  # e.g. runs/other/sft
 
 
 def read_sids(experiment: Experiment) -> dict[str, list[int]] | None:
     """Item -> SID; None where stage 1 is gone."""
-    if not artifacts.stage_path(experiment, "sids").exists():
+    if not stage_path(experiment, "sids").exists():
         return None
-    return json.loads(
-        (artifacts.require_stage(experiment, "sids") / "sids.json").read_text(encoding="utf-8")
-    )["sids"]
+    file = require_stage(experiment, "sids") / "sids.json"
+    return json.loads(file.read_text(encoding="utf-8"))["sids"]
 
 
 def best(found: Sequence[Result]) -> Result | None:
-    """The result with the highest NDCG@10; None of none."""
+    """The result with the highest NDCG@10, the first of equals; None of none."""
     return max(found, key=lambda result: result.metrics.get("NDCG@10", 0.0), default=None)
 
 
@@ -105,25 +132,24 @@ def comparisons(found: Sequence[Result], experiment: Experiment) -> list[Compari
     """
     models = {result.name: result for result in found if not result.is_baseline}
     baseline = best([result for result in found if result.is_baseline])
-    pairs = [(baseline, model) for model in models.values() if baseline] + (
-        [(models["SFT"], models["RL"])] if {"SFT", "RL"} <= models.keys() else []
-    )
-    return [
-        Comparison(
-            b.name,
-            a.name,
-            compare(
+    pairs = []
+    if baseline:
+        pairs = [(baseline, model) for model in models.values()]
+    if "SFT" in models and "RL" in models:
+        pairs.append((models["SFT"], models["RL"]))
+    compared = []
+    for a, b in pairs:
+        if a.predictions and b.predictions:
+            figures = compare(
                 a.predictions,
                 b.predictions,
                 a.sid_of,
                 b.sid_of,
                 [key for key in KEYS if key in a.metrics and key in b.metrics],
                 seed=experiment.seed,
-            ),
-        )
-        for a, b in pairs
-        if a.predictions and b.predictions
-    ]
+            )
+            compared.append(Comparison(b.name, a.name, figures))
+    return compared
 
 
 def in_words(figures: dict[str, Any]) -> str:
@@ -133,4 +159,6 @@ def in_words(figures: dict[str, Any]) -> str:
     ('better', 'no difference shown')
     """
     low, high = figures["interval"]
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "no difference shown"

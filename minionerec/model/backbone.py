@@ -1,30 +1,27 @@
-"""The language model: from a checkpoint or from scratch, with the SID tokens, its adapters, and back to disk.
+"""The language model: loaded or made, with SID tokens and adapters, and back to disk.
 
-A checkpoint folder of this pipeline is a plain Hugging Face one (``AutoModelForCausalLM.from_pretrained`` needs nothing
-of ours) plus ``sids.json`` and ``prompt_template.json``: what its tokens and its prompts mean.
+A checkpoint folder of this pipeline is a plain Hugging Face one
+(``AutoModelForCausalLM.from_pretrained`` needs nothing of ours) plus ``sids.json`` and
+``prompt_template.json``: what its tokens and its prompts mean.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
-from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from minionerec.catalogue.prompts import Template, save_template
@@ -32,8 +29,14 @@ from minionerec.catalogue.rows import Row
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
 from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
-from minionerec.model.token_trees import base_causal_lm, enable_trees
+from minionerec.model.loading import load_causal_lm, load_tokenizer
+from minionerec.model.pretrained import find_gguf, keep_first_layers, load_gguf
+from minionerec.model.probes import reads_from_left_to_right
+from minionerec.model.tree_attention import base_causal_lm, enable_trees
+from minionerec.model.vocabulary import extend_vocabulary, train_tokenizer
+from minionerec.model.word_rows import start_from_words
 
 SCRATCH = "scratch"
 
@@ -46,7 +49,8 @@ def build(
     Args:
         settings: the ``model`` section.
         sids: whose tokens are added.
-        texts: what a scratch tokenizer is trained on.
+        texts: of the items, in the order of ``sids``: what a scratch tokenizer is trained on, and
+            whose words rows of SID tokens may start from.
         seed: of every new weight.
         dropout: scratch models only.
 
@@ -56,77 +60,121 @@ def build(
     torch.manual_seed(seed)
     if settings.backbone == SCRATCH:
         tokenizer = train_tokenizer(texts, settings.text_vocab_size)
+        # Special: they are never merged with text around them, nor split
         tokenizer.add_tokens(sids.tokens(), special_tokens=True)
         model = _from_config(settings.config, tokenizer)
+        name = f"model.config: a '{settings.config.get('model_type')}' model"
         add_dropout(model, dropout)
     else:
-        model, tokenizer = load(settings.backbone, torch.float32, settings.trust_remote_code)
-        extend_vocabulary(model, tokenizer, sids, seed)
-    return warn_if_slow(enable_trees(model)), tokenizer
+        model, tokenizer = _pretrained(settings)
+        name = f"model '{settings.backbone}'"
+        _say_what_is_known(settings.backbone, tokenizer, sids)
+        rows = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+        new_ids = extend_vocabulary(model, tokenizer, sids, seed)
+        if settings.sid_init != "random":
+            shuffle_seed = seed if settings.sid_init == "shuffled_words" else None
+            start_from_words(model, tokenizer, sids, list(texts), new_ids, rows, shuffle_seed)
+    return _ready(model, tokenizer, name), tokenizer
+
+
+def _pretrained(
+    settings: ModelSettings,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The backbone as people have it: hub name, folder, GGUF file or package; in float32."""
+    file = find_gguf(settings.backbone)
+    if file is not None:
+        model, tokenizer = load_gguf(file, torch.float32)
+    else:
+        trust = settings.trust_remote_code
+        model = load_causal_lm(settings.backbone, torch.float32, trust).eval()
+        tokenizer = load_tokenizer(settings.backbone, trust)
+    if settings.layers:
+        keep_first_layers(model, settings.layers)
+    return model, tokenizer
 
 
 def load(
     source: str | Path, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint and its tokenizer by hub name or folder, in eval mode, with ``policy.enable_trees``.
+    """A checkpoint and its tokenizer by hub name or folder, in eval mode, with ``enable_trees``.
 
     Raises:
         UserError: nothing loadable is there.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        expected = "expected a hub name or a folder in hub format (config.json, model.safetensors, tokenizer.json)"
-        if "custom code" in reason:
-            expected = "if you trust whoever wrote that code, set model.trust_remote_code: true"
-        raise UserError(f"model '{source}': cannot be loaded: {reason}; {expected}") from error
+    model = load_causal_lm(source, dtype, trust_remote_code).eval()
+    tokenizer = load_tokenizer(source, trust_remote_code)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
-            f"model '{source}': its tokenizer has {len(tokenizer)} tokens, its model only {rows}: they do not belong together; "
-            "use the tokenizer that was saved with the model"
+            f"model '{source}': its tokenizer has {len(tokenizer)} tokens, its model only {rows}: "
+            "they do not belong together; use the tokenizer that was saved with the model"
         )
-    if tokenizer.eos_token_id is None:
+    return _ready(model, tokenizer, f"model '{source}'"), tokenizer
+
+
+def _ready(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> PreTrainedModel:
+    """Give a model its tree forward, or say that it has none.
+
+    Raises:
+        UserError: later tokens change its earlier logits.
+    """
+    if not reads_from_left_to_right(model):
         raise UserError(
-            f"model '{source}': its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json"
+            f"{name}: is no causal language model: later tokens change what it says about earlier "
+            "ones, so that it would see what it is to predict; use a decoder"
         )
-    return warn_if_slow(enable_trees(model.eval())), tokenizer
-
-
-def warn_if_slow(model: PreTrainedModel) -> PreTrainedModel:
-    """Say so where prefixes cannot be shared; results are the same."""
-    if not model.takes_trees and os.environ.get("RANK", "0") == "0":
-        print(
-            f"warning: {type(model).__name__} takes no token trees; using the exact but slow way without shared prefixes"
+    model.generation_config = greedy(tokenizer)
+    enable_trees(model)
+    if not model.takes_trees:
+        say(
+            f"warning: {type(model).__name__} takes no token trees; "
+            "using the exact but slow way without shared prefixes"
         )
     return model
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the catalogue's text; every string can be encoded and decoded back."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
+def greedy(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Settings for generation that every checkpoint carries instead of its backbone's.
+
+    A chat model's sampling settings would silently break beam search elsewhere, and where they
+    contradict each other the library refuses to save them, after the first validation.
+    """
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
 
 
-def _from_config(config: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _say_what_is_known(source: str, tokenizer: PreTrainedTokenizerBase, sids: SidTable) -> None:
+    """Tell when a backbone has SID tokens already.
+
+    What they mean to it may be another catalogue.
+    """
+    vocabulary = tokenizer.get_vocab()
+    wanted = sids.tokens()
+    known = sum(token in vocabulary for token in wanted)
+    if not known:
+        return
+    file = Path(source) / SIDS_FILE
+    if file.is_file() and load_sids(file).sha256 == sids.sha256:
+        meaning = "they mean the same SIDs"
+    elif file.is_file():
+        meaning = "they meant another catalogue's SIDs"
+    else:
+        meaning = "what they meant is not known"
+    say(
+        f"model '{source}': has {known} of the {len(wanted)} SID tokens already and keeps their "
+        f"rows; {meaning}"
+    )
+
+
+def _from_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model with random weights for the tokenizer's vocabulary.
+
+    Raises:
+        UserError: the config cannot be built, or its sizes do not fit together.
+    """
     settings = {
         **config,
         "vocab_size": len(tokenizer),
@@ -138,17 +186,21 @@ def _from_config(config: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     try:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
         model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit together show only here
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the library's classes check a config in many ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"model.config: cannot build a '{model_type}' model: {str(error).strip().splitlines()[0]}"
+            f"model.config: cannot build a '{model_type}' model: {lines[0].strip()}"
         ) from error
     return model
 
 
 def add_dropout(model: PreTrainedModel, p: float) -> None:
-    """Dropout on the embeddings and on what each attention and MLP block adds to the residual stream, while training.
+    """Dropout on the embeddings and on what each block adds to the residual stream.
 
-    Hooks instead of config keys: the families name (or lack) them differently, and a checkpoint must not inherit them.
+    Hooks instead of config keys: the families name (or lack) them differently, and a checkpoint
+    must not inherit them.
     """
 
     def hook(
@@ -169,45 +221,20 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
         module.register_forward_hook(hook)
 
 
-def extend_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sids: SidTable, seed: int
-) -> list[int]:
-    """Add the SID tokens and give each a row of its own, on the input and on the output side.
-
-    New rows are drawn around the mean of the rows in use with their spread, also where a checkpoint has spare padding
-    rows that would otherwise be taken over as they are. The matrices grow if needed and never shrink.
-
-    Returns:
-        The token ids whose rows were initialised; empty when the tokenizer knows all tokens already.
-    """
-    used = len(tokenizer)
-    known = tokenizer.get_vocab()
-    new = [token for token in sids.tokens() if token not in known]
-    tokenizer.add_tokens(new, special_tokens=True)
-    new_ids = tokenizer.convert_tokens_to_ids(new)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    sides = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings().weight is not sides[0]:
-        sides.append(model.get_output_embeddings().weight)
-    for weight in sides if new else []:
-        with torch.no_grad():
-            old = weight[:used].float()
-            noise = torch.randn(len(new), weight.shape[1], generator=generator).to(weight.device)
-            weight[new_ids] = (old.mean(0) + noise * old.std(0)).to(weight.dtype)
-    return new_ids
-
-
 def add_adapters(
     model: PreTrainedModel, settings: ModelSettings, sid_token_ids: list[int]
 ) -> PreTrainedModel | PeftModel:
-    """Choose which weights learn: all; LoRA plus the rows of the SID tokens; or those rows alone."""
+    """Choose which weights learn.
+
+    All; LoRA plus the rows of the SID tokens; or those rows alone.
+    """
     if settings.tune == "full":
         return model
+    # Untied models have a second matrix, whose rows for new tokens must learn too
     tables = [model.get_input_embeddings()]
     if model.get_output_embeddings().weight is not tables[0].weight:
         tables.append(model.get_output_embeddings())
+    # PEFT wants the last part of a module's name
     names = [name for table in tables for name, module in model.named_modules() if module is table]
     rows = {name.rpartition(".")[2]: sid_token_ids for name in names}
     if settings.tune == "new_tokens":
@@ -238,11 +265,7 @@ def save(
     template: Template,
     directory: Path,
 ) -> None:
-    """Write a complete checkpoint folder; sampling settings of the backbone's generation config are left behind."""
-    if isinstance(model, PreTrainedModel):
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
+    """Write a complete checkpoint folder."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     save_template(template, directory)
@@ -253,8 +276,9 @@ def save(
 def check_sids(checkpoint: Path, sids: SidTable) -> None:
     """Refuse a checkpoint to which the experiment's SIDs mean something else.
 
-    Every item that it was trained with must have the same codes from the same codebooks. The experiment may have further
-    items (``rqvae/add_items.py``): their codes have tokens, and the trie reaches them.
+    Every item that it was trained with must have the same codes from the same codebooks. The
+    experiment may have further items (``rqvae/add_items.py``): their codes have tokens, and the
+    trie reaches them.
 
     Raises:
         UserError: naming an item that has another SID.
@@ -263,20 +287,22 @@ def check_sids(checkpoint: Path, sids: SidTable) -> None:
     if not file.is_file():
         return
     trained = load_sids(file)
-    ours = dict(zip(sids.item_ids, map(list, sids.codes), strict=True))
-    theirs = dict(zip(trained.item_ids, map(list, trained.codes), strict=True))
-    moved = [
-        f"item '{item}' has {ours.get(item, 'no SID')}, there {codes}"
-        for item, codes in theirs.items()
-        if ours.get(item) != codes
-    ]
+    ours = dict(zip(sids.item_ids, sids.codes, strict=True))
+    moved = []
+    for item, codes in zip(trained.item_ids, trained.codes, strict=True):
+        own = ours.get(item)
+        if own is None or list(own) != list(codes):
+            found = "no SID" if own is None else list(own)
+            moved.append(f"item '{item}' has {found}, there {list(codes)}")
     if trained.codebook_sizes != sids.codebook_sizes:
         moved.append(f"codebook sizes {sids.codebook_sizes}, there {trained.codebook_sizes}")
     if moved:
         raise UserError(
-            f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; {len(moved)} differences between "
-            f"{file}, sha256 {trained.sha256[:12]}, and {sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was "
-            "trained on them, or train again"
+            f"{checkpoint}: was trained on other SIDs than this experiment's ({moved[0]}; "
+            f"{len(moved)} differences between {file}, sha256 {trained.sha256[:12]}, and "
+            f"{sids.path}, sha256 {sids.sha256[:12]}); use the checkpoint that was trained on "
+            "them, "
+            "or train again"
         )
 
 
@@ -293,20 +319,19 @@ def fits_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(
-            error, torch.OutOfMemoryError | MemoryError
-        ) and "DefaultCPUAllocator" not in str(error):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "DefaultCPUAllocator" not in str(error):
             raise
-        reason = (
-            str(error).strip().splitlines()[0]
-            if str(error).strip()
-            else "the machine's memory is used up"
-        )
-        raise UserError(f"out of memory: {reason}; lower {advice}") from error
+        lines = str(error).strip().splitlines() or ["the machine's memory is used up"]
+        raise UserError(f"out of memory: {lines[0]}; lower {advice}") from error
 
 
 def precision(name: str) -> tuple[torch.dtype, bool]:
-    """dtype to load a model in for inference, and whether training autocasts to bfloat16 (weights then stay float32)."""
+    """The dtype for inference, and whether training autocasts to bfloat16.
+
+    Weights that are trained stay float32.
+    """
+    # On a CPU bfloat16 is slower than float32 and only asked for by name
     bf16 = name == "bfloat16" or (name == "auto" and torch.cuda.is_available())
     return (torch.bfloat16 if bf16 else torch.float32), bf16
 
@@ -318,22 +343,27 @@ def check_context(model: nn.Module, rows: Sequence[Row], setting: str) -> None:
         UserError: naming the setting to lower.
     """
     longest = max(len(row.prompt) + len(row.completion) for row in rows)
-    context = getattr(
-        base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None
-    )
+    config = base_causal_lm(model).config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)  # models with a state have none
     if context and longest > context:
         raise UserError(
-            f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, the model's context is {context}; lower it"
+            f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, "
+            f"the model's context is {context}; lower it"
         )
 
 
 def describe(model: nn.Module) -> str:
     """``0.91 M parameters, 0.91 M of them trained, on cpu``."""
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
+    total = 0
+    trained = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+    device = f"CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return (
+        f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, "
+        f"on {processes().num_processes} x {device}"
     )
-    return f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, on {processes().num_processes} x {device}"

@@ -1,23 +1,28 @@
-"""Constrained beam search: the W most likely items of the catalogue for every prompt, exactly scored.
+"""Constrained beam search: the W most likely items for every prompt, exactly scored.
 
-Each prompt is read once. The beams of a prompt share its cache and see it through a mask, as they see their own earlier
-tokens: nothing is copied or reordered per beam, so memory grows with beams x levels, and a search over L levels needs
-L - 1 further forwards. What may follow a beam comes from the trie's integer tables; everything else has probability
-zero, so every result is an item, results are distinct, and a catalogue smaller than the beam gives fewer results.
+Each prompt is read once. The beams of a prompt share its cache and see it through a mask, as they
+see their own earlier tokens: nothing is copied or reordered per beam, so memory grows with beams x
+levels, and a search over L levels needs L - 1 further forwards. What may follow a beam comes from
+the trie's integer tables; everything else has probability zero, so every result is an item, results
+are distinct, and a catalogue smaller than the beam gives fewer results.
 
 Two scores, both exact log-probabilities of the SID's tokens:
 
-* ``vocab``: over the whole vocabulary, what ``model.generate(num_beams=W, prefix_allowed_tokens_fn=..., length_penalty=0)``
-  ranks by (it also scores the forced end-of-sequence token: ``score_eos``).
-* ``trie``: over the legal children of each step, the distribution that sampling in the trie follows.
+* ``vocab``: over the whole vocabulary, what ``model.generate(num_beams=W,
+  prefix_allowed_tokens_fn=..., length_penalty=0)`` ranks by (it also scores the forced
+  end-of-sequence token: ``score_eos``).
+* ``trie``: over the legal children of each step, the distribution that sampling in the trie
+follows.
 
 The model's ``generation_config`` is never read.
+
+Shapes: B prompts, W beams, F children of a trie node, K codes of a level, L levels, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -27,9 +32,9 @@ from tqdm import tqdm
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.model.decoders import ReplayDecoder, TreeDecoder, make_decoder
-from minionerec.model.output_head import OutputHead
+from minionerec.model.output_head import LogitsHead, OutputHead
 
-Noise = torch.Generator | Sequence[torch.Generator] | None
+Noise: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Beams(NamedTuple):
@@ -68,11 +73,14 @@ def constrained_beam_search(
         num_beams: W, at least 1.
         normalize: ``vocab`` or ``trie``, see the module's docstring.
         excluded: per prompt, leaves that must not be returned; the others keep their scores.
-        score_eos: also score this token behind every SID (parity with Hugging Face beam search); costs one more forward.
-        rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic beam search,
-            arXiv:1903.06059, algorithm 1); ``sample``: W independent draws, which may repeat. Both draw from the trie's
-            own distribution at ``temperature``; scores stay those of ``normalize``.
-        generator: source of the noise; one for each prompt makes a prompt's results independent of its batch.
+        score_eos: also score this token behind every SID (parity with Hugging Face beam search);
+            costs one more forward.
+        rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic
+            beam search, arXiv:1903.06059, algorithm 1); ``sample``: W independent draws, which may
+            repeat. Both draw from the trie's own distribution at ``temperature``; scores stay those
+            of ``normalize``.
+        generator: source of the noise; one for each prompt makes a prompt's results independent of
+            its batch.
 
     Raises:
         UserError: a prompt is longer than the model's context.
@@ -86,13 +94,13 @@ def constrained_beam_search(
             "lower data.max_history or model.max_tokens"
         )
     hidden = decoder.prefill(prompts)[:, None]  # (B, 1, D)
+    device = hidden.device
     sid_tokens = torch.cat(trie.level_tokens)
-    state = _start(len(prompts), num_beams if rollout == "sample" else 1, hidden.device)
-    dead = (
-        _dead_nodes(trie, excluded, hidden.device)
-        if excluded is not None and any(excluded)
-        else None
-    )
+    # Draws with replacement are W independent walks; all others start as one beam that branches
+    state = _start(len(prompts), num_beams if rollout == "sample" else 1, device)
+    dead = None
+    if excluded is not None and any(excluded):
+        dead = _dead_nodes(trie, excluded, device)
     for level in range(trie.num_levels):
         child, logp, draw = _expand(
             decoder.head,
@@ -107,24 +115,27 @@ def constrained_beam_search(
         )
         state, parents = _choose(state, child, logp, draw, num_beams, rollout, generator)
         if level + 1 < trie.num_levels or score_eos is not None:
-            codes = (
-                trie.code[state.nodes]
-                .long()
-                .clamp(min=0)
-                .clamp(max=len(trie.level_tokens[level]) - 1)
-            )
-            hidden = decoder.extend(trie.level_tokens[level][codes], parents)
+            # A beam that ended on an earlier level, or that is none, reads some token of this one:
+            # nothing that follows it counts
+            tokens = trie.level_tokens[level]
+            codes = trie.code[state.nodes].long().clamp(0, len(tokens) - 1)
+            hidden = decoder.extend(tokens[codes], parents)  # (B, W, D)
+
     scores, token_logps = state.scores, state.token_logps
     if score_eos is not None:
-        end = decoder.head.columns(hidden, torch.tensor([score_eos], device=hidden.device))[..., 0]
-        end = end - decoder.head.logsumexp(hidden, sid_tokens)
+        # The forced end token changes scores, hence the order, but not which items are listed
+        end_token = torch.tensor([score_eos], device=device)
+        end = decoder.head.columns(hidden, end_token)[..., 0]
+        end = end - decoder.head.logsumexp(hidden, sid_tokens)  # (B, W)
         scores, order = (scores + end).sort(dim=1, descending=True, stable=True)
         state = state._replace(nodes=state.nodes.gather(1, order))
         token_logps = token_logps.gather(1, order[..., None].expand_as(token_logps))
     if scores.isnan().any():
         raise NotFinite(
-            "the model's scores are not numbers: one of its weights is NaN or infinite; use an earlier checkpoint"
+            "the model's scores are not numbers: one of its weights is NaN or infinite; "
+            "use an earlier checkpoint"
         )
+    # Places without an item have score -inf, and nothing else has
     alive = scores > -torch.inf
     leaves = torch.where(alive, trie.leaf[state.nodes].long(), -1)
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
@@ -145,30 +156,32 @@ def _start(batch: int, width: int, device: torch.device) -> _State:
 
 def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """``(B, X)`` nodes under which nothing but excluded leaves is left, padded with -1."""
-    parent, first_child = trie.parent.cpu().numpy(), trie.first_child.cpu().numpy()
+    parent = trie.parent.cpu().numpy()
+    first_child = trie.first_child.cpu().numpy()
     leaf_node = trie.leaf_node.cpu().numpy()
     rows = []
     for leaves in excluded:
         dead = {int(leaf_node[leaf]) for leaf in leaves}
+        # Upwards, level by level: a node dies with the last of its children
         frontier = set(dead)
         while frontier:
             above = {int(parent[node]) for node in frontier} - {0, -1}
-            frontier = {
-                n
-                for n in above
-                if n not in dead
-                and all(c in dead for c in range(first_child[n], first_child[n + 1]))
-            }
+            frontier = set()
+            for node in above - dead:
+                children = range(first_child[node], first_child[node + 1])
+                if dead.issuperset(children):
+                    frontier.add(node)
             dead |= frontier
         rows.append(sorted(dead))
-    table = torch.full((len(rows), max(map(len, rows))), -1, dtype=torch.long)
-    for row, dead in zip(table, rows, strict=True):
-        row[: len(dead)] = torch.tensor(dead, dtype=torch.long)
+    longest = max(len(row) for row in rows)
+    table = torch.full((len(rows), longest), -1, dtype=torch.long)
+    for row, nodes in zip(table, rows, strict=True):
+        row[: len(nodes)] = torch.tensor(nodes, dtype=torch.long)
     return table.to(device)
 
 
 def _expand(
-    head: OutputHead,
+    head: OutputHead | LogitsHead,
     hidden: Tensor,
     nodes: Tensor,
     trie: SidTrie,
@@ -181,33 +194,34 @@ def _expand(
     """Children of every beam with their log-probabilities.
 
     Returns:
-        child nodes ``(B, W, F)``; their scores' increments and their drawing log-probabilities (only with a temperature),
-        both -inf where there is no child. A beam that has reached its leaf on an earlier level has itself as the only child,
-        at increment 0.
+        child nodes ``(B, W, F)``; their scores' increments and their drawing log-probabilities
+        (only with a temperature), both -inf where there is no child. A beam that has reached its
+        leaf on an earlier level has itself as the only child, at increment 0.
     """
+    # One matrix product for the whole level, then each beam picks the columns of its own children
     child, legal, codes = trie.expand(nodes, level)  # (B, W, F)
     logits = head.columns(hidden, trie.level_tokens[level])  # (B, 1 or W, K)
-    logits = logits.expand(*nodes.shape, -1).gather(2, codes.long()).masked_fill(~legal, -torch.inf)
-    total = (
-        torch.logsumexp(logits, dim=-1, keepdim=True)
-        if normalize == "trie"
-        else head.logsumexp(hidden, sid_tokens)[..., None]
-    )
-    if (
-        dead is not None
-    ):  # after the total: what is left out must not lend its probability to what shares its prefix
-        logits = logits.masked_fill(
-            (child[..., None] == dead[:, None, None, :]).any(-1), -torch.inf
-        )
+    logits = logits.expand(*nodes.shape, -1).gather(2, codes.long())  # (B, W, F)
+    logits = logits.masked_fill(~legal, -torch.inf)
+    if normalize == "trie":
+        total = torch.logsumexp(logits, dim=-1, keepdim=True)  # (B, W, 1)
+    else:
+        total = head.logsumexp(hidden, sid_tokens)[..., None]
+    if dead is not None:
+        # After the total: what is left out must not lend its probability to what shares its prefix
+        is_dead = (child[..., None] == dead[:, None, None, :]).any(-1)  # (B, W, F)
+        logits = logits.masked_fill(is_dead, -torch.inf)
+    # -inf - (-inf) is NaN: what has no child is masked again after every subtraction
     dead_end = logits == -torch.inf
     logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
+    # Drawing has a distribution of its own, over the children and at a temperature; scores do not
     if temperature is not None:
         scaled = logits / temperature
-        draw = (scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)).masked_fill(
-            dead_end, -torch.inf
-        )
+        draw = scaled - torch.logsumexp(scaled, dim=-1, keepdim=True)
+        draw = draw.masked_fill(dead_end, -torch.inf)
     if trie.has_short_sids:
-        finished = trie.leaf[nodes] >= 0
+        # A beam that is whole already competes on, unchanged, with those that still grow
+        finished = trie.leaf[nodes] >= 0  # (B, W)
         child[..., 0] = torch.where(finished, nodes, child[..., 0])
         logp[..., 0] = torch.where(finished, 0.0, logp[..., 0])
         draw[..., 0] = torch.where(finished, 0.0, draw[..., 0])
@@ -223,43 +237,83 @@ def _choose(
     rollout: str,
     generator: Noise,
 ) -> tuple[_State, Tensor]:
-    """Keep the best (or the drawn) candidates; returns the new beams and which beam each one continues, ``(B, W)``."""
-    batch, width, fan_out = child.shape
-    score, drawn = state.scores[..., None] + logp, state.draws[..., None] + draw
-    noise = _gumbel_top_down(drawn, state.noise, generator) if rollout == "gumbel" else drawn
+    """Keep the best (or the drawn) candidates.
+
+    Returns:
+        The new beams, and which beam each one continues, ``(B, W)``.
+    """
+    _, width, fan_out = child.shape
+    score = state.scores[..., None] + logp  # (B, W, F)
+    drawn = state.draws[..., None] + draw
+    noise = drawn
+    if rollout == "gumbel":
+        noise = _gumbel_top_down(drawn, state.noise, generator)
     if rollout == "sample":
-        picked = (draw - _exponential(draw, generator).log()).argmax(dim=-1)  # Gumbel-max
-        flat = torch.arange(width, device=child.device) * fan_out + picked
+        # Gumbel-max: every walk draws one child of its own node
+        picked = (draw - _exponential(draw, generator).log()).argmax(dim=-1)  # (B, W)
+        chosen = torch.arange(width, device=child.device) * fan_out + picked
     else:
         key = noise if rollout == "gumbel" else score
-        flat = (
-            key.flatten(1).topk(min(num_beams, width * fan_out), dim=1).indices.sort(dim=1).values
-        )
-        order = (
-            key.flatten(1).gather(1, flat).sort(dim=1, descending=True, stable=True).indices
-        )  # ties: catalogue order
-        flat = flat.gather(1, order)
-    parents = flat // fan_out
-    take = lambda values: values.flatten(1).gather(1, flat)  # noqa: E731
-    before = state.token_logps.gather(
-        1, parents[..., None].expand(-1, -1, state.token_logps.shape[-1])
+        chosen = _best(key.flatten(1), min(num_beams, width * fan_out))
+
+    # ``chosen`` numbers the candidates beam by beam
+    parents = chosen // fan_out  # (B, W)
+    scores = score.flatten(1).gather(1, chosen)
+    nodes = child.flatten(1).gather(1, chosen).long()
+    levels = state.token_logps.shape[-1]
+    before = state.token_logps.gather(1, parents[..., None].expand(-1, -1, levels))
+    now = logp.flatten(1).gather(1, chosen)
+    kept = _State(
+        nodes=torch.where(scores > -torch.inf, nodes, 0),
+        scores=scores,
+        draws=drawn.flatten(1).gather(1, chosen),
+        noise=noise.flatten(1).gather(1, chosen),
+        token_logps=torch.cat([before, now[..., None]], dim=-1),
     )
-    token_logps = torch.cat([before, take(logp)[..., None]], dim=-1)
-    scores = take(score)
-    nodes = torch.where(scores > -torch.inf, take(child).long(), 0)
-    return _State(nodes, scores, take(drawn), take(noise), token_logps), parents
+    return kept, parents
+
+
+def _best(key: Tensor, count: int) -> Tensor:
+    """Places of the highest values, best first, ties in the order of the candidates.
+
+    ``topk`` alone lets in any of the candidates that are tied for the last places, and lists them
+    in any order.
+
+    Returns:
+        ``(B, count)``.
+    """
+    key = torch.where(key.isnan(), torch.inf, key)  # in sight: the search ends with an error
+    lowest = key.topk(count, dim=1).values[:, -1:]  # (B, 1) the value that is just good enough
+    better = key > lowest
+    tied = key == lowest
+    places_left = count - better.sum(1, keepdim=True)
+    is_in = better | (tied & (tied.cumsum(1) <= places_left))  # (B, candidates), count of them
+
+    # Their places in ascending order, then by value; the second sort keeps the order of ties
+    candidates = key.shape[1]
+    places = torch.arange(candidates, device=key.device).expand_as(key)
+    places = torch.where(is_in, places, candidates)
+    places = places.topk(count, dim=1, largest=False).values.sort(dim=1).values
+    order = key.gather(1, places).sort(dim=1, descending=True, stable=True).indices
+    return places.gather(1, order)
 
 
 def _gumbel_top_down(logp: Tensor, parent_noise: Tensor, generator: Noise) -> Tensor:
-    """Gumbels of the children, conditioned on their maximum being the parent's (arXiv:1903.06059, appendix B.3).
+    """Gumbels of the children, given that their maximum is the parent's.
+
+    Source: arXiv:1903.06059, appendix B.3.
 
     Args:
-        logp: ``(B, W, F)`` log-probability of each child's partial sequence, -inf where there is none.
+        logp: ``(B, W, F)`` log-probability of each child's partial sequence, -inf where there is
+            none.
         parent_noise: ``(B, W)`` the parents' perturbed log-probabilities.
     """
-    noise = logp - _exponential(logp, generator).log()
+    noise = logp - _exponential(logp, generator).log()  # (B, W, F), unconditioned
+    # Shift all children so that their largest is the parent's: a parent's luck passes on to one
+    # child
     top = noise.amax(dim=-1, keepdim=True)
     target = parent_noise[..., None]
+    # The paper's numerically stable form; the largest child takes its parent's value exactly
     gap = target - noise + torch.log1p(-torch.exp((noise - top).clamp(max=-1e-7)))
     moved = target - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
     moved = torch.where(noise == top, target, moved)
@@ -267,19 +321,18 @@ def _gumbel_top_down(logp: Tensor, parent_noise: Tensor, generator: Noise) -> Te
 
 
 def _exponential(like: Tensor, generator: Noise) -> Tensor:
-    """Exponential noise of the shape ``(B, ...)``; from a generator for each prompt, if there are several."""
+    """Exponential noise ``(B, ...)``, from a generator for each prompt if there are several."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.empty_like(like).exponential_(generator=generator)
-    return torch.stack(
-        [
-            torch.empty_like(row).exponential_(generator=own)
-            for row, own in zip(like, generator, strict=True)
-        ]
-    )
+    noise = torch.empty_like(like)
+    for row, own in zip(noise, generator, strict=True):
+        row.copy_(torch.empty_like(row).exponential_(generator=own))
+    return noise
 
 
 def length_sorted(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     """Numbers of the prompts in batches of similar length, longest first."""
+    # Longest first: if memory runs out, then at the beginning
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -297,13 +350,16 @@ def search_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Search some batches of the prompts, in eval mode.
 
-    A batch has the same results whichever others are searched: what it shares with them is the beginning of all ``prompts``.
+    A batch has the same results whichever others are searched: what it shares with them is the
+    beginning of all ``prompts``.
 
     Yields:
-        ``(B, W)`` leaves (-1 where there is no further item) and ``(B, W)`` scores of one batch after the other.
+        ``(B, W)`` leaves (-1 where there is no further item) and ``(B, W)`` scores of one batch
+        after the other.
     """
     if num_beams < 1:
         raise UserError(f"num_beams: got {num_beams}, expected at least 1")
+    # A catalogue with fewer SIDs than beams has that many places
     width = min(num_beams, trie.num_leaves)
     was_training = model.training
     model.eval()
@@ -319,10 +375,9 @@ def search_batches(
             disable=None if progress else True,
         ) as bar:
             for batch in batches:
-                leaves, scores = (
-                    np.full((len(batch), width), -1, dtype=np.int64),
-                    np.full((len(batch), width), -np.inf, dtype=np.float32),
-                )
+                # Exclusion may leave fewer items than places
+                leaves = np.full((len(batch), width), -1, dtype=np.int64)
+                scores = np.full((len(batch), width), -np.inf, dtype=np.float32)
                 with torch.inference_mode():
                     beams = constrained_beam_search(
                         decoder,

@@ -1,4 +1,8 @@
-"""Two ways to feed a prompt's beams to a model: shared prefix (tree) or whole sequences (replay)."""
+"""Two ways to feed a prompt's beams to a model: shared prefix (tree) or whole sequences (replay).
+
+Shapes: B prompts, W beams per prompt, D width, V vocabulary, P tokens of the longest prompt, T
+tokens of one forward. A beam's own tokens are its last ``depth`` ones.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +13,41 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from minionerec.model.output_head import LogitsHead, output_head
-from minionerec.model.token_trees import (
-    Blocks,
-    attention_over_blocks,
-    base_causal_lm,
-    common_prefix,
-    pack_trees,
-)
+from minionerec.model.token_trees import Blocks, common_prefix, pack_trees
+from minionerec.model.tree_attention import attention_over_blocks, base_causal_lm
 
 BEGINNING_TOKENS = 16  # a common beginning shorter than this is not worth a forward of its own
 
 
 class TreeDecoder:
-    """Reads prompts once, then any number of beams' tokens against one cache in which every prompt stands once."""
+    """Reads each prompt once, then any number of beams' tokens against one cache of all prompts."""
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.head = model, output_head(model)
+        self.model = model
+        self.head = output_head(model)
+        # What all prompts begin with, and its keys and values, once ``read_beginning`` was called
         self._beginning: list[int] = []
         self._beginning_cache = DynamicCache()
 
     def read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Read what all prompts of a run have in common (their wording) once, for every ``prefill`` that follows.
+        """Read what all prompts of a run have in common, once for every ``prefill``.
 
         Returns:
             Its length in tokens; 0 where it is too short to be worth a forward of its own.
         """
-        length = min(common_prefix(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+        # What the first and the last one in lexicographic order share, all of them share
+        in_order = sorted(map(tuple, prompts))
+        shared = common_prefix(in_order[0], in_order[-1])
+        shortest = min(len(prompt) for prompt in prompts)
+        length = min(shared, shortest - 1)  # every prompt keeps a token to read
         if length < BEGINNING_TOKENS or len(prompts) == 1:
             return 0
-        tree = pack_trees([prompts[0][:length]]).to(self.model.device)
+        beginning = list(prompts[0][:length])
+        tree = pack_trees([beginning]).to(self.model.device)
         self._cache = DynamicCache()
-        self._body(tree.input_ids, tree.position_ids, tree.blocks)
-        self._beginning, self._beginning_cache = list(prompts[0][:length]), self._cache
+        self._body(tree.input_ids, tree.position_ids, tree.packed)
+        self._beginning = beginning
+        self._beginning_cache = self._cache
         return length
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -49,30 +56,33 @@ class TreeDecoder:
         Returns:
             ``(B, D)`` hidden state of each prompt's last token.
         """
-        device, done = self.model.device, len(self._beginning)
-        if not all(
-            len(prompt) > done and list(prompt[:done]) == self._beginning for prompt in prompts
-        ):
-            done = 0
+        device = self.model.device
+        done = len(self._beginning)
+        for prompt in prompts:
+            if len(prompt) <= done or list(prompt[:done]) != self._beginning:
+                done = 0  # some other run's prompts
+        # Prompts of a batch share more than the beginning, say a user's history
         tree = pack_trees([prompt[done:] for prompt in prompts]).to(device)
-        self._cache = DynamicCache(
-            [(layer.keys, layer.values) for layer in self._beginning_cache.layers] if done else None
-        )
-        hidden = self._body(tree.input_ids, done + tree.position_ids, tree.blocks.behind(done))
+        # The cache starts as a view of the beginning's; appending copies, the original stays
+        known = None
+        if done:
+            known = [(layer.keys, layer.values) for layer in self._beginning_cache.layers]
+        self._cache = DynamicCache(known)
+        hidden = self._body(tree.input_ids, done + tree.position_ids, tree.packed.behind(done))
 
+        # Where in the cache each prompt's tokens stand: what ``extend`` lets its beams see
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        slots = torch.zeros(
-            len(prompts), int(lengths.max()), dtype=torch.long
-        )  # (B, P) places in the cache
+        slots = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (B, P)
         slots[:, :done] = torch.arange(done)
         for row, nodes in zip(slots, tree.nodes, strict=True):
             row[done : done + len(nodes)] = torch.from_numpy(done + nodes)
-        self._lengths, self._keys = lengths.to(device)[:, None], slots.to(device)  # (B, 1), (B, K)
-        self._key_positions = torch.arange(slots.shape[1], device=device).expand_as(self._keys)
-        self._prompt = (self._key_positions < self._lengths)[:, None]  # (B, 1, P) real tokens
-        self._columns = torch.empty(
-            len(prompts), 1, 0, dtype=torch.long, device=device
-        )  # (B, W, depth) among the keys
+        self._lengths = lengths.to(device)[:, None]  # (B, 1)
+        self._keys = slots.to(device)  # (B, K); K grows by W with every ``extend``
+        positions = torch.arange(slots.shape[1], device=device)
+        self._key_positions = positions.expand_as(self._keys)  # (B, K)
+        self._is_prompt = (self._key_positions < self._lengths)[:, None]  # (B, 1, P)
+        # Each beam's own tokens, as columns of the keys
+        self._columns = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
         return hidden[[int(nodes[-1]) for nodes in tree.nodes]]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
@@ -80,46 +90,61 @@ class TreeDecoder:
 
         Args:
             tokens: ``(B, W)``.
-            parents: ``(B, W)`` which beam of the previous call (of the prompt, at first) each token continues.
+            parents: ``(B, W)`` which beam of the previous call (of the prompt, at first) each token
+                continues.
 
         Returns:
             ``(B, W, D)`` hidden states.
         """
         batch, width = tokens.shape
-        depth, seen = self._columns.shape[-1], self._keys.shape[1]
-        beams = torch.arange(batch * width, device=tokens.device).view(batch, width)
-        own = torch.arange(seen, seen + width, device=tokens.device).expand(batch, width)
-        before = self._columns.gather(1, parents[..., None].expand(-1, -1, depth))
+        device = tokens.device
+        depth = self._columns.shape[-1]
+        seen = self._keys.shape[1]
+
+        # A beam sees what its parent saw, and itself. Nothing in the cache is copied or reordered:
+        # a beam that was dropped stays in it, unseen.
+        above = parents[..., None].expand(-1, -1, depth)
+        before = self._columns.gather(1, above)  # (B, W, depth)
+        own = torch.arange(seen, seen + width, device=device).expand(batch, width)
         self._columns = torch.cat([before, own[..., None]], dim=-1)
+
+        # The new tokens join the keys of their prompt
+        beams = torch.arange(batch * width, device=device).view(batch, width)
+        cached = self._cache.get_seq_length()
         positions = (self._lengths + depth).expand(batch, width)
-        self._keys = torch.cat([self._keys, self._cache.get_seq_length() + beams], dim=1)
+        self._keys = torch.cat([self._keys, cached + beams], dim=1)
         self._key_positions = torch.cat([self._key_positions, positions], dim=1)
-        mask = torch.zeros(batch, width, seen + width, dtype=torch.bool, device=tokens.device)
-        mask[..., : self._prompt.shape[-1]] = self._prompt
+
+        # One block per prompt: W queries, and as keys its prompt and all beams' tokens so far
+        mask = torch.zeros(batch, width, seen + width, dtype=torch.bool, device=device)
+        mask[..., : self._is_prompt.shape[-1]] = self._is_prompt
         mask.scatter_(2, self._columns, True)
         blocks = Blocks(beams, self._keys, mask, positions, self._key_positions)
-        return self._body(tokens.flatten(), positions.flatten(), blocks).view(batch, width, -1)
+        hidden = self._body(tokens.flatten(), positions.flatten(), blocks)
+        return hidden.view(batch, width, -1)
 
     def _body(self, ids: Tensor, positions: Tensor, blocks: Blocks) -> Tensor:
         """``(T,)`` tokens -> ``(T, D)`` hidden states; keys and values join the cache."""
         with attention_over_blocks(self.model):
-            return self.model.base_model(
+            output = self.model.base_model(
                 input_ids=ids[None],
                 position_ids=positions[None],
                 blocks=blocks,
                 past_key_values=self._cache,
                 use_cache=True,
-            ).last_hidden_state[0]
+            )
+        return output.last_hidden_state[0]
 
 
 class ReplayDecoder:
-    """The same answers from plain forwards only, for models that take no token trees: every beam is read in full.
+    """The same answers from plain forwards only, for models that take no token trees.
 
-    Its "hidden states" are the logits themselves.
+    Every beam is read in full, and its "hidden states" are the logits themselves.
     """
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.head = model, LogitsHead()
+        self.model = model
+        self.head = LogitsHead()
 
     def read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
         """Nothing is shared."""
@@ -127,29 +152,30 @@ class ReplayDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits behind each prompt, ``(B, V)``."""
-        self._paths = [
-            torch.tensor([prompt], device=self.model.device) for prompt in prompts
-        ]  # each (W, length)
+        self._paths = []  # of each prompt its beams, (W, length)
+        for prompt in prompts:
+            self._paths.append(torch.tensor([prompt], device=self.model.device))
         return self._last_logits()[:, 0]
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits behind each beam, ``(B, W, V)``."""
-        self._paths = [
-            torch.cat([path[parent], token[:, None]], dim=1)
-            for path, parent, token in zip(self._paths, parents, tokens, strict=True)
-        ]
+        longer = []
+        for path, parent, token in zip(self._paths, parents, tokens, strict=True):
+            longer.append(torch.cat([path[parent], token[:, None]], dim=1))
+        self._paths = longer
         return self._last_logits()
 
     def _last_logits(self) -> Tensor:
-        return torch.stack(
-            [
-                self.model(input_ids=path, use_cache=False, logits_to_keep=1).logits[:, -1]
-                for path in self._paths
-            ]
-        )
+        """``(B, W, V)``, with a forward per prompt: their beams differ in length."""
+        # Only the last position's logits are computed
+        rows = []
+        for path in self._paths:
+            output = self.model(input_ids=path, use_cache=False, logits_to_keep=1)
+            rows.append(output.logits[:, -1])
+        return torch.stack(rows)
 
 
 def make_decoder(model: torch.nn.Module) -> TreeDecoder | ReplayDecoder:
-    """The fast decoder where ``trees.enable_trees`` found that the model takes token trees, else the plain one."""
+    """The fast decoder if the model takes token trees, else the plain one."""
     inner = base_causal_lm(model)
     return TreeDecoder(inner) if inner.takes_trees else ReplayDecoder(inner)

@@ -1,31 +1,23 @@
-"""Every shared prefix is computed once: token trees, and attention over them inside stock Hugging Face models.
+"""Token trees: every prefix that sequences share stands once.
 
-The sequences of a batch (prompt + completion) are merged into prefix trees and laid out as one row of tokens without
-padding, parents before children. Layers see that row as any other; only attention knows the tree: it cuts the row into
-blocks and lets every token see itself and its ancestors, through the attention interface of transformers. The same
-attention reads a search's beams against a cache in which the prompt stands once.
-
-``enable_trees`` gives a model this second way through its own ``forward``: ``model(tree=..., slots=..., readout=...)``
-runs the body on the tree and hands the hidden states of the wanted slots, with the output head, to ``readout``. Going
-through ``forward`` keeps DDP, FSDP, autocast, gradient checkpointing and PEFT working as they do for any other call.
+The sequences of a batch (prompt + completion) are merged into prefix trees and laid out as one row
+of tokens without padding, parents before children. Layers see that row as any other; only attention
+knows the tree (``tree_attention.py``): the row is cut into blocks of queries, and ``Blocks`` says
+which keys each of them sees.
 """
 
 from __future__ import annotations
 
-import contextlib
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from torch import Tensor
 
-from minionerec.model.output_head import LogitsHead, output_head
-
-ATTENTION = "token_trees"  # the name under which transformers finds ``block_attention``
+# Attention costs queries x keys: short blocks see few slots of other branches, long ones read the
+# slots above them less often. The lengths between these bounds are weighed in
+# ``cheapest_block_length``.
 LONGEST_BLOCK = 1024  # slots; a block's mask has their square
 ALIGNMENT = 8  # blocks are padded to multiples of it, which the fused kernels of GPUs ask for
 
@@ -50,15 +42,23 @@ class Blocks:
 
     def to(self, device: torch.device | str) -> Blocks:
         """The same blocks on another device."""
-        return Blocks(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return Blocks(
+            self.queries.to(device),
+            self.keys.to(device),
+            self.mask.to(device),
+            self.query_positions.to(device),
+            self.key_positions.to(device),
+        )
 
     def behind(self, length: int) -> Blocks:
         """The same blocks behind ``length`` cached tokens that everybody sees."""
-        cached = torch.arange(length, device=self.keys.device).expand(len(self.keys), length)
+        cached = torch.arange(length, device=self.keys.device)
+        cached = cached.expand(len(self.keys), length)  # (R, length)
+        seen = self.mask.new_ones(*self.mask.shape[:2], length)  # (R, Q, length)
         return replace(
             self,
             keys=torch.cat([cached, self.keys + length], dim=1),
-            mask=torch.cat([self.mask.new_ones(*self.mask.shape[:2], length), self.mask], dim=2),
+            mask=torch.cat([seen, self.mask], dim=2),
             query_positions=self.query_positions + length,
             key_positions=torch.cat([cached, self.key_positions + length], dim=1),
         )
@@ -72,7 +72,8 @@ class TokenTree:
         input_ids: ``(T,)``; ``(rows, width)`` right-padded where nothing is shared.
         position_ids: of the same shape, depth of each token in its own sequence.
         nodes: for each sequence, in the order given, the flat slot of each of its tokens.
-        blocks: None where every sequence has a row of its own, for models whose attention takes no trees.
+        blocks: None where every sequence has a row of its own, for models whose attention takes no
+            trees.
     """
 
     input_ids: Tensor
@@ -80,11 +81,24 @@ class TokenTree:
     nodes: list[np.ndarray]
     blocks: Blocks | None
 
+    @property
+    def packed(self) -> Blocks:
+        """The blocks, of a tree that shares prefixes.
+
+        Raises:
+            ValueError: every sequence has a row of its own.
+        """
+        if self.blocks is None:
+            raise ValueError("this tree shares nothing, it has no blocks")
+        return self.blocks
+
     def to(self, device: torch.device | str) -> TokenTree:
         """The same tree on another device."""
-        blocks = None if self.blocks is None else self.blocks.to(device)
         return TokenTree(
-            self.input_ids.to(device), self.position_ids.to(device), self.nodes, blocks
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.nodes,
+            None if self.blocks is None else self.blocks.to(device),
         )
 
 
@@ -93,52 +107,57 @@ def pack_trees(
 ) -> TokenTree:
     """Merge common prefixes.
 
-    Sequences are visited in lexicographic order, so that every one shares as much as it can with the one before it.
-
     Args:
         sequences: token ids.
         share: False gives every sequence a padded row of its own.
-        block_length: queries of an attention block; those with the least work by default.
+        block_length: queries of an attention block; by default those with the least work.
     """
     if not share:
         return _separate_rows(sequences)
-    order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    ordered = [sequences[i] for i in order]
-    common = [0, *(common_prefix(a, b) for a, b in zip(ordered, ordered[1:], strict=False))]
+    # In lexicographic order every sequence shares as much as it can with the one before it
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
+    # The row under construction: of each slot its token, its depth and the slot above it
     tokens: list[int] = []
     depths: list[int] = []
     parents: list[int] = []
-    paths: list[list[int]] = []
-    path: list[int] = []
-    for sequence, shared in zip(ordered, common, strict=True):
+    nodes = [np.empty(0, dtype=np.int64)] * len(sequences)
+    before: Sequence[int] = []
+    path: list[int] = []  # slots of the sequence before
+    for i in order:
+        sequence = sequences[i]
+        shared = common_prefix(before, sequence)
+        # Only what the sequence before does not have gets slots; the first of them hangs on what
+        # both share
         new = range(len(tokens), len(tokens) + len(sequence) - shared)
-        parents += [path[shared - 1] if shared else -1, *new[:-1]] if new else []
+        if new:
+            parents += [path[shared - 1] if shared else -1, *new[:-1]]
         tokens += sequence[shared:]
         depths += range(shared, len(sequence))
         path = path[:shared] + list(new)
-        paths.append(path)
-    nodes = [np.empty(0, dtype=np.int64)] * len(sequences)
-    for i, path in zip(order, paths, strict=True):
         nodes[i] = np.array(path, dtype=np.int64)
-    blocks = _blocks(
-        np.array(parents), np.array(depths), block_length or cheapest_block_length(depths)
-    )
+        before = sequence
+    length = block_length or cheapest_block_length(depths)
+    blocks = _blocks(np.array(parents), np.array(depths), length)
     return TokenTree(torch.tensor(tokens), torch.tensor(depths), nodes, blocks)
 
 
 def cheapest_block_length(depths: Sequence[int]) -> int:
     """The number of queries per attention block with the fewest query-key pairs, padding included.
 
-    The keys of a block are its own slots and those above its first one, of which there are ``depths[first]``.
+    The keys of a block are its own slots and those above its first one, of which there are
+    ``depths[first]``.
     """
 
     def pairs(length: int) -> int:
-        return -(-len(depths) // length) * length * (length + _aligned(max(depths[::length])))
+        blocks = -(-len(depths) // length)  # rounded up
+        above = _aligned(max(depths[::length]))
+        return blocks * length * (length + above)
 
     whole = _aligned(len(depths))
     even = [_aligned(whole // blocks + 1) for blocks in range(2, 9)]
     candidates = [whole, *even, *range(8 * ALIGNMENT, 64 * ALIGNMENT, 4 * ALIGNMENT)]
-    return min((length for length in candidates if length <= min(whole, LONGEST_BLOCK)), key=pairs)
+    longest = min(whole, LONGEST_BLOCK)
+    return min((length for length in candidates if length <= longest), key=pairs)
 
 
 def _aligned(slots: int) -> int:
@@ -153,31 +172,54 @@ def _blocks(parents: np.ndarray, depths: np.ndarray, length: int) -> Blocks:
         depths: ``(T,)``.
         length: Q.
     """
-    first = np.arange(0, len(parents), length)  # (R,)
-    slots = first[:, None] + np.arange(length)
+    first = np.arange(0, len(parents), length)  # (R,) first slot of each block
+    slots = first[:, None] + np.arange(length)  # (R, Q)
     real = slots < len(parents)
-    queries = np.where(real, slots, 0)  # (R, Q)
+    queries = np.where(real, slots, 0)
+
+    # What stands above a block's first slot, from the root down; all blocks climb at the same time.
+    # Every later slot of the block hangs on one of these or on a slot of the block itself.
     depth = _aligned(int(depths[first].max()))
-    above = np.zeros((len(first), depth), dtype=np.int64)  # from the root down
-    rows, slot = np.arange(len(first)), parents[first]
+    above = np.zeros((len(first), depth), dtype=np.int64)  # (R, depth)
+    rows = np.arange(len(first))
+    slot = parents[first]
     while (slot >= 0).any():
         rows, slot = rows[slot >= 0], slot[slot >= 0]
         above[rows, depths[slot]] = slot
         slot = parents[slot]
-    parent = parents[queries]
-    local = np.where(parent >= first[:, None], depth + parent - first[:, None], depths[queries] - 1)
-    chain = np.broadcast_to(np.arange(depth) - 1, above.shape)
-    mask = ancestors(np.concatenate([chain, np.where(real, local, -1)], axis=1))[
-        :, depth:
-    ]  # (R, Q, K)
-    keys = np.concatenate([above, queries], axis=1)
-    return Blocks(*map(torch.from_numpy, (queries, keys, mask, depths[queries], depths[keys])))
+
+    # The block's keys are [above | own slots]; each one's parent as a column of them
+    parent = parents[queries]  # (R, Q)
+    in_block = depth + parent - first[:, None]
+    in_above = depths[queries] - 1
+    local = np.where(parent >= first[:, None], in_block, in_above)
+    local = np.where(real, local, -1)
+    chain = np.broadcast_to(np.arange(depth) - 1, above.shape)  # each hangs on the one before
+    mask = ancestors(np.concatenate([chain, local], axis=1))[:, depth:]  # (R, Q, K)
+
+    keys = np.concatenate([above, queries], axis=1)  # (R, K)
+    return Blocks(
+        queries=torch.from_numpy(queries),
+        keys=torch.from_numpy(keys),
+        mask=torch.from_numpy(mask),
+        query_positions=torch.from_numpy(depths[queries]),
+        key_positions=torch.from_numpy(depths[keys]),
+    )
 
 
 def ancestors(parents: np.ndarray) -> np.ndarray:
-    """``(R, S)`` parent slot of every slot (-1: none; always further left) -> ``(R, S, S)`` bool: itself and what is above it."""
+    """Which slots are above which.
+
+    Args:
+        parents: ``(R, S)`` parent slot of every slot, -1 for none; always further left.
+
+    Returns:
+        ``(R, S, S)`` bool, for each slot itself and what is above it.
+    """
     rows, width = parents.shape
-    above = np.zeros((rows, width + 1, width), dtype=bool)  # the last one stands for "no parent"
+    # A slot is above whatever its parent is above, and parents come first: one pass from left to
+    # right. The last row stands for "no parent", which -1 picks.
+    above = np.zeros((rows, width + 1, width), dtype=bool)
     everyone = np.arange(rows)
     for slot in range(width):
         above[:, slot] = above[everyone, parents[:, slot]]
@@ -186,9 +228,15 @@ def ancestors(parents: np.ndarray) -> np.ndarray:
 
 
 def _separate_rows(sequences: Sequence[Sequence[int]]) -> TokenTree:
-    width = max(map(len, sequences))
-    ids = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences])
-    nodes = [row * width + np.arange(len(sequence)) for row, sequence in enumerate(sequences)]
+    # Padding on the right: a causal model never sees it from the left
+    width = max(len(sequence) for sequence in sequences)
+    rows = []
+    nodes = []
+    for row, sequence in enumerate(sequences):
+        padding = [0] * (width - len(sequence))
+        rows.append([*sequence, *padding])
+        nodes.append(row * width + np.arange(len(sequence)))
+    ids = torch.tensor(rows)
     return TokenTree(ids, torch.arange(width).expand_as(ids), nodes, None)
 
 
@@ -200,177 +248,3 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
             break
         length += 1
     return length
-
-
-# --------------------------------------------------------------------------------------------------------- attention
-
-
-def block_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    blocks: Blocks | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attention of one row of tokens, block by block; called by the layers of transformers models.
-
-    Args:
-        module: the attention layer (unused; part of the interface).
-        query: ``(1, H, T, d)``.
-        key: ``(1, H', S, d)`` with H a multiple of H'; cached tokens first.
-        value: ``(1, H', S, d)``.
-        attention_mask: None; the blocks say who sees whom.
-        scaling: of the products of queries and keys.
-        dropout: on the attention weights.
-        sliding_window: this layer sees only so many positions back.
-        softcap: ``cap * tanh(score / cap)``, as in Gemma-2.
-        blocks: of the batch.
-
-    Returns:
-        ``(1, T, H, d)``, and no weights.
-    """
-    q, k, v = (
-        _gather(query, blocks.queries),
-        _gather(key, blocks.keys),
-        _gather(value, blocks.keys),
-    )  # (R, H or H', Q or K, d)
-    # repeated here: with a mask, SDPA on CUDA has no fused kernel that takes fewer key heads than query heads
-    k, v = (
-        x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x
-        for x in (k, v)
-    )
-    mask = blocks.mask
-    if sliding_window is not None:
-        mask = mask & (
-            blocks.query_positions[:, :, None] - blocks.key_positions[:, None, :] < sliding_window
-        )
-    if softcap is None:
-        out = F.scaled_dot_product_attention(q, k, v, mask[:, None], dropout, scale=scaling)
-    else:
-        scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scaling / softcap)
-        weights = (
-            scores.masked_fill(~mask[:, None], -torch.inf)
-            .softmax(dim=-1, dtype=torch.float32)
-            .to(q.dtype)
-        )
-        out = F.dropout(weights, dropout) @ v
-    return out.transpose(1, 2).flatten(0, 1)[None, : query.shape[2]], None
-
-
-AttentionInterface.register(ATTENTION, block_attention)
-
-
-def _gather(states: Tensor, places: Tensor) -> Tensor:
-    """``(1, H, S, d)`` at ``places (R, K)`` -> ``(R, H, K, d)``."""
-    return states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
-
-
-@contextlib.contextmanager
-def attention_over_blocks(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's layers call ``block_attention``.
-
-    With gradient checkpointing the layers run again in the backward pass, behind this context: then the way stays
-    switched until the next plain forward (``enable_trees``) switches it back.
-    """
-    model.config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        if not (model.is_activation_checkpointing and model.training):
-            model.config._attn_implementation = model.plain_attention
-
-
-def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
-    """Give the model's ``forward`` the keywords ``tree``, ``slots`` and ``readout``; every other call is unchanged.
-
-    ``model(tree=tree, slots=(M,) flat slots, readout=f)`` returns ``f(hidden (M, D), head)``. For a tree without blocks
-    it takes the model's plain way to the logits, whatever the architecture, and ``hidden`` are those logits.
-    """
-    plain_forward = type(
-        model
-    ).forward  # of the class: a deep copy of the model must not run the original's
-    model.plain_attention = model.config._attn_implementation
-
-    def forward(
-        self: PreTrainedModel,
-        *args,
-        tree: TokenTree | None = None,
-        slots: Tensor | None = None,
-        readout=None,
-        **kwargs,
-    ):
-        if tree is None or tree.blocks is None:
-            self.config._attn_implementation = self.plain_attention
-            if tree is None:
-                return plain_forward(self, *args, **kwargs)
-            # right-padded rows need no mask: causal models read from left to right
-            return readout(
-                plain_forward(self, input_ids=tree.input_ids, use_cache=False).logits.flatten(0, 1)[
-                    slots
-                ],
-                LogitsHead(),
-            )
-        hidden = tree_hidden(self, tree)
-        return readout(hidden[slots], output_head(self))
-
-    model.forward = types.MethodType(forward, model)
-    model.takes_trees = takes_trees(model)
-    return model
-
-
-def tree_hidden(model: PreTrainedModel, tree: TokenTree) -> Tensor:
-    """``(T, D)`` final hidden states of a tree's slots."""
-    with attention_over_blocks(model):
-        return model.base_model(
-            input_ids=tree.input_ids[None],
-            position_ids=tree.position_ids[None],
-            blocks=tree.blocks,
-            use_cache=False,
-        ).last_hidden_state[0]
-
-
-def takes_trees(model: PreTrainedModel) -> bool:
-    """Whether a tree forward of this model gives what plain forwards give, tried on a few tokens.
-
-    False for architectures whose layers mix tokens by other means than attention, or whose attention does more than
-    ``block_attention`` does.
-    """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    sequences = [
-        [t % vocabulary for t in s] for s in ([5, 6, 7, 8, 9], [5, 6, 17, 18], [5, 26, 27])
-    ]
-    tree = pack_trees(sequences, block_length=6).to(model.device)
-    slots = torch.from_numpy(np.concatenate(tree.nodes)).to(model.device)
-    everything = torch.arange(model.config.get_text_config().vocab_size, device=model.device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        expected = torch.cat(
-            [model(input_ids=torch.tensor([s], device=model.device)).logits[0] for s in sequences]
-        ).float()
-    try:
-        with torch.no_grad():
-            found = model(
-                tree=tree,
-                slots=slots,
-                readout=lambda hidden, head: head.columns(hidden, everything),
-            )
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return False
-    finally:
-        model.train(was_training)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1.0))
-
-
-def base_causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside DDP and PEFT wrappers; adapters stay in place."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

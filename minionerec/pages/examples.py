@@ -11,8 +11,9 @@ import numpy as np
 from minionerec.catalogue.samples import load_samples
 from minionerec.errors import UserError
 from minionerec.evaluation.results import Result, best
-from minionerec.experiment.artifacts import require_stage, stage_path
+from minionerec.experiment.lineage import require_stage
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import stage_path
 from minionerec.rankers.places import Place, find_target
 
 NUMBER = 20  # examples

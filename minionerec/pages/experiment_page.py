@@ -12,9 +12,9 @@ from pathlib import Path
 
 from minionerec.errors import UserError
 from minionerec.evaluation.results import Result, comparisons
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import stage_path
+from minionerec.experiment.files import fsync
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import stage_path
 from minionerec.pages import number_sections as numbers
 from minionerec.pages import stage_sections as stages
 from minionerec.pages.examples import best_examples
@@ -37,7 +37,7 @@ def write_page(experiment: Experiment, found: Sequence[Result]) -> Path:
     text = page(experiment, found)
     try:
         staging.write_text(text, encoding="utf-8")
-        artifacts.fsync(staging)
+        fsync(staging)
         os.replace(staging, path)
     except OSError as error:
         staging.unlink(missing_ok=True)

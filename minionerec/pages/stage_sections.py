@@ -12,9 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from minionerec.evaluation.results import TITLES, Result
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import COMMANDS, stage_path
+from minionerec.experiment.lineage import require_stage
+from minionerec.experiment.manifest import MANIFEST, read_manifest
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import COMMANDS, stage_path
 from minionerec.pages.charts import Line, chart
 from minionerec.pages.html import number, sid_figures
 from minionerec.pages.series import key_series
@@ -47,7 +48,7 @@ def training(experiment: Experiment) -> list[dict[str, Any]]:
     for stage, title in TITLES.items():
         if not stage_path(experiment, stage).exists():
             continue
-        log = read_log(artifacts.require_stage(experiment, stage) / "log.jsonl")
+        log = read_log(require_stage(experiment, stage) / "log.jsonl")
         pictures = [curve(title, name, log) for name in CURVES]
         if any(pictures):
             found.append({"line": best_step(title, log), "charts": pictures})
@@ -87,7 +88,7 @@ def sids(experiment: Experiment) -> dict[str, Any]:
     """The essentials of stage 1's report, which has a page of its own; empty without stage 1."""
     if not stage_path(experiment, "sids").exists():
         return {}
-    directory = artifacts.require_stage(experiment, "sids")
+    directory = require_stage(experiment, "sids")
     shown: dict[str, Any] = {"verdict": None, "figures": {}, "page": ""}
     if (directory / "report.html").is_file():
         shown["page"] = "sids/report.html"
@@ -102,7 +103,7 @@ def data(experiment: Experiment) -> dict[str, Any]:
     """Counts of ``stats.json``, and what the audit found; empty without stage 0."""
     if not stage_path(experiment, "data").exists():
         return {}
-    stats = read_json(artifacts.require_stage(experiment, "data") / "stats.json")
+    stats = read_json(require_stage(experiment, "data") / "stats.json")
     dropped = [f"{count:,} {reason}" for reason, count in stats.get("dropped", {}).items() if count]
     return {
         "figures": data_figures(stats),
@@ -150,14 +151,14 @@ def audit_line(experiment: Experiment) -> str:
     """The audit in one line, "" where it was not made; its page has the reasons."""
     if not stage_path(experiment, "audit").exists():
         return ""
-    return read_json(artifacts.require_stage(experiment, "audit") / "audit.json")["line"]
+    return read_json(require_stage(experiment, "audit") / "audit.json")["line"]
 
 
 def pipeline(experiment: Experiment) -> list[dict[str, Any]]:
     """Every stage's manifest: settings, commit, versions, what it was made from."""
     found = []
     for directory in manifests(experiment):
-        manifest = artifacts.read_manifest(directory)
+        manifest = read_manifest(directory)
         parents = [Path(os.path.normpath(directory / path)).name for path in manifest["parents"]]
         versions = [f"{name} {version}" for name, version in manifest["versions"].items()]
         found.append(
@@ -179,7 +180,7 @@ def manifests(experiment: Experiment) -> Iterator[Path]:
     for stage in COMMANDS:
         path = stage_path(experiment, stage)
         for place in (path, *sorted(path.glob("[!.]*"))):
-            if (place / artifacts.MANIFEST).is_file():
+            if (place / MANIFEST).is_file():
                 yield place
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from minionerec.errors import UserError
 from minionerec.evaluation.results import TITLES, results
-from minionerec.experiment.artifacts import COMMANDS, stage_path
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import COMMANDS, stage_path
 from minionerec.pages.experiment_page import write_page
 from minionerec.pages.text import metrics_table
 

@@ -54,3 +54,22 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
             cells.append(cell.rjust(width))
         shown.append("  ".join(cells).rstrip())
     return "\n".join(shown)
+
+
+def evaluation_report(name: str, metrics: dict[str, Any]) -> str:
+    """What an evaluation has measured, for the screen."""
+    spent = metrics["cost"]
+    lines = [metrics_table({name: metrics}), ""]
+    if metrics["empty"]:
+        lines.insert(
+            0,
+            f"{metrics['empty']:,} users got an empty list: their histories exclude the whole "
+            "catalogue (evaluate.exclude_history)",
+        )
+    coverage = f"; top-10 coverage {metrics['coverage@10']:.1%}" if "coverage@10" in metrics else ""
+    lines.append(
+        f"{spent['users']:,} rows ranked in {spent['seconds']:.1f} s "
+        f"({spent['users_per_second']:.1f} users/s, {spent['peak_memory_mb']:,.0f} MiB); "
+        f"invalid 0, duplicates 0{coverage}"
+    )
+    return "\n" + "\n".join(lines)

@@ -13,9 +13,9 @@ from torch import nn
 
 from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.catalogue.sids import SidTable
-from minionerec.experiment.artifacts import load_array
 from minionerec.experiment.baselines import BASELINES
-from minionerec.experiment.processes import say
+from minionerec.experiment.files import load_array
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.rankers.fitting import Log
 from minionerec.rankers.scores import popularity_order

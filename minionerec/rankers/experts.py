@@ -28,7 +28,8 @@ import scipy.sparse as sparse
 
 from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import load_array
+from minionerec.experiment.stages import COMMANDS
 from minionerec.rankers import rules
 from minionerec.rankers.scores import popularity_order
 
@@ -269,10 +270,10 @@ def read_embeddings(file: Path, num_items: int) -> np.ndarray:
     """
     if not file.is_file():
         raise UserError(
-            f"{file} not found, which text_knn reads; run `{artifacts.COMMANDS['sids']}` with the "
+            f"{file} not found, which text_knn reads; run `{COMMANDS['sids']}` with the "
             "same --config first, or give text_knn no weight"
         )
-    embeddings = artifacts.load_array(file).astype(np.float32)
+    embeddings = load_array(file).astype(np.float32)
     if len(embeddings) != num_items:
         raise UserError(
             f"{file}: holds {len(embeddings)} rows, expected one for each of {num_items} items"

@@ -34,7 +34,7 @@ import numpy as np
 import scipy.sparse as sparse
 
 from minionerec.catalogue.samples import Sample, train_counts
-from minionerec.experiment.processes import say
+from minionerec.experiment.run import say
 from minionerec.rankers.baseline import Inputs, Ranking
 from minionerec.rankers.scores import (
     Histories,

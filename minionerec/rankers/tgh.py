@@ -1,19 +1,23 @@
-"""TGH, a training-free control: what stands a few steps further in the graph of transitions, ordered by text.
+"""TGH, a training-free control: near neighbours in the graph of transitions, ordered by text.
 
-Han et al., arXiv:2605.07125: the latest one or two items are looked up in the graph of train transitions, and each ring
-around them (the items that are exactly 1, 2, 3 steps away) gives a fixed share of the list, ordered by the cosine of the
-texts; the first ring's items also earn for the weight of their edge. What beats this on a data set has learnt something
-that is not on the surface of it.
+Han et al., arXiv:2605.07125: the latest one or two items are looked up in the graph of train
+transitions, and each ring around them (the items that are exactly 1, 2, 3 steps away) gives a fixed
+share of the list, ordered by the cosine of the texts; the first ring's items also earn for the
+weight of their edge. A model that does not beat this on a data set has learnt only its surface.
 
 * TGH-1: 7, 2 and 1 items of the rings 1, 2 and 3 around the latest item.
-* TGH-2: 5 and 1 items of the rings 1 and 2 around the latest item, 3 and 1 of those around the item before it.
+* TGH-2: 5 and 1 items of the rings 1 and 2 around the latest item, 3 and 1 of those around the item
+  before it.
 
-An edge a -> b stands for b following a directly in some train sequence; ring 1 holds the item itself only where it
-followed itself. An edge earns ``alpha * log(1 + count) / (the largest such value among the edges of a)``.
+An edge a -> b stands for b following a directly in some train sequence; ring 1 holds the item
+itself only where it followed itself. An edge earns ``alpha * log(1 + count)``, divided by the
+largest such logarithm among the edges of a. Departures:
 
-Departures: lists are longer than ten items, so what the shares leave of the rings follows in the same order, and behind
-it the rest of the catalogue by cosine (the paper draws it at random); the embeddings are the experiment's; ``variant``
-and ``alpha`` are chosen on validation rows, as every rule's settings here.
+1. Lists are longer than ten items, so what the shares leave of the rings follows in the same order,
+   and behind it the rest of the catalogue by cosine (the paper draws it at random).
+2. The embeddings are the experiment's.
+3. Variant and ``alpha`` are chosen on validation rows.
+
 Shapes: B histories, N items, D width of an embedding.
 """
 
@@ -32,7 +36,7 @@ from minionerec.rankers.rules import Rule, rank_with_best, transition_counts
 
 
 class Share(NamedTuple):
-    """So many items of one ring: ``ago`` 1 is around the latest item, 2 around the item before it."""
+    """So many items of a ring around the latest item (``ago`` 1) or the one before it (2)."""
 
     ago: int
     ring: int
@@ -55,7 +59,7 @@ class Graph(NamedTuple):
 
 
 def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
-    """Build the graph on train, choose on validation, rank test; leaves nothing in ``directory``."""
+    """Count on train, choose on validation, rank test; leaves nothing in ``directory``."""
     rules = candidates(
         inputs.samples.train_sequences,
         inputs.embeddings(),
@@ -102,7 +106,7 @@ def rings(edges: sparse.csr_matrix, source: int, depth: int) -> list[np.ndarray]
 def ordered_rings(
     graph: Graph, source: int, depth: int, alpha: float, places: np.ndarray
 ) -> list[np.ndarray]:
-    """The rings, each with its best item first; equal values in the order of ``places`` ``(N,)``."""
+    """The rings, each with its best item first; equals in the order of ``places`` ``(N,)``."""
     found = []
     for number, ring in enumerate(rings(graph.edges, source, depth)):
         value = graph.unit[ring] @ graph.unit[source]
@@ -149,7 +153,10 @@ def _place(
     shares: Sequence[Share],
     free: np.ndarray,
 ) -> np.ndarray:
-    """The items of all rings, best first: every ring's share, then what the shares left. Changes ``free``."""
+    """The items of all rings, best first: every ring's share, then what the shares left.
+
+    Takes what it places out of ``free``.
+    """
     picked = []
     for share in shares:
         if share.ago <= len(history):

@@ -34,14 +34,16 @@ class GroupedSampler(Sampler[int]):
         return self._length
 
     def __iter__(self) -> Iterator[int]:
+        # Depends on nothing but seed and epoch: not on what was drawn before an interruption
         rng = np.random.default_rng((self._seed, self._epoch))
         for i in rng.permutation(len(self._members)):
             yield from self._members[i]
 
 
 class GlobalBatches(BatchSampler):
-    """The rows of every optimiser step, cut into micro-batches that accelerate deals to the
-    processes one by one.
+    """The rows of every optimiser step, cut into micro-batches.
+
+    Accelerate deals them to the processes one by one.
 
     Micro-batches are of equal size or one row less. The last batch of an epoch has what rows are
     left: none is repeated or dropped, and a micro-batch may be empty.
@@ -73,6 +75,7 @@ class GlobalBatches(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         rows = np.array(list(self.sampler))
         for start in range(0, len(rows), self.global_batch_size):
+            # array_split makes the first pieces one row longer where the batch does not divide
             batch = rows[start : start + self.global_batch_size]
             for _ in range(self.times):
                 for piece in np.array_split(batch, self.pieces):
@@ -80,8 +83,9 @@ class GlobalBatches(BatchSampler):
 
 
 class MicroBatchSeeds:
-    """Seeds dropout from the run's seed, the step and the micro-batch's place in it, whichever
-    process has it.
+    """Seeds dropout from the run's seed, the step and the micro-batch's place in it.
+
+    The draws do not depend on which process has the micro-batch.
 
     Args:
         seed: of the run.
@@ -98,6 +102,7 @@ class MicroBatchSeeds:
 
     def start(self, step: int) -> None:
         """Seed the next micro-batch, which belongs to this step."""
+        # Place in the step, over all processes: piece 0 is this process's first, then every n-th
         if step == self.step:
             self.place += self.processes
         else:

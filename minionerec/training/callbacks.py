@@ -14,7 +14,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
 
-from minionerec.model.token_trees import base_causal_lm
+from minionerec.experiment.run import say
+from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
 
@@ -38,8 +39,7 @@ class EpochOrder(TrainerCallback):
 
 
 class StopSignal(TrainerCallback):
-    """Turns SIGTERM or SIGINT of any process into a saved checkpoint and an ordinary end in all of
-    them.
+    """Turns SIGTERM or SIGINT of any process into a checkpoint and a stop of all.
 
     A second signal ends a process that is alone at once.
     """
@@ -65,6 +65,7 @@ class StopSignal(TrainerCallback):
         """Ask the Trainer to save and stop, in all processes in the same step."""
         if state.global_step % self.every:
             return  # rollouts that are still to be reused are not saved, so their steps come first
+        # The highest number wins: whether one process got a signal or all, all stop in this step
         own = torch.tensor(self.received or 0, device=args.device)
         self.received = int(gather(own).max()) or None
         if self.received:
@@ -109,10 +110,7 @@ class Narrator(TrainerCallback):
             if key in metrics
         )
         with tqdm.external_write_mode():
-            print(
-                f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}",
-                flush=True,
-            )
+            say(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""
@@ -144,6 +142,7 @@ class SyncReference(TrainerCallback):
         """Move the reference after every so many steps."""
         if state.global_step % self.every:
             return
+        # In place: the optimiser never sees the reference, and its dtype may be lower
         policy = base_causal_lm(self.policy()).parameters()
         reference = base_causal_lm(self.reference).parameters()
         for new, old in zip(policy, reference, strict=True):

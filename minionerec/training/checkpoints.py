@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minionerec.catalogue.prompts import Template, save_template
-from minionerec.catalogue.sids import SIDS_FILE
 from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import Parent
+from minionerec.model.policy import Policy
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 BEST_METRIC = "eval_NDCG@10"
@@ -27,9 +27,8 @@ class CheckpointContents:
 
     stage: str
     settings: dict[str, Any]
-    parents: list[Path]
-    sids_file: Path
-    template: Template
+    parents: list[Parent]
+    policy: Policy  # writes what belongs beside the weights
 
 
 class CheckpointKeeper:
@@ -64,8 +63,7 @@ class CheckpointKeeper:
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[Path]:
-        """Inside, ``staging`` is where a checkpoint is written; the folder of this step in it is
-        yielded.
+        """Inside, a checkpoint is written in ``staging``; yields the folder of this step there.
 
         Raises:
             UserError: the disk is full; says how much a checkpoint needs and which one is intact.
@@ -80,9 +78,8 @@ class CheckpointKeeper:
         shutil.rmtree(self.output / ".staging", ignore_errors=True)
 
     def complete(self, staged: Path, history: Sequence[dict[str, Any]]) -> None:
-        """Add the SIDs, the prompt's wording and the log: they belong to every checkpoint."""
-        shutil.copyfile(self.contents.sids_file, staged / SIDS_FILE)
-        save_template(self.contents.template, staged)
+        """Add the SIDs, how the model is asked, and the log: they belong to every checkpoint."""
+        self.contents.policy.save_companions(staged)
         with open(staged / "log.jsonl", "w", encoding="utf-8") as handle:
             for row in clean_history(history):
                 handle.write(json.dumps(row) + "\n")
@@ -107,6 +104,7 @@ class CheckpointKeeper:
 
     def make_room(self) -> str:
         """What to do when the disk is full, in words."""
+        # The size of the last one is the best guess for the next
         last = last_checkpoint(self.output)
         needed = ""
         if last:

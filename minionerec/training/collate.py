@@ -54,6 +54,7 @@ def collate_sft(
     item_paths = paths or []
     counted = 0
     for row in rows:
+        # Behind a whole SID the end of the sequence is certain: nothing to learn from it
         over_children = trie is not None and row.task.endswith("to_sid")
         labels = row.labels or (Label(row.target_item, row.completion, 1.0, 1.0),)
         for label in labels:
@@ -65,6 +66,8 @@ def collate_sft(
             own += [label.own] * len(tokens)
             teacher += [label.teacher] * len(tokens)
         counted += len(row.completion) - over_children
+
+    # The last token of a sequence is predicted, never read.
     tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
     slots, pair_rows, pair_tokens, inverse = label_pairs(tree, sequences, starts)
     sid_pairs = inverse[torch.tensor(is_sid)]
@@ -140,8 +143,9 @@ def _nothing(share: bool) -> dict[str, Any]:
 
 
 def collate_rl(numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows to the arguments of ``roll_out``, with a label for each, because the Trainer
-    counts labels.
+    """Numbered rows to the arguments of ``roll_out``.
+
+    There is a label for each row, because the Trainer counts labels.
     """
     numbers = [number for number, _ in numbered]
     rows = [row for _, row in numbered]

@@ -13,9 +13,8 @@ from minionerec.model.beam_search import NotFinite
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """``parameter X has N values that are not finite`` for the first such parameter; None if there
-    is none.
-    """
+    """``parameter X has N values that are not finite`` for the first such parameter, or None."""
+    # In the order of the forward: the first one is usually the cause
     for name, parameter in model.named_parameters():
         bad = int((~torch.isfinite(parameter)).sum())
         if bad:

@@ -106,6 +106,7 @@ class GroupBatch:
             share: False for models that take no token trees.
             targets: item of each prompt, laid out as one more completion for the likelihood term.
         """
+        # The target's own tokens share the prompt, and often a prefix, with the completions
         device = nodes.device
         group = nodes.shape[1]
         if targets is not None:
@@ -114,6 +115,7 @@ class GroupBatch:
             nodes = torch.cat([nodes, target_nodes], dim=1)
             alive = torch.cat([alive, torch.ones_like(target_nodes, dtype=torch.bool)], dim=1)
         paths = trie.path(nodes, trie.num_levels).cpu().numpy()  # (B, G', L), 0 behind short SIDs
+        # The root is node 0, so a place behind the end of a short SID shows as 0
         mask = (paths > 0) & alive.cpu().numpy()[..., None]
 
         # One sequence per completion: its prompt, then the tokens on the way to its leaf
@@ -137,8 +139,10 @@ class GroupBatch:
 
         tree = pack_trees([sequence[:-1] for sequence in sequences], share=share)
         slots, pair_rows, pair_tokens, inverse = label_pairs(tree, sequences, starts)
+        # Sequences are in the order of (b, g, level), pairs in that of slots
         above_of_pair = np.empty(len(above), dtype=np.int64)
         above_of_pair[inverse.numpy()] = above
+        # From pairs back to (b, g, level)
         scatter = np.full(mask.shape, -1, dtype=np.int64)
         scatter[mask] = inverse.numpy()
         return cls(
@@ -160,6 +164,7 @@ class GroupBatch:
             normalize: ``vocab`` or ``trie``: what the log-probabilities are normalised over.
             with_children: also give those of all legal children, for the exact KL.
         """
+        # Children are computed once, for whichever of both needs them
         needs_children = with_children or normalize == "trie"
 
         def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> tuple[Tensor, Tensor | None]:

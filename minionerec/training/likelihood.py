@@ -55,6 +55,7 @@ def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:
 
     A process without rows in a step needs it: the others wait for its gradients all the same.
     """
+    # No slot is read, but the whole model runs: every weight gets a gradient of 0
     nothing = torch.empty(0, dtype=torch.long, device=tree.input_ids.device)
     first_column = nothing.new_zeros(1)
 

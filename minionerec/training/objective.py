@@ -1,5 +1,4 @@
-"""The RL objective as pure functions of tensors: advantages, KL and the clipped policy loss of
-GRPO.
+"""The RL objective as pure functions of tensors: advantages, KL, clipped policy loss.
 
 Shapes: B prompts, G completions per prompt (the group), L tokens per completion, F children of a
 trie node, J (node, token) pairs. ``mask (B, G, L)`` is True at the tokens of completions that

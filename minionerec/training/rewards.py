@@ -1,8 +1,8 @@
-"""Rewards and advantages: pure functions of item indexes. Shapes: B prompts, G completions per
-prompt.
+"""Rewards: pure functions of item indexes.
 
-Every reward takes ``items (B, G)`` best first (-1 where the catalogue had no further item),
-``targets (B,)`` and ``alive (B, G)``, and returns ``(B, G)`` with 0 in places that are not alive.
+Shapes: B prompts, G completions per prompt, N items, L levels. Every reward takes ``items (B, G)``
+best first (-1 where the catalogue had no further item), ``targets (B,)`` and ``alive (B, G)``, and
+returns ``(B, G)`` with 0 in places that are not alive.
 """
 
 from __future__ import annotations
@@ -13,28 +13,34 @@ from torch import Tensor
 
 def rule(items: Tensor, targets: Tensor, alive: Tensor) -> Tensor:
     """1 for the target, else 0 (paper, section on rule-based reward)."""
-    return ((items == targets[:, None]) & alive).float()
+    is_target = items == targets[:, None]
+    return (is_target & alive).float()
 
 
 def ranking(items: Tensor, targets: Tensor, alive: Tensor) -> Tensor:
-    """Confident misses cost more: in a group that holds the target a miss at rank rho gets ``-d_rho
-    / S``, the hit 0.
+    """Penalty for misses, the higher the more confident they are (paper, ranking reward).
 
-    ``d_rho = 1 / log2(rho + 2)`` with rho from 0 and ``S`` the sum of d over the group's live
-    places; a group without the target gets 0 everywhere (paper, ranking reward).
+    In a group that holds the target a miss at rank rho gets ``-d_rho / S`` and the target 0, with
+    ``d_rho = 1 / log2(rho + 2)``, rho from 0, and ``S`` the sum of d over the group's live places.
+    A group without the target gets 0 everywhere.
     """
-    rank = torch.arange(items.shape[1], device=items.device)
-    discount = torch.where(alive, 1.0 / torch.log2(rank + 2.0), 0.0)
+    rank = torch.arange(items.shape[1], device=items.device)  # (G,)
+    discount = 1.0 / torch.log2(rank + 2.0)
+    discount = torch.where(alive, discount, 0.0)  # (B, G)
+    total = discount.sum(1, keepdim=True).clamp(min=1e-9)
     hit = (items == targets[:, None]) & alive
-    penalty = -discount / discount.sum(1, keepdim=True).clamp(min=1e-9)
-    return torch.where(hit.any(1, keepdim=True) & ~hit & alive, penalty, 0.0)
+    is_miss = hit.any(1, keepdim=True) & ~hit & alive
+    return torch.where(is_miss, -discount / total, 0.0)
 
 
 def semantic(items: Tensor, targets: Tensor, alive: Tensor, embeddings: Tensor) -> Tensor:
-    """Cosine of the item's and the target's text embeddings; ``embeddings (N, D)``
-    L2-normalised.
+    """Cosine of the item's and the target's text embeddings.
+
+    ``embeddings (N, D)`` are L2-normalised.
     """
-    cosine = (embeddings[items.clamp(min=0)] * embeddings[targets][:, None]).sum(-1)
+    own = embeddings[items.clamp(min=0)]  # (B, G, D)
+    wanted = embeddings[targets][:, None]  # (B, 1, D)
+    cosine = (own * wanted).sum(-1)
     return torch.where(alive, cosine, 0.0)
 
 
@@ -46,15 +52,22 @@ def collaborative(items: Tensor, alive: Tensor, scores: Tensor) -> Tensor:
         alive: ``(B, G)``.
         scores: ``(B, N)`` log-probabilities of the whole catalogue for the prompts' histories.
     """
-    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+    low = scores.amin(1, keepdim=True)  # (B, 1): each prompt has a scale of its own
+    high = scores.amax(1, keepdim=True)
     scaled = (scores - low) / (high - low).clamp(min=1e-9)
-    return torch.where(alive, scaled.gather(1, items.clamp(min=0)), 0.0)
+    own = scaled.gather(1, items.clamp(min=0))  # (B, G)
+    return torch.where(alive, own, 0.0)
 
 
 def prefix(items: Tensor, targets: Tensor, alive: Tensor, codes: Tensor) -> Tensor:
-    """Share of the target's SID levels that are right from the top; ``codes (N, L)``, -1 behind
-    shorter SIDs.
+    """Share of the target's SID levels that are right from the top.
+
+    ``codes (N, L)`` are the items' SIDs, -1 behind shorter ones.
     """
-    own, wanted = codes[items.clamp(min=0)], codes[targets][:, None]  # (B, G, L), (B, 1, L)
-    matched = ((own == wanted) & (wanted >= 0)).int().cumprod(-1).sum(-1)
-    return torch.where(alive, matched / (wanted >= 0).sum(-1), 0.0)
+    own = codes[items.clamp(min=0)]  # (B, G, L)
+    wanted = codes[targets][:, None]  # (B, 1, L)
+    exists = wanted >= 0
+    # a level counts only if all levels above it are right too
+    right = ((own == wanted) & exists).int().cumprod(-1)
+    share = right.sum(-1) / exists.sum(-1)
+    return torch.where(alive, share, 0.0)

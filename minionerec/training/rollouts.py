@@ -64,6 +64,7 @@ class RolloutBuffer:
 
     def next(self, make: Callable[[], Rollouts]) -> Rollouts:
         """The rollouts of the next micro-batch; ``make`` is called on the first pass only."""
+        # Counts micro-batches, not steps: a step has as many as the batch is cut into
         place = self._served % (self.passes * self.micro_batches)
         self._served += 1
         if place == 0:
@@ -102,8 +103,10 @@ class Roller:
             rows: at least one.
             seeds: one per row, of the noise of ``gumbel`` and ``sample``.
         """
+        # Dropout would roll out from another policy than the one that the loss scores
         was_training = model.training
         model.eval()
+        # Leaf -1 stands where the catalogue had no further item
         beams = self._search(model, rows, seeds)
         model.train(was_training)
 
@@ -114,6 +117,8 @@ class Roller:
         rewards = torch.stack(list(parts.values())).sum(0)  # (B, G)
         advantages = group_advantages(rewards, alive, scale=self.settings.scale_rewards)
 
+        # Scores are log-probabilities of distinct items, so their mean bounds the entropy from
+        # above
         live = max(1, int(alive.sum()))
         hit = ((items == targets[:, None]) & alive).any(1)
         metrics = {
@@ -160,6 +165,7 @@ class Roller:
         names the target: the policy cannot tell them apart.
         """
         items = torch.where(alive, self.item_of_leaf[leaves.clamp(min=0)], -1)
+        # Leaves are compared, not items: items of one SID have one leaf
         target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(self.device)
         is_target = leaves == target_leaves[:, None]
         return torch.where(is_target, targets[:, None], items)

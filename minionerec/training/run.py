@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pickle
 import sys
@@ -11,18 +12,24 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
-from minionerec.experiment.processes import processes, say
+from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.model import backbone
 from minionerec.training.checkpoints import last_checkpoint, step_of
 
 
 def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
-    """Rows per forward and process, and forwards per optimiser step, whose product over all
-    processes is ``batch_size``.
+    """Rows per forward and process, and forwards per optimiser step.
+
+    Their product over all processes is ``batch_size``.
 
     Raises:
         UserError: the processes do not divide the batch.
@@ -32,9 +39,20 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
         raise UserError(
             f"{section}.batch_size: got {batch_size}, expected a multiple of the {count} processes"
         )
+    # The largest micro-batch up to the one asked for that cuts a process's share evenly
     own = batch_size // count
     micro = next(size for size in range(min(micro_batch_size, own), 0, -1) if own % size == 0)
     return micro, own // micro
+
+
+def adapters_off_is_reference(experiment: Experiment) -> bool:
+    """Whether RL's reference is the policy without its adapters: the SFT model below them.
+
+    Not so where the reference moves, or where FSDP shards the weights below the adapters.
+    """
+    has_adapters = experiment.model.tune != "full"
+    is_sharded = processes().distributed_type == "FSDP"
+    return has_adapters and not experiment.rl.sync_ref_steps and not is_sharded
 
 
 def training_arguments(
@@ -42,13 +60,14 @@ def training_arguments(
 ) -> TrainingArguments:
     """``TrainingArguments`` from the ``sft`` or ``rl`` section."""
     s = getattr(experiment, stage)
-    report_to = [name.strip() for name in s.report_to.split(",")]
+    report_to = reporters(s.report_to)
     _, bf16 = backbone.precision(experiment.model.dtype)
     os.environ.setdefault(
         "TENSORBOARD_LOGGING_DIR", str(artifacts.partial_path(experiment, stage) / "tensorboard")
     )
     return TrainingArguments(
         output_dir=str(artifacts.partial_path(experiment, stage)),
+        # Every validation is followed by a checkpoint, so that the best step can be handed on
         eval_strategy="steps",
         eval_steps=eval_steps,
         save_strategy="steps",
@@ -56,8 +75,10 @@ def training_arguments(
         load_best_model_at_end=True,
         metric_for_best_model="eval_NDCG@10",
         greater_is_better=True,
+        # The patience that is used up survives an interruption
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, min(eval_steps, total_steps // 100)),
+        # A value that is not finite is to be seen, not replaced by the mean of the others
         logging_nan_inf_filter=False,
         learning_rate=s.learning_rate,
         lr_scheduler_type=s.schedule,
@@ -70,13 +91,40 @@ def training_arguments(
         data_seed=experiment.seed,
         report_to=report_to,
         run_name=experiment.name,
+        # Rows are objects of ours, not columns of a data set
         remove_unused_columns=False,
         activation_checkpointing=experiment.model.gradient_checkpointing,
+        # A bar in a log file is a line per step
         disable_tqdm=not sys.stderr.isatty(),
         log_level_replica="error",
+        # Every step uses every weight, also of a process without rows (``zero_loss``)
         ddp_find_unused_parameters=False,
         **specific,
     )
+
+
+def reporters(report_to: str) -> list[str]:
+    """The names in ``report_to``."""
+    return [name.strip() for name in report_to.split(",")]
+
+
+def check_reporters(report_to: str, setting: str) -> None:
+    """Check before anything is loaded that every tracker is known and installed.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name in reporters(report_to):
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            close = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "none, tensorboard or wandb"
+            raise UserError(f"{setting}: unknown tracker '{name}'; {hint}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(
+                f"{setting}: '{name}' is not installed; pip install {name}, or set {setting}: none"
+            )
 
 
 def train_or_resume(trainer: Trainer) -> None:
@@ -98,6 +146,7 @@ def train_or_resume(trainer: Trainer) -> None:
             )
         artifacts.check_parents(last, manifest)
         say(f"continuing from {last}")
+    # From here on a signal ends in a checkpoint; before, there is nothing to save
     start = time.perf_counter()
     trainer.stop_signal.listen()
     try:
@@ -125,8 +174,9 @@ def train_or_resume(trainer: Trainer) -> None:
 
 
 def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:
-    """Add one process's part of a training to ``runs/<name>/timing.jsonl``; ``evaluation.cost``
-    adds the parts up.
+    """Add one process's part of a training to ``runs/<name>/timing.jsonl``.
+
+    ``evaluation.cost`` adds the parts up.
     """
     row = {
         "stage": stage,
@@ -135,10 +185,3 @@ def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: 
         "seconds": round(seconds, 3),
     }
     artifacts.append_log(run / artifacts.TIMING, row)
-
-
-def clean_up(experiment: Experiment, stage: str) -> None:
-    """Forget the checkpoints of a stage that is committed; the other processes wait until it is."""
-    processes().wait_for_everyone()
-    if processes().is_main_process:
-        artifacts.remove(artifacts.partial_path(experiment, stage))

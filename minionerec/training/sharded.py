@@ -28,9 +28,11 @@ class WholeCopy:
 
     @torch.no_grad()
     def gather(self, sharded: nn.Module) -> nn.Module:
-        """Bring the copy up to date and return it; every process must call this at the same
-        time.
+        """Bring the copy up to date and return it.
+
+        Every process must call this at the same time.
         """
+        # FSDP keeps parameters in their order and shards each of them along its first dimension
         pairs = zip(self.model.parameters(), sharded.parameters(), strict=True)
         for whole, shard in pairs:
             whole.copy_(shard.full_tensor() if isinstance(shard, DTensor) else shard)

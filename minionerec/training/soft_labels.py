@@ -26,8 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
+from minionerec.errors import UserError
+from minionerec.experiment.run import say
+from minionerec.rankers import experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import top_k as best_of_scores
 
@@ -58,6 +62,17 @@ class Recipe(NamedTuple):
             int(given.get("items", 1)),
         )
 
+    def weight_at(self, progress: float) -> float:
+        """The teacher's weight when a share ``progress`` of all steps is done.
+
+        It is ``weight`` for half of them and then goes straight to ``final_weight``.
+
+        >>> recipe = Recipe.of({"weight": 0.5, "final_weight": 0.25})
+        >>> [recipe.weight_at(done) for done in (0.0, 0.5, 0.75, 1.0)]
+        [0.5, 0.5, 0.375, 0.25]
+        """
+        return self.weight + (self.final_weight - self.weight) * max(0.0, 2.0 * progress - 1.0)
+
 
 class Labels(NamedTuple):
     """A teacher's best items for every row; weights add up to 1, or to 0 if it knows none."""
@@ -66,8 +81,70 @@ class Labels(NamedTuple):
     weights: np.ndarray  # (rows, K)
 
 
+def taught(
+    catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
+) -> list[Row]:
+    """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+
+    Raises:
+        UserError: the teacher lacks what it reads, or more items are asked of it than there are.
+    """
+    experiment = catalogue.experiment
+    num_items = len(catalogue.item_ids)
+    if recipe.top_k > num_items:
+        raise UserError(
+            f"sft.soft_labels: top_k: got {recipe.top_k}, but the catalogue has {num_items} items; "
+            "lower it"
+        )
+    exclude = experiment.evaluate.exclude_history
+    unwanted = catalogue.seen("valid") if exclude else None
+    embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
+    weights = experiment.sft.teacher
+    temperature = recipe.temperature
+    if not weights:
+        valid = catalogue.samples.splits["valid"]
+        lists = mixing.rankers_lists(catalogue.samples, valid, embeddings_file, unwanted)
+        best = mixing.tried({}, lists, valid, num_items=num_items, by="log p")[0]
+        weights = best.weights
+        temperature = best.temperature
+        say(
+            f"teacher: {mixing.in_yaml(weights)} at temperature {temperature:g} expects validation "
+            f"rows best, log p {best.metrics['log p']:.4f}, NDCG@10 {best.metrics['NDCG@10']:.4f}"
+        )
+    shares = {name: weight for name, weight in weights.items() if weight}
+    teacher = experts.build(
+        list(shares),
+        catalogue.samples,
+        embeddings_file=embeddings_file,
+        temperature=temperature,
+        unwanted=unwanted,
+    )
+    for expert in teacher:
+        say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    mixed = list(shares.values())
+    labelled = with_labels(
+        rows,
+        teacher,
+        mixed,
+        recipe.top_k,
+        renderer,
+        sharpness=recipe.sharpness,
+        exclude_history=exclude,
+    )
+    of_items = item_rows(
+        num_items,
+        teacher,
+        mixed,
+        recipe.top_k,
+        renderer,
+        sharpness=recipe.sharpness,
+        exclude_history=exclude,
+    )
+    return labelled + recipe.items * of_items
+
+
 def teacher_labels(
-    experts: Sequence[Expert],
+    teacher: Sequence[Expert],
     shares: Sequence[float],
     histories: Sequence[Sequence[int]],
     targets: Sequence[int] | None,
@@ -79,7 +156,7 @@ def teacher_labels(
     """The ``top_k`` best items of every train row by a mix of experts, asked leave-one-out.
 
     Args:
-        experts: of the mix.
+        teacher: of the mix.
         shares: weight of each expert.
         histories: what the rows show.
         targets: the rows' own targets, which the experts take out of their counts; None for
@@ -94,7 +171,7 @@ def teacher_labels(
         block = slice(start, start + ROWS_AT_ONCE)
         shown = histories[block]
         own = None if targets is None else targets[block]
-        probabilities = mix(experts, shares, shown, own)  # (B, N)
+        probabilities = mix(teacher, shares, shown, own)  # (B, N)
         if exclude_history:
             for row, history in enumerate(shown):
                 probabilities[row, list(history)] = 0.0
@@ -112,7 +189,7 @@ def takes_labels(row: Row) -> bool:
 
 def with_labels(
     rows: Sequence[Row],
-    experts: Sequence[Expert],
+    teacher: Sequence[Expert],
     shares: Sequence[float],
     top_k: int,
     renderer: Renderer,
@@ -129,7 +206,7 @@ def with_labels(
         if takes_labels(row):
             asked.setdefault((row.history, row.target_item), len(asked))
     found = teacher_labels(
-        experts,
+        teacher,
         shares,
         [history for history, _ in asked],
         [target for _, target in asked],
@@ -149,7 +226,7 @@ def with_labels(
 
 def item_rows(
     num_items: int,
-    experts: Sequence[Expert],
+    teacher: Sequence[Expert],
     shares: Sequence[float],
     top_k: int,
     renderer: Renderer,
@@ -164,7 +241,7 @@ def item_rows(
     """
     histories = [(item,) for item in range(num_items)]
     found = teacher_labels(
-        experts,
+        teacher,
         shares,
         histories,
         None,
@@ -227,14 +304,3 @@ def price(
         f"a forward reads {soft / len(batches):,.0f} tokens instead of "
         f"{plain / len(batches):,.0f}: {soft / plain:.1f} x the plain run"
     )
-
-
-def weight_at(progress: float, first: float, last: float) -> float:
-    """The teacher's weight when a share ``progress`` of all steps is done.
-
-    It is ``first`` for half of them and then goes straight to ``last``.
-
-    >>> [weight_at(done, 0.5, 0.25) for done in (0.0, 0.5, 0.75, 1.0)]
-    [0.5, 0.5, 0.375, 0.25]
-    """
-    return first + (last - first) * max(0.0, 2.0 * progress - 1.0)

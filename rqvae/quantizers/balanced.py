@@ -62,7 +62,8 @@ def balanced_lloyd(
 
     ``(N,)`` codes in equal shares, ``(K,)`` prices, ``(K, D)`` cluster means.
     """
-    price, codes = np.zeros(len(codebook)), np.full(len(points), -1)
+    price = np.zeros(len(codebook))
+    codes = np.full(len(points), -1)
     for _ in range(rounds):
         before = codes
         codes, price = balanced_assignment(squared_distances(points, codebook), price)
@@ -98,28 +99,34 @@ def tune_prices(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
 
     Keeps the best prices seen.
     """
-    two_best = (
-        np.partition(cost[:STEP_ROWS], 1, axis=1)[:, :2] if cost.shape[1] > 1 else np.zeros((1, 2))
-    )
-    step = float(
-        (two_best[:, 1] - two_best[:, 0]).mean()
-    )  # what it takes an average row to change its column
-    fair, best, least = len(cost) / cost.shape[1], price, np.inf
+    rows, columns = cost.shape
+    two_best = np.zeros((1, 2))
+    if columns > 1:
+        two_best = np.partition(cost[:STEP_ROWS], 1, axis=1)[:, :2]
+    # what it takes an average row to change its column
+    step = float((two_best[:, 1] - two_best[:, 0]).mean())
+    fair = rows / columns
+    best = price
+    least = np.inf
     for turn in range(PRICE_STEPS):
-        counts = np.bincount(cheapest_column(cost, price), minlength=cost.shape[1])
+        counts = np.bincount(cheapest_column(cost, price), minlength=columns)
         surplus = np.maximum(counts - fair, 0).sum()
         if surplus < least:
-            best, least = price, surplus
-        price = price + step / np.sqrt(1 + turn) * np.clip(counts / fair - 1, -1, 1)
+            best = price
+            least = surplus
+        demand = np.clip(counts / fair - 1, -1, 1)
+        price = price + step / np.sqrt(1 + turn) * demand
     return best
 
 
 def cheapest_column(cost: np.ndarray, price: np.ndarray) -> np.ndarray:
     """``(N,)`` column with the least cost plus price of each row, block by block."""
-    rows = max(1, 2**18 // cost.shape[1])
-    return np.concatenate(
-        [(cost[start : start + rows] + price).argmin(axis=1) for start in range(0, len(cost), rows)]
-    )
+    rows = max(1, 2**18 // cost.shape[1])  # blocks keep the sums in the cache
+    columns = []
+    for start in range(0, len(cost), rows):
+        priced = cost[start : start + rows] + price
+        columns.append(priced.argmin(axis=1))
+    return np.concatenate(columns)
 
 
 def move_surplus(
@@ -136,18 +143,18 @@ def move_surplus(
     """
     codes = codes.copy()
     excess = np.bincount(codes, minlength=len(capacity)) - capacity
-    step, mover = np.full((len(capacity),) * 2, np.inf), np.zeros((len(capacity),) * 2, np.int64)
-    stale = range(len(capacity))
+    shape = (len(capacity), len(capacity))
+    # step[a, b]: cheapest change of cost when one row of column a, mover[a, b], goes to column b
+    step = np.full(shape, np.inf)
+    mover = np.zeros(shape, np.int64)
+    stale = list(range(len(capacity)))
     while True:
-        for (
-            column
-        ) in stale:  # step[a, b]: cheapest change of cost when one row of column a goes to column b
+        for column in stale:
             members = np.flatnonzero(codes == column)
             if len(members):
-                change = (
-                    cost[members].astype(np.float64)
-                    - cost[members, column].astype(np.float64)[:, None]
-                )
+                prices = cost[members].astype(np.float64)
+                own = cost[members, column].astype(np.float64)
+                change = prices - own[:, None]
                 mover[column] = members[change.argmin(axis=0)]
                 step[column] = change.min(axis=0)
             else:
@@ -177,9 +184,11 @@ def shortest_paths(step: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.
         ``(K,)`` length of the shortest path to each node, and the node before it (-1: a path begins
         there).
     """
-    distance, previous = start.copy(), np.full(len(start), -1)
+    distance = start.copy()
+    previous = np.full(len(start), -1)
     # A gain within rounding of the lengths is none: following it could close a circle.
-    least_gain = 1e-12 * np.abs(step[np.isfinite(step)]).max(initial=0.0)
+    lengths = np.abs(step[np.isfinite(step)])
+    least_gain = 1e-12 * lengths.max(initial=0.0)
     for _ in range(len(start)):
         through = distance[:, None] + step
         before = through.argmin(axis=0)
@@ -187,5 +196,6 @@ def shortest_paths(step: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.
         better = shorter < distance - least_gain
         if not better.any():
             break
-        distance, previous = np.where(better, shorter, distance), np.where(better, before, previous)
+        distance = np.where(better, shorter, distance)
+        previous = np.where(better, before, previous)
     return distance, previous

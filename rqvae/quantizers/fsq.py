@@ -24,9 +24,8 @@ import numpy as np
 from rqvae.quantizers.rqkmeans import Quantised, relative_error
 
 CELLS = 6  # cells per dimension aimed at; the paper recommends at least 5
-EVEN = (
-    0.8  # tanh(0.8 x) is nearly the normal distribution function: all cells get about as many items
-)
+# tanh(0.8 x) is nearly the normal distribution function: all cells get about as many items
+EVEN = 0.8
 
 
 def grid(size: int) -> list[int]:
@@ -38,18 +37,17 @@ def grid(size: int) -> list[int]:
     ([8, 8, 4], [8, 5, 5, 5], [8, 8], [7])
     """
     dims = max(1, round(math.log(size, CELLS))) if size > 1 else 1
-    highest = max(math.ceil(size ** (1 / dims)) + 2, 2)
-    choices = (
-        itertools.combinations_with_replacement(range(min(highest, size), 0, -1), dims)
-        if dims > 1
-        else [(size,)]
-    )
-    return list(
-        max(
-            (choice for choice in choices if math.prod(choice) <= size),
-            key=lambda c: (math.prod(c), -sum(c)),
-        )
-    )
+    if dims == 1:
+        return [size]
+    highest = math.ceil(size ** (1 / dims)) + 2
+    counts = range(min(highest, size), 0, -1)
+    best = (1,) * dims
+    for choice in itertools.combinations_with_replacement(counts, dims):
+        product = math.prod(choice)
+        # the largest product, then the fewest cells in sum, then the first
+        if product <= size and (product, -sum(choice)) > (math.prod(best), -sum(best)):
+            best = choice
+    return list(best)
 
 
 def add_fsq_level(first: Quantised, embeddings: np.ndarray, size: int) -> Quantised:
@@ -82,10 +80,11 @@ def fit_grid(residual: np.ndarray, cells: list[int]) -> dict[str, np.ndarray]:
     spread, directions = np.linalg.eigh(centred.T @ centred / len(residual))  # ascending
     dims = min(len(cells), len(spread))
     directions = directions[:, ::-1][:, :dims]
-    directions = directions * np.sign(
-        directions[np.abs(directions).argmax(axis=0), np.arange(dims)]
-    )  # eigh may give either sign
-    directions = directions / np.sqrt(np.maximum(spread[::-1][:dims], 1e-12))
+    # eigh may give either sign
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.sign(directions[largest, np.arange(dims)])
+    widths = np.maximum(spread[::-1][:dims], 1e-12)
+    directions = directions / np.sqrt(widths)
     return {
         "fsq.mean": mean.astype(np.float32),
         "fsq.directions": directions.astype(np.float32),
@@ -96,11 +95,10 @@ def fit_grid(residual: np.ndarray, cells: list[int]) -> dict[str, np.ndarray]:
 def grid_codes(residual: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarray:
     """``(N,)`` number of the cell of each residual."""
     cells = tensors["fsq.cells"]
-    z = np.tanh(
-        EVEN * (residual - tensors["fsq.mean"]) @ tensors["fsq.directions"]
-    )  # (N, dims) in (-1, 1)
-    place = np.minimum((z + 1) / 2 * cells, cells - 1).astype(np.int64)
-    return np.ravel_multi_index(tuple(place.T), tuple(cells))
+    centred = residual - tensors["fsq.mean"]
+    z = np.tanh(EVEN * centred @ tensors["fsq.directions"])  # (N, dims) in (-1, 1)
+    place = np.minimum((z + 1) / 2 * cells, cells - 1)
+    return np.ravel_multi_index(tuple(place.astype(np.int64).T), tuple(cells))
 
 
 def fit_codebook(
@@ -110,11 +108,11 @@ def fit_codebook(
 
     Zero for codes that the grid does not reach.
     """
-    place = np.stack(np.unravel_index(np.arange(math.prod(cells.tolist())), tuple(cells)), axis=1)
-    centres = np.concatenate(
-        [np.ones((len(place), 1)), (place + 0.5) / cells * 2 - 1], axis=1
-    )  # (cells, 1 + dims)
-    weights = np.linalg.lstsq(centres[codes], residual.astype(np.float64), rcond=None)[0]
+    numbers = np.arange(math.prod(cells.tolist()))
+    place = np.stack(np.unravel_index(numbers, tuple(cells)), axis=1)  # (cells, dims)
+    centres = (place + 0.5) / cells * 2 - 1
+    centres = np.concatenate([np.ones((len(place), 1)), centres], axis=1)  # (cells, 1 + dims)
+    weights, *_ = np.linalg.lstsq(centres[codes], residual.astype(np.float64), rcond=None)
     codebook = np.zeros((size, residual.shape[1]), np.float32)
     codebook[: len(place)] = centres @ weights
     return codebook

@@ -63,7 +63,7 @@ def fit_quantizer(
         case "rqvae" | "rqkmeans_plus":
             import torch  # here, because the other methods start two seconds sooner without it
 
-            from rqvae.quantizers.training import fit_rqvae
+            from rqvae.quantizers.rqvae_training import fit_rqvae
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return fit_rqvae(embeddings, settings, seed, device, progress)
@@ -124,7 +124,6 @@ class Quantizer:
         """As ``assign``, with the vectors and codebooks that the collision step needs.
 
         ``errors`` is left empty.
-
 
         Raises:
             UserError: the embeddings are not ``(N, D)`` finite numbers.

@@ -61,7 +61,6 @@ def fit_rotation(points: np.ndarray, parts: int, part: int, size: int, seed: int
 
     Its columns are orthonormal if there are more rows than columns.
 
-
     One thread, because Faiss adds partial sums in the order in which its threads finish.
     """
     try:

@@ -68,14 +68,14 @@ def fit_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed
 def fit_random(embeddings: np.ndarray, sizes: list[int], seed: int) -> Quantised:
     """Control: codes drawn uniformly, so that nothing in a SID tells anything about its item."""
     rng = np.random.default_rng(seed)
-    return from_codes(embeddings, rng.integers(0, sizes, size=(len(embeddings), len(sizes))), sizes)
+    codes = rng.integers(0, sizes, size=(len(embeddings), len(sizes)))
+    return from_codes(embeddings, codes, sizes)
 
 
 def from_codes(embeddings: np.ndarray, codes: np.ndarray, sizes: list[int]) -> Quantised:
     """Give codes without codebooks (``random``, ``given``) those that fit them best.
 
     Level by level.
-
 
     ``E_l[k]`` is the mean residual of the items with code k at level l; a code that nobody has is
     the zero vector, it corrects nothing. That defines distances for the collision step as for any
@@ -98,7 +98,9 @@ def fit_levels(
     It returns codes (N,) and codebook (K, D).
     """
     residual = embeddings.astype(np.float32, copy=True)
-    codes, codebooks, errors = np.empty((len(embeddings), len(sizes)), np.int64), [], []
+    codes = np.empty((len(embeddings), len(sizes)), np.int64)
+    codebooks = []
+    errors = []
     for level, size in enumerate(sizes):
         codes[:, level], codebook = fit_level(residual, size, level)
         residual -= codebook[codes[:, level]]
@@ -139,7 +141,9 @@ def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
     limit = POINTS_PER_CODE * size
     if len(points) <= limit:
         return points
-    return points[np.sort(np.random.default_rng(seed).choice(len(points), limit, replace=False))]
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(points), limit, replace=False)
+    return points[np.sort(chosen)]
 
 
 def nearest(
@@ -161,7 +165,9 @@ def nearest(
 
 def squared_distances(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """``||p||^2 - 2 p.c + ||c||^2``, shape (N, K); rounding may leave it a hair below 0."""
-    return (points**2).sum(axis=1)[:, None] - 2 * points @ codebook.T + (codebook**2).sum(axis=1)
+    point_norms = (points**2).sum(axis=1)
+    code_norms = (codebook**2).sum(axis=1)
+    return point_norms[:, None] - 2 * points @ codebook.T + code_norms
 
 
 def cluster_means(points: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:
@@ -193,7 +199,8 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
 
     0 exact, 1 as bad as one vector for all items.
     """
-    spread = np.square(embeddings - embeddings.mean(axis=0, dtype=np.float64)).sum(dtype=np.float64)
+    mean = embeddings.mean(axis=0, dtype=np.float64)
+    spread = np.square(embeddings - mean).sum(dtype=np.float64)
     return float(
         np.square(difference).sum(dtype=np.float64) / max(spread, np.finfo(np.float64).tiny)
     )
@@ -248,7 +255,8 @@ def check_inputs(
             f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} "
             "ids in item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again"
         )
-    not_finite, zero = ~np.isfinite(embeddings).all(axis=1), ~embeddings.any(axis=1)
+    not_finite = ~np.isfinite(embeddings).all(axis=1)
+    zero = ~embeddings.any(axis=1)
     for name, bad in (("NaN or infinite values", not_finite), ("only zeros", zero)):
         if bad.any():
             row = int(np.flatnonzero(bad)[0])

@@ -97,7 +97,9 @@ class RQVAE(nn.Module):
         """
         z = self.encoder(x)  # (B, W)
         codes, quantised, residuals, quantisation_loss = self.quantise(z, self.sinkhorn_epsilon)
-        carried = rotated(z, quantised) if self.rotation else z + (quantised - z).detach()
+        carried = z + (quantised - z).detach()
+        if self.rotation:
+            carried = rotated(z, quantised)
         reconstruction_loss = mse_loss(self.decoder(carried), x)
         return reconstruction_loss + quantisation_loss, reconstruction_loss, codes, residuals
 
@@ -111,7 +113,11 @@ class RQVAE(nn.Module):
         With ``sinkhorn_epsilon`` the batch is spread evenly over the codes of every level;
         otherwise the nearest code.
         """
-        residual, total, codes, residuals, losses = z, torch.zeros_like(z), [], [], []
+        residual = z
+        total = torch.zeros_like(z)
+        codes = []
+        residuals = []
+        losses = []
         for codebook in self.codebooks:
             distances = code_distances(residual.detach(), codebook.detach())  # (B, K)
             code = (
@@ -177,7 +183,8 @@ def rotated(z: Tensor, quantised: Tensor) -> Tensor:
     with torch.no_grad():
         start, end = normalize(z, dim=1), normalize(quantised, dim=1)
         between = normalize(start + end, dim=1)
-        stretch = quantised.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        length = z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        stretch = quantised.norm(dim=1, keepdim=True) / length
     turned = (
         z
         - 2 * (z * between).sum(1, keepdim=True) * between
@@ -219,7 +226,8 @@ def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
 @torch.no_grad()
 def measure(model: RQVAE, x: Tensor) -> tuple[np.ndarray, float]:
     """Codes (N, L) of all items, and the share of their variance that the reconstruction loses."""
-    codes, lost = [], torch.zeros((), dtype=torch.float64, device=x.device)
+    codes = []
+    lost = torch.zeros((), dtype=torch.float64, device=x.device)
     for block in x.split(ENCODE_ROWS):
         code, quantised, _, _ = model.quantise(model.encoder(block))
         codes.append(code)

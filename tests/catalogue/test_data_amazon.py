@@ -1,6 +1,6 @@
 """Amazon review files of the three releases: small files in each layout, what is dropped, and damaged lines.
 
-python -m pytest tests/test_data_amazon.py
+python -m pytest tests/catalogue/test_data_amazon.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The embedded catalogue: whole and plausible items and buyers, the same every time, learnable but not by counting.
 
-python -m pytest tests/test_data_embedded.py
+python -m pytest tests/catalogue/test_data_embedded.py
 """
 
 from __future__ import annotations

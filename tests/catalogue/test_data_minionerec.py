@@ -1,6 +1,6 @@
 """Taking over a MiniOneRec folder: sequences rebuilt from overlapping rows, SIDs, and every contradiction refused.
 
-python -m pytest tests/test_data_minionerec.py
+python -m pytest tests/catalogue/test_data_minionerec.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Filters, splits, counts and the leak check of stage 0, against worked examples and a slow reference.
 
-python -m pytest tests/test_data_split.py
+python -m pytest tests/catalogue/test_data_split.py
 """
 
 from __future__ import annotations
@@ -70,6 +70,20 @@ def test_time_window_holds_its_first_day_and_not_its_last():
         False,
     ]
     assert split.in_window(np.array(noon), "", "").all()
+
+
+def test_the_first_second_of_the_end_is_no_longer_in_the_window():
+    """``data.end`` is the first day that is not kept; ``data.start`` the first that is."""
+    midnight = 1538352000  # 2018-10-01
+    around = np.array([midnight - 1, midnight, midnight + 1])
+    assert split.in_window(around, "", "2018-10-01").tolist() == [True, False, False]
+    assert split.in_window(around, "2018-10-01", "").tolist() == [False, True, True]
+    settings = DataSettings(end="2018-10-01", k_core=0)
+    users = np.array([0, 0, 0])
+    times = np.array([midnight - 2, midnight - 1, midnight])
+    kept, dropped = split.select(users, users, times, np.full(3, np.nan), settings)
+    assert kept.tolist() == [True, True, False]
+    assert dropped["interactions outside data.start .. data.end"] == 1
 
 
 @pytest.mark.parametrize(

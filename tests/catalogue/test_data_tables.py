@@ -1,6 +1,6 @@
 """Reading tables: formats, column names, cell kinds, and one line for every kind of mistake.
 
-python -m pytest tests/test_data_tables.py
+python -m pytest tests/catalogue/test_data_tables.py
 """
 
 from __future__ import annotations

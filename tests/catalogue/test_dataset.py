@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minionerec.catalogue import prepared, split
 from minionerec.catalogue.samples import (
     build_samples,
     fixed_subset,
@@ -14,6 +16,7 @@ from minionerec.catalogue.samples import (
     window_samples,
     windows,
 )
+from minionerec.experiment.settings import DataSettings
 
 
 def interactions(rows):
@@ -64,6 +67,50 @@ def test_a_user_with_one_interaction_has_no_sample_but_counts_as_train_data():
     splits, sequences = build_samples(interactions([("u", "a", 1, "train")]), {"a": 0}, 10)
     assert not any(splits.values()) and sequences == [[0]]
     assert train_counts(sequences, 3).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("how", ["global_time", "leave_one_out", "own"])
+def test_a_first_interaction_is_nobodys_target_from_stage_0_to_the_samples(tmp_path, how):
+    """Counted independently: as many targets as interactions, less one for every user."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(12):
+        for step in range(rng.integers(3, 9)):
+            split_name = ("train", "train", "valid", "test")[min(step, 3)]
+            rows.append((f"u{user}", f"i{rng.integers(6)}", int(rng.integers(1000)), split_name))
+    table = interactions(rows).sort_values("timestamp", kind="stable")
+    if how == "own":  # each user's splits in order
+        table["split"] = table.groupby("user_id")["split"].transform(
+            lambda names: sorted(names, key=("train", "valid", "test").index)
+        )
+    settings = DataSettings(source="tables", path="shop", split=how)
+    table = prepared.assign_splits(table, settings, own=how == "own")
+    firsts = ~table["user_id"].duplicated()
+    expected = table[~firsts]["split"].value_counts().to_dict()
+    items = [f"i{n}" for n in range(6)]
+    splits, _ = build_samples(table, {item: n for n, item in enumerate(items)}, 10)
+    assert {name: len(found) for name, found in splits.items()} == expected
+    assert sum(expected.values()) == len(rows) - 12
+    codes = [pd.factorize(table[name])[0] for name in ("user_id", "item_id")]
+    counts = split.statistics(
+        *codes, table["timestamp"].to_numpy(), table["split"].to_numpy(object), 6, 10
+    )
+    assert counts["samples"] == expected
+    table.to_parquet(tmp_path / "interactions.parquet")
+    pd.DataFrame({"item_id": items, "title": ""}).to_parquet(tmp_path / "items.parquet")
+    for name in expected:
+        assert len(seen_items(tmp_path, name)) == expected[name]
+        assert all(len(sample.history) for sample in splits[name])
+
+
+def test_the_first_cut_of_a_long_sequence_is_random():
+    """Else a user's items would meet the same neighbours in every epoch, and some no longer history ever."""
+    sequence = list(range(40))
+    firsts = set()
+    for seed in range(200):
+        cut = windows([sequence], 10, np.random.default_rng(seed))
+        firsts.add(len(next(row for row in cut if row[0] == 0)) - 1)
+    assert firsts == set(range(1, 11))
 
 
 def test_a_fixed_subset_is_the_same_for_the_same_seed_and_keeps_the_order():

@@ -1,5 +1,6 @@
 """Prompts: one wording for every stage, no target in any of them, the oldest items dropped first."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -16,7 +17,7 @@ from minionerec.catalogue.rows import mixture, task_rows
 from minionerec.catalogue.samples import Sample, build_samples
 from minionerec.errors import UserError
 from minionerec.experiment.choices import TASKS
-from minionerec.model.backbone import train_tokenizer
+from minionerec.model.vocabulary import train_tokenizer
 
 TITLES = ["red drill", "blue saw", "green lamp", "grey vise"]
 DESCRIPTIONS = ["drills holes", "", "gives light", "holds things"]
@@ -195,7 +196,7 @@ def test_the_template_travels_with_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "text", ["{", "[1]", '{"name": "x"}', '{"name": "x", "before": {}, "after": {}, "style": 1}']
 )
-def test_a_file_that_is_no_template_is_one_line(tmp_path, text):
+def test_a_text_that_is_no_template_is_one_line(tmp_path, text):
     (tmp_path / "prompt_template.json").write_text(text)
     with pytest.raises(UserError, match="is not a prompt template") as error:
         load_template(tmp_path, "alpaca")
@@ -237,7 +238,10 @@ AWKWARD_TEXTS = ["; ".join(AWKWARD[i:] + AWKWARD[:i]) * 3 for i in range(len(AWK
 )
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prompt_has_the_ids_of_one_tokenizer_call_on_its_text(task, make, template):
-    """Every ordered pair of awkward titles, and histories of up to ten."""
+    """Every ordered pair of awkward titles, and histories of up to ten.
+
+    A special token in a title is text; only SIDs are tokens of their own.
+    """
     tokenizer, renderer = world(template, 4096, AWKWARD, AWKWARD_TEXTS, make)
     count, rng = len(AWKWARD), random.Random(0)
     start = (
@@ -253,9 +257,12 @@ def test_a_prompt_has_the_ids_of_one_tokenizer_call_on_its_text(task, make, temp
             *(tuple(rng.choices(range(count), k=10)) for _ in range(20)),
         ]
     for items in shown:
-        assert renderer.prompt(task, items) == start + tokenizer.encode(
-            renderer.text(task, items), add_special_tokens=False
+        expected = tokenizer.encode(
+            renderer.text(task, items),
+            add_special_tokens=False,
+            split_special_tokens=not task.startswith("sid"),
         )
+        assert renderer.prompt(task, items) == start + expected
     if make is not merging_tokenizer:  # one that joins words is tokenised whole
         assert renderer._pieces_are_exact(task)
 
@@ -357,3 +364,70 @@ def test_rows_of_a_real_catalogue_have_the_ids_of_tokenizer_calls(real_data, mak
                 start + ids for ids in tokenizer(texts)["input_ids"]
             ]
             assert renderer._pieces_are_exact(task)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "compact"])
+@pytest.mark.parametrize("make", [scratch_tokenizer, qwen2_tokenizer])
+def test_a_special_token_written_out_in_a_title_is_text(make, template):
+    """Else a title would end its own sequence, or recommend an item."""
+    titles = ["how to use <|endoftext|> in prompts", "a book on <a_1><b_1>", "lamp", "vise"]
+    known = make(tuple(TITLES))
+    tokenizer = trained(make, tuple(TITLES), tuple(itertools.chain(*SIDS)))
+    items = pd.DataFrame({"title": titles, "description": [f"about {t}" for t in titles]})
+    sid_ids = [tokenizer.convert_tokens_to_ids(sid) for sid in SIDS]
+    renderer = Renderer(tokenizer, TEMPLATES[template], sid_ids, items, 512)
+    special = {*range(len(known), len(tokenizer)), tokenizer.eos_token_id}
+    starts = 1 if tokenizer.bos_token_id is not None or template == "compact" else 0
+    for task, shown in (
+        ("title_to_sid", [0]),
+        ("title_to_sid", [1]),
+        ("titles_to_sid", [0, 1, 2]),
+        ("description_to_sid", [1]),
+    ):
+        prompt = renderer.prompt(task, shown)[starts:]
+        assert not special & set(prompt), task
+        assert all(titles[item] in tokenizer.decode(prompt) for item in shown)
+    for item in (0, 1):
+        completion = renderer.completion("sid_to_title", item)
+        assert not special & set(completion[:-1])
+        assert completion[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(completion[:-1]) == titles[item]
+    in_prompt = [token for token in renderer.prompt("sid_to_title", [1]) if token in special]
+    assert in_prompt[-2:] == sid_ids[1]  # SIDs that are shown are still tokens
+
+
+WHOLE = dataclasses.asdict(TEMPLATES["compact"])
+BAD_TEMPLATES = {
+    "a task is missing": {**WHOLE, "before": {"sid_to_sid": ""}},
+    "a number for a text": {**WHOLE, "after": {**WHOLE["after"], "sid_to_sid": 3}},
+    "null": {**WHOLE, "sid_separator": None},
+    "a list": {**WHOLE, "before": [1]},
+    "half a character": {**WHOLE, "title_separator": "\ud83d"},
+    "a key too many": {**WHOLE, "prompt": "x"},
+    "no object": [WHOLE],
+    "null alone": None,
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEMPLATES)
+def test_a_template_of_another_shape_is_one_line(tmp_path, case):
+    (tmp_path / "prompt_template.json").write_text(json.dumps(BAD_TEMPLATES[case]))
+    with pytest.raises(UserError) as caught:
+        load_template(tmp_path, "compact")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/prompt_template.json: is not a prompt template (")
+    assert "\n" not in said and len(said) < 500
+    said.encode()  # what is shown can be shown
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 50_000])
+def test_a_template_that_cannot_be_parsed_is_one_line(tmp_path, content):
+    (tmp_path / "prompt_template.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"prompt_template.json: is not a prompt template \("):
+        load_template(tmp_path, "compact")
+
+
+def test_a_saved_template_is_read_as_it_was(tmp_path):
+    for name, template in TEMPLATES.items():
+        save_template(template, tmp_path)
+        assert load_template(tmp_path, name) == template

@@ -46,6 +46,29 @@ def test_every_path_in_the_trie_is_the_beginning_of_an_item_and_every_item_is_a_
     assert trie.num_leaves == len(set(sids))
 
 
+@pytest.mark.parametrize("shorter", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_leaf_holds_every_item_of_its_sid_in_catalogue_order_and_no_other(seed, shorter):
+    """Against a dictionary; half of the items share another's SID."""
+    sids = random_catalogue(seed, 60, 3, 4, shared=0.5)
+    if shorter:
+        sids = [sid if sid[0] else (0,) for sid in sids]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for item, sid in enumerate(sids):
+        groups.setdefault(sid, []).append(item)
+    assert max(map(len, groups.values())) > 2
+    trie = SidTrie(sids)
+    assert trie.num_leaves == len(groups)
+    found = {}
+    for leaf in range(trie.num_leaves):
+        node = int(trie.leaf_node[leaf])
+        path = trie.path(torch.tensor(node), trie.num_levels).tolist()
+        sid = tuple(int(trie.code[step]) for step in path if step)
+        found[sid] = trie.items_of_leaf(leaf)
+        assert [int(trie.leaf_of_item[item]) for item in found[sid]] == [leaf] * len(found[sid])
+    assert found == groups
+
+
 def test_a_trie_from_an_array_is_the_same_as_from_lists():
     sids = random_catalogue(4, 60, 3, 5)
     a, b = SidTrie(sids), SidTrie(np.array(sids))
@@ -203,3 +226,21 @@ def test_a_tokenizer_of_another_catalogue_is_refused(tmp_path):
     table = load_sids(write(tmp_path / "sids.json", {"x": [0, 2]}))
     with pytest.raises(UserError, match=r"the tokenizer lacks 6 SID tokens \(<a_0>, ...\)"):
         table.token_ids(word_tokenizer(["drill"]))
+
+
+@pytest.mark.parametrize(
+    "sizes", ["[Infinity]", "[1e400]", "[NaN]", "[1000000000000]", "[0]", "[-3]", "[]", "null", "7"]
+)
+def test_codebook_sizes_that_no_catalogue_has_are_one_line(tmp_path, sizes):
+    """The tokens of 10**12 codes would fill the memory before anything is said."""
+    path = tmp_path / "sids.json"
+    path.write_text(f'{{"sids": {{"a": [0]}}, "codebook_sizes": {sizes}}}')
+    with pytest.raises(UserError, match=f"^{path}: ") as caught:
+        load_sids(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sid_file_nested_too_deeply_is_one_line(tmp_path):
+    (tmp_path / "sids.json").write_text("[" * 50_000)
+    with pytest.raises(UserError, match="is not a SID file"):
+        load_sids(tmp_path / "sids.json")

@@ -1,6 +1,6 @@
 """The audit: every check has a world where it is ok and one where it is a problem, with figures worked by hand.
 
-python -m pytest tests/test_audit.py
+python -m pytest tests/commands/test_audit.py
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from minionerec.catalogue import inputs
 from minionerec.catalogue.prompts import TEMPLATES, Renderer
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.evaluation import audit_checks
-from minionerec.evaluation.audit_checks import Evidence, Prompts
-from minionerec.experiment.artifacts import committed, stage_path
+from minionerec.evaluation.audit_evidence import Evidence, Prompts
+from minionerec.experiment.artifacts import committed, opened, stage_path
 from minionerec.model import backbone
 from tests.worlds import tiny_run
 
@@ -293,7 +293,10 @@ def test_the_audit_is_printed_committed_and_made_again_when_a_later_stage_is_the
         and report["line"] in text
     )
     assert all(row["name"] in shown and row["name"] in text for row in report["checks"])
-    assert "no embeddings yet" in shown and shown == audited(experiment, monkeypatch, capsys)
+    again = audited(experiment, monkeypatch, capsys)
+    assert "no embeddings yet" in shown
+    assert shown.startswith(f"written to {path}") and again.startswith(f"{path} is finished")
+    assert shown.splitlines()[1:] == again.splitlines()[1:]
     away.rename(sids)
     assert "a cosine above 0.95" in audited(experiment, monkeypatch, capsys)
 
@@ -304,7 +307,8 @@ def test_prompts_of_a_trained_checkpoint_are_read_as_it_reads_them(tmp_path, mon
     data, sids_dir = stage_path(experiment, "data"), stage_path(experiment, "sids")
     samples, sids = inputs.load_catalogue(experiment, data, sids_dir)
     model, tokenizer = backbone.build(experiment.model, sids, inputs.texts(samples.items), seed=0)
-    with committed(stage_path(experiment, "sft"), "sft", {}, [data, sids_dir]) as staging:
+    parents = [opened(data), opened(sids_dir)]
+    with committed(stage_path(experiment, "sft"), "sft", {}, parents) as staging:
         backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], staging)
     rendered = sum(map(len, samples.splits.values())) + 24
     shown = " ".join(audited(experiment, monkeypatch, capsys).split())

@@ -1,4 +1,4 @@
-"""Rankings side by side: the figures, what counts as seeds, and every refusal. Run: python -m pytest tests/test_compare.py"""
+"""Rankings side by side: the figures, what counts as seeds, and every refusal. Run: python -m pytest tests/commands/test_compare.py"""
 
 import json
 import random
@@ -16,6 +16,7 @@ import compare
 from minionerec.errors import UserError
 from minionerec.evaluation import scoring
 from minionerec.evaluation import statistics as tests_of_significance
+from minionerec.evaluation.rankings import read_predictions
 from minionerec.experiment import artifacts
 from tests.worlds import tiny_run
 
@@ -69,9 +70,15 @@ def committed(experiment, name, rows, split="test", stage="baselines", **setting
     final = (
         artifacts.stage_path(experiment, "evaluate" if stage == "evaluate" else "baselines") / name
     )
-    with artifacts.committed(
-        final, stage, {"seed": experiment.seed, **settings}, [data]
-    ) as staging:
+    facts = {"method": name}
+    settings = {"seed": experiment.seed, **settings}
+    if stage == "evaluate":
+        facts = {}
+        settings |= {
+            "evaluate.checkpoint": name.removesuffix(f"-{split}"),
+            "evaluate.split": split,
+        }
+    with artifacts.committed(final, stage, settings, [artifacts.opened(data)], **facts) as staging:
         write(staging, rows, split)
     return final
 
@@ -169,7 +176,7 @@ def test_the_difference_is_the_paired_comparison_of_the_metrics(world, tmp_path)
         ]
     }
     rows = [
-        compare.read_predictions(world / "baselines" / name / "predictions.jsonl")
+        read_predictions(world / "baselines" / name / "predictions.jsonl")
         for name in ("bad", "good")
     ]
     expected = tests_of_significance.compare(*rows, keys=("NDCG@10", "HR@10"), samples=500)
@@ -182,7 +189,7 @@ def test_the_difference_is_the_paired_comparison_of_the_metrics(world, tmp_path)
 
 
 def test_the_order_of_rows_changes_nothing(world, tmp_path):
-    rows = compare.read_predictions(world / "baselines/good/predictions.jsonl")
+    rows = read_predictions(world / "baselines/good/predictions.jsonl")
     one, other = write(tmp_path / "one/x", rows), write(tmp_path / "other/x", rows[::-1])
     first, second = (figures_of(tmp_path, world / "baselines/bad", path) for path in (one, other))
     assert first["differences"] == second["differences"]
@@ -294,6 +301,10 @@ BAD_LINES = {
     ),
     "a score is text": (with_score("1"), "scores: holds something that is not a number"),
     "a score is true": (with_score(True), "scores: holds something that is not a number"),
+    "a whole number of 400 digits": (
+        with_score(10**400),
+        "scores: holds NaN or infinity; whatever ranked this had no numbers to rank by",
+    ),
     "a score too few": (
         lambda row: row | {"scores": row["scores"][1:]},
         "24 item_ids but 23 scores; expected one score per item",
@@ -308,9 +319,7 @@ BAD_LINES = {
 @pytest.mark.parametrize("case", BAD_LINES)
 def test_a_line_that_is_no_ranking_is_named(world, tmp_path, case):
     change, message = BAD_LINES[case]
-    folder = write(
-        tmp_path / "x", compare.read_predictions(world / "baselines/good/predictions.jsonl")
-    )
+    folder = write(tmp_path / "x", read_predictions(world / "baselines/good/predictions.jsonl"))
     first = json.loads((folder / "predictions.jsonl").read_text().splitlines()[2])["item_ids"][0]
     change_line(3, change)(folder)
     refused(
@@ -327,7 +336,7 @@ def refused(message, *words):
 
 
 def test_rows_that_are_missing_or_there_twice_are_refused(world, tmp_path):
-    rows = compare.read_predictions(world / "baselines/good/predictions.jsonl")
+    rows = read_predictions(world / "baselines/good/predictions.jsonl")
     user, target = rows[5]["user_id"], rows[5]["target_item_id"]
     bad = world / "baselines/bad"
     short, double = (
@@ -366,7 +375,9 @@ def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp
     manifest = foreign / "MANIFEST.json"
     change_line(2, lambda row: row | {"item_ids": ["b00k", *row["item_ids"][1:]]})(foreign)
     manifest.unlink()
-    with artifacts.committed(foreign.with_name("again"), "baselines", {}, [data]) as staging:
+    with artifacts.committed(
+        foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)], method="again"
+    ) as staging:
         for file in foreign.iterdir():
             shutil.copy(file, staging)
     again = foreign.with_name("again")
@@ -429,7 +440,7 @@ def test_a_damaged_ranking_or_one_whose_data_was_made_again_is_refused(tmp_path)
 
 
 def test_metrics_that_are_not_those_of_the_rows_are_refused(world, tmp_path):
-    rows = compare.read_predictions(world / "baselines/good/predictions.jsonl")
+    rows = read_predictions(world / "baselines/good/predictions.jsonl")
     folder, bad = write(tmp_path / "x", rows), world / "baselines/bad"
     true = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(true | {"HR@1": 0.999}))
@@ -462,7 +473,7 @@ def test_items_that_share_a_sid_need_the_sids_they_were_ranked_with(world, tmp_p
     """Without them the targets would count as if their place among equals were known."""
     folder = write(
         tmp_path / "x",
-        compare.read_predictions(world / "baselines/good/predictions.jsonl"),
+        read_predictions(world / "baselines/good/predictions.jsonl"),
         inflation={"HR@1": 0.01},
         sids_sha256="0123456789abcdef",
     )
@@ -495,7 +506,7 @@ def test_rankings_that_are_no_seeds_of_one_method_are_refused(three_seeds):
 def test_lists_too_short_for_a_metric_are_refused_and_shown_with_a_dash(world, tmp_path, capsys):
     rows = [
         row | {"item_ids": row["item_ids"][:5], "scores": row["scores"][:5]}
-        for row in compare.read_predictions(world / "baselines/good/predictions.jsonl")
+        for row in read_predictions(world / "baselines/good/predictions.jsonl")
     ]
     short, bad = write(tmp_path / "short", rows), world / "baselines/bad"
     refused(
@@ -531,15 +542,22 @@ def test_lists_too_short_for_a_metric_are_refused_and_shown_with_a_dash(world, t
             ".*/nowhere: no such directory; expected an evaluation, a baseline, or an experiment's folder",
         ),
         (
+            ["bad", "long"],
+            ".*/x{300}: no such directory; expected an evaluation, a baseline, or an experiment's folder",
+        ),
+        (
+            ["bad", "good", "--samples", "100", "--json", ".."],
+            "--json .*: cannot be written: Is a directory",
+        ),
+        (
             [".."],
             ".*: is one method only; .*|.*evaluate/\\*-test; run `bash evaluate.sh` or `bash baselines/run.sh` first",
         ),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, words, message):
-    paths = {name: str(world / "baselines" / name) for name in ("bad", "good", "nowhere")} | {
-        "..": str(tmp_path)
-    }
+    paths = {name: str(world / "baselines" / name) for name in ("bad", "good", "nowhere")}
+    paths |= {"..": str(tmp_path), "long": str(tmp_path / ("x" * 300))}
     words = [paths.get(word, word) for word in words]
     with pytest.raises(UserError, match=f"^{message}$"):
         compare.main(words)
@@ -559,3 +577,23 @@ def test_as_a_command_it_ends_with_2_and_one_line_and_loads_no_torch(tmp_path):
     )
     code = "import sys, compare; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
+
+
+def test_a_copy_is_neither_a_method_nor_a_seed_and_a_swap_exchanges_no_rows(tmp_path):
+    """Holm over copies would correct too much, swapped folders would name the wrong winner."""
+    made = experiment(tmp_path)
+    rows = rows_of(artifacts.stage_path(made, "data"))
+    one, other = (
+        committed(made, name, lists(rows, seed, 0.5)) for seed, name in enumerate(("one", "other"))
+    )
+    copy = shutil.copytree(one, tmp_path / "copy")
+    refused(f"{copy}: is a copy of {one}; name one of them", one, other, copy)
+    inside = shutil.copytree(one, one.with_name("one (copy)"))
+    message = "holds something else than its name says (MANIFEST.json: it was made as"
+    advice = "rename it back, or delete it and make it again"
+    refused(f"{inside}: {message} 'one'); {advice}", tmp_path / "a")
+    shutil.rmtree(inside)
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+    refused(f"{one}: {message} 'other'); {advice}", tmp_path / "a")

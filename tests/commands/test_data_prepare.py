@@ -1,6 +1,6 @@
 """The stage script from command line to committed directory, for every source; on real data where it is at hand.
 
-python -m pytest tests/test_data_prepare.py
+python -m pytest tests/commands/test_data_prepare.py
 """
 
 from __future__ import annotations

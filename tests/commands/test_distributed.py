@@ -157,7 +157,7 @@ def launch(folder, kind, *words, code=0, faults=()):
     command = [
         sys.executable,
         "-m",
-        "minionerec.experiment.launch",
+        "minionerec.experiment.accelerated",
         *options,
         str(ROOT / "tests/stages.py"),
         *faults,

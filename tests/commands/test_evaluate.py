@@ -1,6 +1,7 @@
 """Stage 4: the same bytes however it is shared, cut or continued; nothing of another run; refusals. A random model will do."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,10 +18,12 @@ from minionerec import summary
 from minionerec.catalogue import inputs
 from minionerec.catalogue.prompts import TEMPLATES
 from minionerec.errors import UserError
-from minionerec.evaluation import ranking
-from minionerec.experiment import artifacts, parts
+from minionerec.evaluation import run as evaluation_run
+from minionerec.experiment import artifacts, commit, parts
+from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import EvaluateSettings
-from minionerec.model import backbone
+from minionerec.experiment.stages import parts_path
+from minionerec.model import backbone, ranking
 from tests.worlds import tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,9 +71,9 @@ def world(folder, checkpoint, normalize="vocab", **changes):
 def run(folder, checkpoint, **changes):
     """Evaluate in this process; returns the bytes of the predictions and the metrics."""
     experiment, path = world(folder, checkpoint, **changes)
-    evaluate.evaluate(experiment, path)
+    run_stage("evaluate", evaluate.evaluate, experiment)
     artifacts.verify(path)
-    assert not evaluate.parts_folder(path).exists()
+    assert not parts_path(path).exists()
     return (path / "predictions.jsonl").read_bytes(), json.loads(
         (path / "metrics.json").read_text()
     )
@@ -82,11 +85,11 @@ def killed(folder, checkpoint, sabotage):
     child = os.fork()
     if not child:
         sabotage()
-        evaluate.evaluate(experiment, path)
+        run_stage("evaluate", evaluate.evaluate, experiment)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not path.exists()
-    return evaluate.parts_folder(path)
+    return parts_path(path)
 
 
 def dies_at(module, name, call, before=False):
@@ -146,8 +149,8 @@ def test_any_batch_size_gives_the_same_bytes_and_metrics(whole, tmp_path, checkp
     [
         (dies_at(parts, "write_part", 3), 3),
         (dies_at(os, "replace", 4, before=True), 2),  # the first name given is that of run.json
-        (dies_at(evaluate, "joined", 1), 5),
-        (dies_at(artifacts, "commit", 1, before=True), 5),
+        (dies_at(evaluation_run, "joined", 1), 5),
+        (dies_at(commit, "commit", 1, before=True), 5),
     ],
     ids=[
         "after a part",
@@ -178,7 +181,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
     command = [
         sys.executable,
         "-m",
-        "minionerec.experiment.launch",
+        "minionerec.experiment.accelerated",
         "--config_file",
         str(ROOT / "configs/accelerate/cpu_processes.yaml"),
         str(ROOT / "tests/stages.py"),
@@ -199,7 +202,7 @@ def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_con
         timeout=150,
     )
     assert done.returncode == 128 + signal.SIGKILL, done.stdout + done.stderr
-    assert not path.exists() and len(list(evaluate.parts_folder(path).glob("part-*"))) >= 2
+    assert not path.exists() and len(list(parts_path(path).glob("part-*"))) >= 2
     predictions, metrics = run(tmp_path, checkpoint)
     assert predictions == whole[0] and metrics["cost"]["users"] < USERS
 
@@ -266,8 +269,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_ranked(whole, tmp_path, check
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
         patch.setattr(os, "replace", replace)
-        evaluate.evaluate(experiment, path)
-    folder = evaluate.parts_folder(path)
+        run_stage("evaluate", evaluate.evaluate, experiment)
+    folder = parts_path(path)
     assert str(caught.value).startswith(f"{folder}/part-00002.")
     assert str(caught.value).endswith(
         ".jsonl: cannot be written: No space left on device; make room or pass another --output_dir, then "
@@ -333,7 +336,7 @@ def test_a_model_that_is_not_finite_is_refused_instead_of_scored_zero(
         UserError,
         match="^the model's scores are not numbers: one of its weights is NaN or infinite",
     ):
-        evaluate.evaluate(experiment, path)
+        run_stage("evaluate", evaluate.evaluate, experiment)
     assert not path.exists()
 
 
@@ -367,9 +370,10 @@ def test_parts_without_a_word_on_their_run_are_not_used(tmp_path):
 def test_on_request_nothing_that_a_user_had_is_ranked_also_beyond_what_the_prompt_shows(
     tmp_path, checkpoint
 ):
+    tiny_run(tmp_path, data={"max_history": 2})
     experiment, path = world(tmp_path, checkpoint, exclude_history=True)
     experiment = experiment.changed({"data.max_history": 2})
-    evaluate.evaluate(experiment, path)
+    run_stage("evaluate", evaluate.evaluate, experiment)
     rows = [json.loads(line) for line in (path / "predictions.jsonl").read_bytes().splitlines()]
     table = pd.read_parquet(artifacts.stage_path(experiment, "data") / "interactions.parquet")
     had = table[table["split"] != "test"].groupby("user_id")["item_id"].agg(set)
@@ -383,7 +387,78 @@ def test_parts_left_by_a_kill_between_commit_and_end_are_forgotten_when_the_fini
     tmp_path, checkpoint
 ):
     experiment, path = world(tmp_path, checkpoint)
-    evaluate.evaluate(experiment, path)
-    parts.open_parts(evaluate.parts_folder(path), {"a": 1})
+    run_stage("evaluate", evaluate.evaluate, experiment)
+    parts.open_parts(parts_path(path), {"a": 1})
     assert artifacts.is_done(experiment, "evaluate", path)
-    assert not evaluate.parts_folder(path).exists()
+    assert parts_path(path).exists()  # a question changes nothing
+    run_stage("evaluate", evaluate.evaluate, experiment)
+    assert not parts_path(path).exists()
+
+
+def test_popularity_and_novelty_count_what_was_taken_in_train(whole, tmp_path):
+    """Recomputed from the tables: valid and test interactions make nothing popular."""
+    _, metrics = whole
+    data = artifacts.stage_path(world(tmp_path, "none")[0], "data")
+    table = pd.read_parquet(data / "interactions.parquet")
+    counts = table[table["split"] == "train"]["item_id"].value_counts().to_dict()
+    rows = [json.loads(line) for line in whole[0].splitlines()]
+    shown = [item for row in rows for item in row["item_ids"][:5]]
+    popularity = sum(counts.get(item, 0) for item in shown) / len(shown)
+    assert metrics["mean_popularity@5"] == pytest.approx(popularity)
+    total = sum(counts.values()) + 24
+    bits = [-math.log2((counts.get(item, 0) + 1) / total) for item in shown]
+    assert metrics["novelty@5"] == pytest.approx(sum(bits) / len(bits))
+    # Strictly more popular items have less than a third of all train interactions: head.
+    above = {
+        item: sum(count for count in counts.values() if count > counts[item]) for item in counts
+    }
+    head = {item for item in counts if 3 * above[item] < sum(counts.values())}
+    targets = table[table["split"] == "test"]["item_id"]
+    found = metrics["slices"]["target_popularity"]["head"]["count"]
+    assert found == sum(target in head for target in targets)
+
+
+def test_the_validation_split_is_sliced_by_its_own_histories(tmp_path, checkpoint):
+    """A valid history ends before the valid target; the same user's test history is one longer."""
+    _, metrics = run(tmp_path, checkpoint, split="valid")
+    data = artifacts.stage_path(world(tmp_path, "none")[0], "data")
+    lengths = []
+    repeats = 0
+    for _, table in pd.read_parquet(data / "interactions.parquet").groupby("user_id"):
+        items = table["item_id"].tolist()
+        history = items[:-2][-5:]  # at most data.max_history
+        lengths.append(len(history))
+        repeats += items[-2] in history
+    slices = metrics["slices"]
+    expected = {"2-4": sum(2 <= n <= 4 for n in lengths), "5-9": sum(n >= 5 for n in lengths)}
+    assert {name: row["count"] for name, row in slices["history_length"].items()} == expected
+    assert slices["target_in_history"]["yes"]["count"] == repeats
+
+
+def remade(experiment):
+    """The data with another catalogue order of titles, and SIDs of it with the same codes."""
+    data, sids = (artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
+    for stage, path, parent in (("data", data, None), ("sids", sids, data)):
+        before = path.rename(path.with_name(f"{path.name}.before"))
+        settings = artifacts.relevant_settings(experiment, stage)
+        parents = [artifacts.opened(parent)] if parent else []
+        with artifacts.committed(path, stage, settings, parents) as staging:
+            for file in before.iterdir():
+                if file.name != artifacts.MANIFEST:
+                    (staging / file.name).write_bytes(file.read_bytes())
+            if stage == "data":
+                table = pd.read_parquet(staging / "interactions.parquet")
+                first = table.groupby("user_id").cumcount() == 1
+                table.loc[first, "item_id"] = "i7"  # every history holds another second item
+                table.to_parquet(staging / "interactions.parquet")
+
+
+def test_parts_are_not_reused_after_the_data_was_made_again(tmp_path, checkpoint, capsys):
+    """Catalogue, SIDs, rows and checkpoint are the same; the histories are not."""
+    killed(tmp_path / "a", checkpoint, dies_at(parts, "write_part", 3))
+    for folder in ("a", "b"):
+        remade(world(tmp_path / folder, checkpoint)[0])
+    predictions, metrics = run(tmp_path / "a", checkpoint)
+    assert "held parts of another evaluation (data: " in capsys.readouterr().out
+    assert metrics["cost"]["users"] == USERS
+    assert predictions == run(tmp_path / "b", checkpoint)[0]

@@ -9,14 +9,16 @@ import torch
 import evaluate
 import recommend
 from baselines import mix
-from minionerec.catalogue import inputs
-from minionerec.catalogue.prompts import TEMPLATES
+from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import load_samples, seen_items
 from minionerec.errors import UserError
 from minionerec.evaluation import fused
-from minionerec.experiment import artifacts, config, preflight
+from minionerec.evaluation.results import results
+from minionerec.experiment import config
+from minionerec.experiment.lineage import is_done, is_finished
 from minionerec.experiment.settings import EvaluateSettings
-from minionerec.model import backbone
+from minionerec.experiment.stages import evaluation_path, fusion_path, stage_path
+from minionerec.model.policy import Policy
 from tests.worlds import tiny_run
 
 WEIGHTS = {"model": 0.5, "markov": 0.3, "text_knn": 0.2}
@@ -28,13 +30,10 @@ def world(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("fusion")
     experiment = tiny_run(folder / "runs")
-    sids_dir = artifacts.stage_path(experiment, "sids")
-    data_dir = artifacts.stage_path(experiment, "data")
-    samples, sids = inputs.load_catalogue(experiment, data_dir, sids_dir)
-    model, tokenizer = backbone.build(experiment.model, sids, inputs.texts(samples.items), seed=1)
-    model.get_output_embeddings().weight.data.normal_(std=0.5)
+    policy = Policy.create(Catalogue.open(experiment))
+    policy.model.get_output_embeddings().weight.data.normal_(std=0.5)
     (folder / "model").mkdir()
-    backbone.save(model, tokenizer, sids_dir / "sids.json", TEMPLATES["compact"], folder / "model")
+    policy.save(policy.model, folder / "model")
     settings = EvaluateSettings(checkpoint=str(folder / "model"), bootstrap_samples=20)
     experiment = experiment.changed({"evaluate": settings})
     for split in ("valid", "test"):
@@ -44,9 +43,8 @@ def world(tmp_path_factory):
 
 def with_settings(experiment, **changes):
     """The experiment with other settings of ``evaluate``, and where the model's ranking is."""
-    settings = experiment.evaluate.changed(changes)
-    changed = experiment.changed({"evaluate": settings})
-    return changed, artifacts.evaluation_path(changed)
+    changed = experiment.changed({"evaluate": experiment.evaluate.changed(changes)})
+    return changed, evaluation_path(changed)
 
 
 def read(path):
@@ -56,26 +54,28 @@ def read(path):
 def test_a_fusion_is_written_beside_the_models_ranking_and_leaves_it_as_it_was(world):
     experiment, path = with_settings(world, fusion=WEIGHTS)
     before = (path / "predictions.jsonl").read_bytes()
-    evaluate.fuse(experiment, path)
-    target = artifacts.fusion_path(experiment)
+    assert not is_finished(experiment, "evaluate")
+    evaluate.rank_and_fuse(experiment, path)
+    target = fusion_path(experiment)
     assert target.name == "model-fusion-test"
     assert (path / "predictions.jsonl").read_bytes() == before
     # finished is finished, for either; other weights are another fusion
-    assert artifacts.is_done(experiment, "evaluate", path)
-    assert preflight.finished_path(experiment, "evaluate") == path
+    assert is_finished(experiment, "evaluate")
+    assert is_done(with_settings(world)[0], "evaluate", path)
     other, _ = with_settings(world, fusion={"model": 0.9, "markov": 0.1})
     with pytest.raises(UserError, match="was made with other settings"):
-        artifacts.is_done(other, "fusion", target)
+        is_done(other, "fusion", target)
     metrics = json.loads((target / "metrics.json").read_text())
     assert metrics["fusion"] == WEIGHTS
     assert metrics["invalid"] == metrics["duplicates"] == 0
     assert set(metrics["chosen"]) == {"markov", "text_knn"}
+    assert {result.directory for result in results(experiment)} == {path, target}
 
 
 def test_all_weight_on_the_model_is_the_models_own_ranking(world, tmp_path):
     experiment, path = with_settings(world, fusion={"model": 1.0}, split="valid")
     evaluate.fuse(experiment, path)
-    for own, united in zip(read(path), read(artifacts.fusion_path(experiment)), strict=True):
+    for own, united in zip(read(path), read(fusion_path(experiment)), strict=True):
         assert united["item_ids"] == own["item_ids"][: len(united["item_ids"])]
         total = sum(math.exp(score) for score in own["scores"])
         first = math.exp(own["scores"][0]) / total
@@ -85,13 +85,13 @@ def test_all_weight_on_the_model_is_the_models_own_ranking(world, tmp_path):
 def test_what_is_excluded_is_excluded_from_a_fusion_too(world, tmp_path):
     experiment, _ = with_settings(world, exclude_history=True, fusion=WEIGHTS)
     experiment = tiny_run_as(experiment, tmp_path)
-    path = artifacts.evaluation_path(experiment)
+    path = evaluation_path(experiment)
     evaluate.evaluate(experiment, path)
     evaluate.fuse(experiment, path)
-    data_dir = artifacts.stage_path(experiment, "data")
+    data_dir = stage_path(experiment, "data")
     ids = load_samples(data_dir, 5).item_ids
     seen = seen_items(data_dir, "test")
-    for record, items in zip(read(artifacts.fusion_path(experiment)), seen, strict=True):
+    for record, items in zip(read(fusion_path(experiment)), seen, strict=True):
         assert not {ids[item] for item in items} & set(record["item_ids"])
 
 
@@ -104,8 +104,8 @@ def tiny_run_as(experiment, folder):
 def test_recommend_shows_the_fusion_that_evaluation_measures(world, capsys):
     """Rows of one history of the test split, ranked by both ways."""
     experiment, path = with_settings(world, fusion=WEIGHTS)
-    evaluated = read(artifacts.fusion_path(experiment))[0]
-    samples = load_samples(artifacts.stage_path(experiment, "data"), 5)
+    evaluated = read(fusion_path(experiment))[0]
+    samples = load_samples(stage_path(experiment, "data"), 5)
     sample = samples.splits["test"][0]
     capsys.readouterr()
     recommend.recommend(experiment, [samples.item_ids[item] for item in sample.history], 5)
@@ -120,7 +120,7 @@ def test_recommend_shows_the_fusion_that_evaluation_measures(world, capsys):
 
 def test_a_ranking_of_other_rows_is_refused_in_one_line(world):
     experiment, path = with_settings(world)
-    samples = load_samples(artifacts.stage_path(experiment, "data"), 5)
+    samples = load_samples(stage_path(experiment, "data"), 5)
     with pytest.raises(UserError, match=r"predictions.jsonl: ranks other rows than the experiment"):
         fused.read_model_lists(
             path / "predictions.jsonl", samples.splits["valid"], samples.item_ids
@@ -129,7 +129,7 @@ def test_a_ranking_of_other_rows_is_refused_in_one_line(world):
 
 def test_weights_are_tried_on_validation_rows_in_one_table(world, capsys):
     experiment, _ = with_settings(world)
-    mix.main_of(experiment)
+    mix.try_mixes(experiment.changed({"evaluate.split": "valid"}))
     told = capsys.readouterr().out
     assert "teacher" in told
     assert "fusion" in told

@@ -1,4 +1,4 @@
-"""What a run cost: python -m pytest tests/test_cost.py"""
+"""What a run cost: python -m pytest tests/evaluation/test_cost.py"""
 
 import pytest
 
@@ -38,3 +38,26 @@ def test_a_note_that_was_cut_off_makes_its_part_unknown_and_nothing_else(tmp_pat
     note_training(tmp_path, "sft", 7, 20, 5.0)  # on the line that was cut off
     note_training(tmp_path, "sft", 20, 30, 5.0)
     assert training_seconds(tmp_path, "sft") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe\x00garbage",
+        b"[1, 2]",
+        b'"sft"',
+        b'{"seconds": 3}',
+        b'{"stage": "sft"}',
+        b'{"stage": "sft", "from_step": "0", "to_step": 5, "seconds": 1}',
+        b'{"stage": "sft", "from_step": 0, "to_step": 20, "seconds": "long"}',
+        b'{"stage": "sft", "from_step": 20, "to_step": 30, "seconds": null}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_note_of_ours_makes_the_time_unknown_at_most(tmp_path, line):
+    """The file is read when all rows are ranked: a traceback there would throw the ranking away."""
+    note_training(tmp_path, "sft", 0, 20, 10.0)
+    with open(tmp_path / "timing.jsonl", "ab") as handle:
+        handle.write(line + b"\n")
+    assert training_seconds(tmp_path, "sft") in (10.0, None)
+    assert training_seconds(tmp_path, "rl") is None

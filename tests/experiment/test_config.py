@@ -1,6 +1,6 @@
 """Settings: what is read as what, and the exact line that every kind of mistake gets.
 
-    bash test.sh tests/test_config.py
+    bash test.sh tests/experiment/test_config.py
 
 A file in ``tests/malformed`` begins with the lines that it must be refused with, as comments.
 """

@@ -1,6 +1,6 @@
 """A stage's first look (minionerec/experiment/preflight.py).
 
-bash test.sh tests/test_preflight.py
+bash test.sh tests/experiment/test_preflight.py
 """
 
 from __future__ import annotations
@@ -39,11 +39,8 @@ def experiment(tmp_path, monkeypatch) -> Experiment:
 def make(experiment: Experiment, stage: str, path: Path | None = None) -> Path:
     """Commit a stage made from the earlier ones that are there."""
     path = path or stage_path(experiment, stage)
-    parents = [
-        parent
-        for parent in (stage_path(experiment, name) for name in EARLIER[stage])
-        if parent.exists()
-    ]
+    there = [stage_path(experiment, name) for name in EARLIER[stage]]
+    parents = [artifacts.opened(parent) for parent in there if parent.exists()]
     with committed(path, stage, relevant_settings(experiment, stage), parents) as staging:
         artifacts.write_json(staging / "stage.json", stage)
     return path
@@ -51,12 +48,13 @@ def make(experiment: Experiment, stage: str, path: Path | None = None) -> Path:
 
 def make_baseline(experiment: Experiment, method: str, metrics: object = None) -> None:
     """Commit one baseline."""
-    stage, parents = artifacts.baseline_stage(method), [stage_path(experiment, "data")]
+    stage, data = artifacts.baseline_stage(method), stage_path(experiment, "data")
     with committed(
         artifacts.baseline_path(experiment, method),
         stage,
         relevant_settings(experiment, stage),
-        [parent for parent in parents if parent.exists()],
+        [artifacts.opened(data)] if data.exists() else [],
+        method=method,
     ) as staging:
         artifacts.write_json(staging / "metrics.json", metrics)
 
@@ -159,7 +157,7 @@ def test_unknown_flags_and_stages_are_refused(experiment):
         look("sft", "--sft", "3")
     with pytest.raises(
         UserError,
-        match="^preflight: got 'train', expected one of data, sids, sft, rl, evaluate, baselines$",
+        match="^preflight: got 'train', expected one of data, sids, baselines, sft, rl, evaluate, audit, add_items$",
     ):
         look("train")
 

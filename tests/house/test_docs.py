@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.stages import STAGES
 from tests import style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def test_every_file_that_a_page_names_exists(name):
     missing = []
     for code in code_in(text_of(name)):
         for path in re.findall(FILE, code.replace("/X.yaml", "/cpu.yaml")):
-            if not (ROOT / path).exists():
+            if "NAME" not in path and not (ROOT / path).exists():
                 missing.append(f"{path} in `{code}`")
     assert missing == []
 
@@ -116,6 +117,15 @@ def test_the_table_of_the_readme_holds_the_figures_of_the_results_page():
         assert row in results
 
 
+def test_the_readme_shows_the_table_of_stages():
+    rows = []
+    for stage in STAGES.values():
+        if not stage.part_of:
+            row = f"| `{stage.name}` | {stage.what} | `{stage.command}` | `{stage.next}` |"
+            rows.append(row)
+    assert "\n".join(rows) in text_of("README.md")
+
+
 def test_the_version_is_the_same_everywhere():
     version = tomllib.loads(text_of("pyproject.toml"))["project"]["version"]
     newest = re.search(r"^## (\S+)", text_of("CHANGELOG.md"), re.MULTILINE)
@@ -128,3 +138,20 @@ def test_every_room_is_on_the_page_about_files():
     line = next(line for line in text_of("README.md").splitlines() if "`minionerec/`" in line)
     for room in rooms - {"minionerec", "sources"}:
         assert room in line, room
+
+
+def source_files() -> list[Path]:
+    """Every Python and shell file, tests too."""
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    return [*style.product_files(), *tests, *ROOT.glob("*.sh"), *ROOT.glob("*/*.sh")]
+
+
+def test_every_file_that_a_docstring_or_comment_names_exists():
+    """Also the command at the head of a test that runs it."""
+    missing = []
+    for path in source_files():
+        head = re.findall(r'^""".*?"""|^# .*$', path.read_text(), re.DOTALL | re.MULTILINE)
+        for named in re.findall(rf"\b((?:{FOLDERS})/[\w./-]+\.(?:py|sh|md|yaml))", "\n".join(head)):
+            if not (ROOT / named).exists():
+                missing.append(f"{path.relative_to(ROOT)}: {named}")
+    assert missing == []

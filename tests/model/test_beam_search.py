@@ -1,4 +1,6 @@
-"""Constrained beam search: only items, all distinct, exact scores, equal to Hugging Face and to exhaustive ranking."""
+"""Constrained beam search: only items, all distinct, exact scores, equal to Hugging Face and to
+exhaustive ranking.
+"""
 
 import math
 import random
@@ -83,7 +85,9 @@ def hf_beams(model, prompt, sids, tokens, num_beams):
     "model_type, changes", [*((name, {}) for name in ARCHITECTURES), *WINDOWED.items()]
 )
 def test_results_and_scores_equal_hugging_face_beam_search(model_type, changes, shared):
-    """With and without a wording that is read once for all prompts; sliding windows of 4 are shorter than the prompts."""
+    """With and without a wording that is read once for all prompts; sliding windows of 4 are
+    shorter than the prompts.
+    """
     sids = random_catalogue(3, 60, 3, 6)
     tokens = level_tokens([6, 6, 6])
     model = tiny_model(model_type, 64, **changes)
@@ -103,7 +107,9 @@ def test_results_and_scores_equal_hugging_face_beam_search(model_type, changes, 
 @pytest.mark.parametrize("normalize", ["vocab", "trie"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_ranking(seed, normalize):
-    """No pruning can happen at this width, so the order must be that of scoring every item on its own."""
+    """No pruning can happen at this width, so the order must be that of scoring every item on its
+    own.
+    """
     sids = random_catalogue(seed, 30, 3, 5)
     tokens, model, prompt = (
         level_tokens([5, 5, 5]),
@@ -137,6 +143,25 @@ def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_ranking(seed, normalize):
     assert beams.token_logps[0].sum(-1).tolist() == pytest.approx(
         beams.scores[0].tolist(), abs=1e-4
     )
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "trie"])
+@pytest.mark.parametrize("width", [1, 5, 12, 27])
+def test_ties_are_in_catalogue_order(width, normalize):
+    """A model that says nothing: all 27 items are equally likely, whatever the beam keeps on the
+    way.
+    """
+    sids = random_catalogue(0, 27, 3, 3)
+    model = tiny_model("qwen2", 64)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    trie = SidTrie(sids, level_tokens([3, 3, 3]))
+    beams = constrained_beam_search(
+        TreeDecoder(model), random_prompts(1, 2), trie, width, normalize=normalize
+    )
+    for leaves in beams.leaves.tolist():
+        found = [sids[trie.items_of_leaf(leaf)[0]] for leaf in leaves]
+        assert found == sorted(sids)[:width]
 
 
 def test_sids_of_different_lengths_compete_on_their_log_probability():
@@ -188,7 +213,9 @@ def test_a_generation_config_that_samples_changes_nothing():
 
 @pytest.mark.parametrize("normalize", ["vocab", "trie"])
 def test_excluded_items_are_skipped_and_the_rest_keep_their_order_and_scores(normalize):
-    """They lend their probability to nothing: not to an unlikely item that happens to share their prefix."""
+    """They lend their probability to nothing: not to an unlikely item that happens to share their
+    prefix.
+    """
     sids, model = random_catalogue(1, 25, 2, 5), tiny_model("qwen2", 64, 4)
     trie, prompts = SidTrie(sids, level_tokens([5, 5])), random_prompts(8, 2)
     everything, all_scores = search_all(model, prompts, trie, 25, batch_size=2, normalize=normalize)
@@ -203,7 +230,9 @@ def test_excluded_items_are_skipped_and_the_rest_keep_their_order_and_scores(nor
 
 @pytest.mark.parametrize("rollout", ["gumbel", "sample"])
 def test_drawn_rollouts_follow_the_distribution_of_the_trie(rollout):
-    """The first draw of both ways is a draw from the model; 3,000 draws against the exact probabilities of 8 items."""
+    """The first draw of both ways is a draw from the model; 3,000 draws against the exact
+    probabilities of 8 items.
+    """
     sids = [(a, b) for a in range(2) for b in range(4)]
     model, trie, prompt = (
         tiny_model("qwen2", 64, 6),
@@ -251,7 +280,8 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_setting_to_lower()
     trie = SidTrie([(0,), (1,)], level_tokens([2]))
     with pytest.raises(
         UserError,
-        match="need 301 tokens, the model's context is 256; lower data.max_history or model.max_tokens",
+        match="need 301 tokens, the model's context is 256; "
+        "lower data.max_history or model.max_tokens",
     ):
         constrained_beam_search(TreeDecoder(model), [[2] * 300], trie, 2)
 

@@ -65,6 +65,33 @@ def test_blocks_of_columns_give_the_log_probabilities_and_gradients_of_whole_row
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 511, 512, 513, 1000])
+@pytest.mark.parametrize("elements", [1, 3000, 10**6])
+def test_the_blocks_of_a_vocabulary_hold_every_column_once(monkeypatch, columns, elements):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", {"cpu": elements})
+    found = module.Columns(torch.zeros(columns, 2), None, 1.0, None).blocks(rows=5)
+    covered = [column for block in found for column in range(columns)[block]]
+    assert covered == list(range(columns))
+
+
+def test_several_real_blocks_give_what_whole_rows_give(monkeypatch):
+    """700 columns in blocks of 256: the last block is not full."""
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", {"cpu": 1})
+    torch.manual_seed(0)
+    layer, hidden = nn.Linear(8, 700), torch.randn(20, 8, requires_grad=True)
+    rows, tokens = pairs(torch.Generator().manual_seed(0), vocabulary=700, count=200)
+    inputs = [hidden, *layer.parameters()]
+    head = OutputHead(model_with(layer))
+    expected = layer(hidden).log_softmax(-1)[rows, tokens]
+    found = vocab_logps(hidden, head, rows, tokens)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    wanted = torch.autograd.grad(expected.sum(), inputs)
+    for a, b in zip(torch.autograd.grad(found.sum(), inputs), wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    total = head.logsumexp(hidden, torch.arange(3))
+    torch.testing.assert_close(total, torch.logsumexp(layer(hidden), -1), atol=1e-5, rtol=0)
+
+
 def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients():
     generator = torch.Generator().manual_seed(0)
     layer, hidden = (
@@ -100,7 +127,9 @@ def test_the_normaliser_counts_every_column_once(monkeypatch, dtype, tolerance):
 
 
 def test_exact_columns_of_a_bfloat16_model_are_not_rounded():
-    """Two columns that differ in the last bit of their float32 products stay apart; rounded to bfloat16 they are one."""
+    """Two columns that differ in the last bit of their float32 products stay apart; rounded to
+    bfloat16 they are one.
+    """
     layer = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 2.0**-7]]))

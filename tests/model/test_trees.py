@@ -1,4 +1,6 @@
-"""Token trees: every shared prefix once, and the same losses and gradients as one row per sequence."""
+"""Token trees: every shared prefix once, and the same losses and gradients as one row per
+sequence.
+"""
 
 import random
 
@@ -6,13 +8,9 @@ import pytest
 import torch
 
 from minionerec.model.output_head import output_head, vocab_logps
-from minionerec.model.token_trees import (
-    ancestors,
-    cheapest_block_length,
-    enable_trees,
-    pack_trees,
-    takes_trees,
-)
+from minionerec.model.probes import takes_trees
+from minionerec.model.token_trees import ancestors, cheapest_block_length, pack_trees
+from minionerec.model.tree_attention import block_attention, enable_trees
 from minionerec.training.group_logps import label_pairs
 from tests.worlds import ARCHITECTURES, WINDOWED, plain_logps, tiny_model
 
@@ -50,7 +48,9 @@ def test_a_tree_of_two_sequences_worked_by_hand():
 
 
 def test_a_block_that_starts_inside_a_tree_sees_what_stands_above_it():
-    """Two blocks of two sequences; the second one's keys are the shared 1 2 3, padded to eight, and its own two leaves."""
+    """Two blocks of two sequences; the second one's keys are the shared 1 2 3, padded to eight, and
+    its own two leaves.
+    """
     tree = pack_trees(
         [[1, 2, 3, i] for i in (10, 11, 12, 13)], block_length=5
     )  # cut between the leaves 11 and 12
@@ -124,7 +124,9 @@ def test_ancestors_of_a_small_tree():
 def test_tree_loss_and_gradients_equal_those_of_separate_sequences(
     model_type, changes, block_length
 ):
-    """Sliding windows of 4 are shorter than the sequences, and count positions, not the slots of a tree."""
+    """Sliding windows of 4 are shorter than the sequences, and count positions, not the slots of a
+    tree.
+    """
     model = tiny_model(model_type, 40, tie_word_embeddings=True, **changes)
     assert model.takes_trees
     sequences, starts = family(1)
@@ -149,6 +151,27 @@ def test_tree_loss_and_gradients_equal_those_of_separate_sequences(
     for name, parameter in model.named_parameters():
         scale = gradients[name].abs().max().clamp(min=1e-6)
         assert ((parameter.grad - gradients[name]).abs().max() / scale).item() < 2e-5, name
+
+
+def test_attention_caps_large_scores_before_it_masks_them():
+    """Against Gemma-2's formula for each query on its own; scores of about 50 under a cap of 5."""
+    torch.manual_seed(0)
+    sequences = [[1, 2, 3, 4], [1, 2, 5], [6]]
+    tree = pack_trees(sequences, block_length=3)
+    slots, heads, width, cap, scaling = len(tree.input_ids), 4, 8, 5.0, 0.5
+    query = 6 * torch.randn(1, heads, slots, width)
+    key, value = 6 * torch.randn(1, 2, slots, width), torch.randn(1, 2, slots, width)
+    found, _ = block_attention(
+        None, query, key, value, None, scaling=scaling, softcap=cap, blocks=tree.blocks
+    )
+    for nodes in tree.nodes:
+        for place, slot in enumerate(nodes):
+            seen = nodes[: place + 1]
+            for head in range(heads):
+                scores = key[0, head // 2, seen] @ query[0, head, slot] * scaling
+                weights = (cap * torch.tanh(scores / cap)).softmax(0)
+                expected = weights @ value[0, head // 2, seen]
+                torch.testing.assert_close(found[0, slot, head], expected, atol=1e-5, rtol=0)
 
 
 def test_capped_logits_reach_the_tree_forward():

@@ -55,7 +55,9 @@ LOG = [
 ]
 
 
-def rank(experiment: Experiment, name: str, place: int | None) -> Path:
+def rank(
+    experiment: Experiment, name: str, place: int | None, checkpoint: str | None = None
+) -> Path:
     """Commit rankings of the test rows with every target at ``place`` (None: in none of them), as a stage would.
 
     Args:
@@ -91,7 +93,12 @@ def rank(experiment: Experiment, name: str, place: int | None) -> Path:
     stage, parents = (
         ("evaluate", [data, sids]) if is_model else (artifacts.baseline_stage(name), [data])
     )
-    with committed(final, stage, relevant_settings(experiment, stage), parents) as staging:
+    settings = relevant_settings(experiment, stage)
+    facts = {} if is_model else {"method": name}
+    if is_model:
+        settings |= {"evaluate.checkpoint": checkpoint or name}
+    opened = [artifacts.opened(parent) for parent in parents]
+    with committed(final, stage, settings, opened, **facts) as staging:
         artifacts.write_json(
             staging / "metrics.json",
             metrics | ({"cost": COST, "sids_sha256": "one"} if is_model else {}),
@@ -104,7 +111,7 @@ def rank(experiment: Experiment, name: str, place: int | None) -> Path:
 
 def train(experiment: Experiment, stage: str, log: list[dict]) -> None:
     """Commit a training stage of which there is nothing but its log."""
-    parents = [stage_path(experiment, name) for name in ("data", "sids")]
+    parents = [artifacts.opened(stage_path(experiment, name)) for name in ("data", "sids")]
     with committed(
         stage_path(experiment, stage), stage, relevant_settings(experiment, stage), parents
     ) as staging:
@@ -199,13 +206,78 @@ def test_damaged_stale_and_foreign_results_are_refused_in_one_line(tmp_path):
     shutil.rmtree(stage_path(experiment, "sids"))
     tiny_sids = stage_path(experiment, "sids")
     with committed(
-        tiny_sids, "sids", {"sids.method": "another"}, [stage_path(experiment, "data")]
+        tiny_sids,
+        "sids",
+        relevant_settings(experiment, "sids"),
+        [artifacts.opened(stage_path(experiment, "data"))],
     ) as staging:
         artifacts.write_json(staging / "sids.json", {"sids": {}})
     with pytest.raises(
-        UserError, match=rf"^{metrics.parent.parent}/sft-test: was made from another {tiny_sids} "
+        UserError, match=rf"^{metrics.parent.parent}/rl-test: was made from another {tiny_sids} "
     ):
         summary.main(experiment)
+
+
+def swapped(one: Path, other: Path) -> None:
+    """Two directories exchange their names."""
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+
+
+@pytest.mark.parametrize(
+    "change, place, name",
+    [
+        (
+            lambda runs: swapped(runs / "evaluate/sft-test", runs / "evaluate/rl-test"),
+            "evaluate/rl-test",
+            "sft-test",
+        ),
+        (
+            lambda runs: shutil.copytree(runs / "baselines/markov", runs / "baselines/item_knn"),
+            "baselines/item_knn",
+            "markov",
+        ),
+        (
+            lambda runs: shutil.copytree(
+                runs / "baselines/markov", runs / "baselines/markov (copy)"
+            ),
+            "baselines/markov (copy)",
+            "markov",
+        ),
+        (
+            lambda runs: swapped(runs / "baselines/markov", runs / "baselines/popularity"),
+            "baselines/markov",
+            "popularity",
+        ),
+    ],
+    ids=["swapped checkpoints", "a copied baseline", "a sync tool's copy", "swapped baselines"],
+)
+def test_a_ranking_under_the_name_of_another_is_refused(tmp_path, change, place, name):
+    """Tables would carry exchanged rows, or a copy as a method of its own."""
+    experiment = finished(tmp_path)
+    runs = tmp_path / "tiny"
+    change(runs)
+    with pytest.raises(UserError) as caught:
+        summary.main(experiment)
+    assert str(caught.value) == (
+        f"{runs / place}: holds something else than its name says (MANIFEST.json: it was made as "
+        f"'{name}'); rename it back, or delete it and make it again"
+    )
+
+
+def test_another_experiments_sft_is_not_called_by_this_ones_name(tmp_path):
+    """``--evaluate.checkpoint runs/other/sft`` ends in a directory sft-test as well."""
+    experiment = finished(tmp_path)
+    shutil.rmtree(tmp_path / "tiny/evaluate/sft-test")
+    final = rank(experiment, "sft", 4, checkpoint="runs/other/sft")
+    assert final.name == "sft-test"
+    assert [result.name for result in results(experiment)] == [
+        "popularity",
+        "markov",
+        "RL",
+        "runs/other/sft",
+    ]
 
 
 def test_what_a_killed_run_left_behind_is_no_result(tmp_path):
@@ -338,12 +410,12 @@ def test_training_names_the_best_step_and_the_pipeline_its_settings(page):
     assert re.findall("<summary>(.*?)</summary>", pipeline) == [
         "data",
         "sids",
+        "baselines/markov",
+        "baselines/popularity",
         "sft",
         "rl",
         "evaluate/rl-test",
         "evaluate/sft-test",
-        "baselines/markov",
-        "baselines/popularity",
     ]
     assert '<code>sft.learning_rate</code></td><td class="wide">0.01</td>' in pipeline
     assert "made from: data, sids" in pipeline and "torch " in pipeline
@@ -361,7 +433,7 @@ def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
         UserError,
         match=r"report\.html: cannot be written: No space left on device; make room there, then run again$",
     ):
-        written(experiment.changed({"seed": 1}))
+        written(experiment)
     path = stage_path(experiment, "report.html")
     assert path.read_text() == before and not list(path.parent.glob(".report*"))
 

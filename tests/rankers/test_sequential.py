@@ -1,4 +1,4 @@
-"""Next-item networks and what trains them. Run: python -m pytest tests/test_sequential.py"""
+"""Next-item networks and what trains them. Run: python -m pytest tests/rankers/test_sequential.py"""
 
 import re
 

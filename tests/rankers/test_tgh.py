@@ -18,7 +18,7 @@ def ranked(graph: tgh.Graph, history: tuple[int, ...], variant=1, alpha=0.0, aga
 
 
 def steps_away(sequences, source: int, num_items: int) -> dict[int, int]:
-    """Reference: breadth-first search over a dictionary; the source is 1 away only if it followed itself."""
+    """Reference: breadth-first search; the source is 1 step away only if it followed itself."""
     after: dict[int, set[int]] = {item: set() for item in range(num_items)}
     for sequence in sequences:
         for first, second in zip(sequence, sequence[1:], strict=False):
@@ -68,7 +68,7 @@ def test_texts_order_a_ring_and_a_heavy_edge_outweighs_them_as_alpha_says():
 
 
 def test_a_ring_has_its_share_and_its_other_items_stand_behind_all_shares():
-    """Ring 1 has nine items (1 to 9) and a share of 7, ring 2 four (10 to 13) and a share of 2, ring 3 none."""
+    """Ring 1 has nine items (1 to 9) for a share of 7, ring 2 four (10 to 13) for a share of 2."""
     sequences = [[0, item] for item in range(1, 10)] + [[9, item] for item in range(10, 14)]
     graph = tgh.build_graph(sequences, np.ones((14, 1)))
     assert ranked(graph, (0,)) == [1, 2, 3, 4, 5, 6, 7, 10, 11, 8, 9, 12, 13, 0]
@@ -82,7 +82,7 @@ def test_the_second_variant_also_looks_around_the_item_before_and_takes_nothing_
 
 
 def test_items_that_must_not_be_ranked_take_up_no_place():
-    """Seven of ring 1's nine items are in the history: the other two, then ring 2, not ring 2 behind nobody."""
+    """Seven of ring 1's nine items are in the history: the other two come, then ring 2."""
     sequences = [[0, item] for item in range(1, 10)] + [[9, 10]]
     graph = tgh.build_graph(sequences, np.ones((11, 1)))
     history = (*range(1, 8), 0)

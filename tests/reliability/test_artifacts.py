@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment import artifacts, stages
 from minionerec.experiment.artifacts import (
     MANIFEST,
     committed,
@@ -31,7 +32,7 @@ from minionerec.experiment.artifacts import (
     stage_path,
     verify,
 )
-from minionerec.experiment.settings import EvaluateSettings, Experiment, SFTSettings, keys_of
+from minionerec.experiment.settings import EvaluateSettings, Experiment, SFTSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,7 @@ def make(
 ) -> Path:
     """Commit a stage of ``experiment`` made from the named earlier stages."""
     path = path or stage_path(experiment, stage)
-    folders = [stage_path(experiment, parent) for parent in parents]
+    folders = [artifacts.opened(stage_path(experiment, parent)) for parent in parents]
     with committed(path, stage, artifacts.relevant_settings(experiment, stage), folders) as staging:
         write_files(staging, seed)
     return path
@@ -77,7 +78,11 @@ def test_the_manifest_says_what_the_directory_holds_and_where_it_comes_from(tmp_
     experiment = demo(tmp_path)
     data = make(experiment, "data")
     with committed(
-        stage_path(experiment, "sids"), "sids", {"seed": 42}, [data], sids_sha256="abc"
+        stage_path(experiment, "sids"),
+        "sids",
+        {"seed": 42},
+        [artifacts.opened(data)],
+        sids_sha256="abc",
     ) as staging:
         write_files(staging)
     path = stage_path(experiment, "sids")
@@ -324,17 +329,14 @@ def test_settings_that_never_change_a_result_may_change(tmp_path):
         )
 
 
-def test_settings_named_as_without_effect_exist(tmp_path):
-    known = set().union(
-        *(artifacts.relevant_settings(demo(tmp_path), stage) for stage in artifacts.SECTIONS)
-    )
-    declared = {
-        f"{section}.{key}"
-        for section in ("sids", "sft", "rl", "evaluate")
-        for key in keys_of(section)
-    }
-    assert declared >= artifacts.WITHOUT_EFFECT
-    assert not known & artifacts.WITHOUT_EFFECT
+def test_settings_that_the_stage_table_names_exist(tmp_path):
+    experiment = demo(tmp_path)
+    declared = set(stages.flat_settings(experiment))
+    sections = {key.partition(".")[0] for key in declared}
+    assert declared >= stages.WITHOUT_EFFECT | stages.OF_EACH_STAGE
+    for stage in stages.STAGES.values():
+        assert set(stage.settings) <= declared | sections
+        assert not stages.WITHOUT_EFFECT & set(stages.settings_of(experiment, stage.name))
 
 
 @pytest.mark.parametrize(
@@ -455,9 +457,7 @@ def test_a_directory_loses_its_name_before_its_first_file_is_deleted(tmp_path, m
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "file").write_text("x")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            artifacts.shutil, "rmtree", lambda *_, **__: None
-        )  # killed before anything is deleted
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before anything is deleted
         artifacts.remove(tmp_path / "checkpoint-1")
     assert not (tmp_path / "checkpoint-1").exists() and [
         path.name for path in tmp_path.iterdir()

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import evaluate
+import recommend
 import sft
 from data import prepare
 from minionerec import summary
@@ -324,8 +325,38 @@ def test_a_changed_number_in_a_results_file_is_not_shown(trained, tmp_path, caps
     )
 
 
+HUGE_HEADER = b"\x93NUMPY\x01\x00v\x00" + (
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 384), }".ljust(117) + b"\n"
+)
+
+
+def test_a_digit_that_is_no_number_is_refused_for_k(monkeypatch, tmp_path, capsys):
+    (tmp_path / "shop.yaml").write_text("name: shop\n")
+    words = ["recommend.py", "--config", str(tmp_path / "shop.yaml"), "--history", "a"]
+    for k in ("\u00b2", "0", "-1", "1.5", "ten"):
+        monkeypatch.setattr("sys.argv", [*words, f"--k={k}"])
+        assert ended(capsys, recommend.main) == f"--k: got '{k}', expected a whole number from 1\n"
+
+
+def test_an_id_with_a_comma_can_be_given_in_double_quotes():
+    assert recommend.history_ids("12,7, 31") == ["12", "7", "31"]
+    assert recommend.history_ids('"bolts, long",7') == ["bolts, long", "7"]
+    assert recommend.history_ids(",") == []
+
+
+@pytest.mark.parametrize("source", ["tables", "amazon", "minionerec"])
+@pytest.mark.parametrize("path", ["a file", "n" * 300])
+def test_a_path_that_is_no_folder_is_one_line(monkeypatch, tmp_path, capsys, source, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").write_text("x")
+    (tmp_path / "shop.yaml").write_text(f"data: {{source: {source}, path: '{path}'}}\n")
+    monkeypatch.setattr("sys.argv", ["prepare.py", "--config", "shop.yaml"])
+    said = ended(capsys, prepare.main)
+    assert said.startswith(f"data.path: no folder '{path}'; ") and said.count("\n") == 1
+
+
 def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys):
-    """NaN, infinite, zero and equal rows: tests/test_sids_bad_input.py; here the file itself."""
+    """NaN, infinite, zero and equal rows: tests/rqvae/test_sids_bad_input.py; here the file itself."""
     from rqvae import build_sids
 
     (tmp_path / "item_ids.json").write_text('["i0"]')
@@ -333,6 +364,7 @@ def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys)
         (b"", "is not an array of numbers"),
         (b"PK\x03\x04", "is not an array of numbers"),
         (b"not", "is not an array"),
+        (HUGE_HEADER, "is not an array of numbers"),
     ):
         (tmp_path / "embeddings.npy").write_bytes(content)
         said = ended(capsys, lambda: build_sids.read_embeddings(tmp_path, ["i0"]))

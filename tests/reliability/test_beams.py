@@ -1,7 +1,7 @@
 """No recommendation is invalid and none is repeated, on catalogues of every shape.
 
-bash test.sh tests/reliability/test_beams.py
-bash test.sh tests/reliability/test_beams.py -m slow        more than 100,000 beams over 240 catalogues
+bash test.sh tests/reliability/test_beams.py bash test.sh tests/reliability/test_beams.py -m slow
+more than 100,000 beams over 240 catalogues
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Case(NamedTuple):
 
 
 def draw(rng: random.Random) -> Case:
-    """1 to 2,000 items on 1 to 4 levels; crowded prefixes, shared SIDs and SIDs of two lengths; beams from 1 to 128."""
+    """1 to 2,000 items on 1 to 4 levels; crowded prefixes, shared SIDs and SIDs of two lengths;
+    beams from 1 to 128.
+    """
     levels = rng.randint(1, 4)
     sizes = [rng.choice([1, 4, 12, 45, 60] if levels > 1 else [2, 250]) for _ in range(levels)]
     wanted = min(rng.choice([1, 3, 40, 300, 2000]), math.prod(sizes))
@@ -55,7 +57,9 @@ def draw(rng: random.Random) -> Case:
 
 
 def check(case: Case, rng: random.Random, prompts: int) -> int:
-    """Search with a random model; every list is compared with the set of SIDs. Returns how many beams there were."""
+    """Search with a random model; every list is compared with the set of SIDs. Returns how many
+    beams there were.
+    """
     starts = [FIRST_TOKEN + sum(case.sizes[:level]) for level in range(len(case.sizes))]
     trie = SidTrie(
         case.sids,
@@ -105,12 +109,15 @@ def check(case: Case, rng: random.Random, prompts: int) -> int:
     [(60, 3, 1_500), pytest.param(240, 48, 100_000, marks=pytest.mark.slow)],
 )
 def test_every_recommendation_is_an_item_and_none_is_repeated(catalogues, prompts, least):
-    """Bfloat16, logits x 10,000, ties, more beams than items or than branches, excluded items: fewer results, never wrong ones."""
+    """Bfloat16, logits x 10,000, ties, more beams than items or than branches, excluded items:
+    fewer results, never wrong ones.
+    """
     rng = random.Random(catalogues)
     cases = [draw(rng) for _ in range(catalogues)]
     beams = sum(check(case, rng, prompts) for case in cases)
     print(
-        f"{beams:,} beams over {catalogues} catalogues of {min(len(c.sids) for c in cases)} to {max(len(c.sids) for c in cases)} items: "
+        f"{beams:,} beams over {catalogues} catalogues of {min(len(c.sids) for c in cases)} to "
+        f"{max(len(c.sids) for c in cases)} items: "
         "0 invalid, 0 repeated"
     )
     assert beams >= least

@@ -1,4 +1,5 @@
-"""What whole checkpoints cost: a share of the training time at the quickstart's save interval, and seconds per GB to verify.
+"""What whole checkpoints cost: a share of the training time at the quickstart's save interval, and
+seconds per GB to verify.
 
 bash test.sh tests/reliability/test_cost.py -m slow -s
 """
@@ -47,7 +48,9 @@ class Clock:
 
 
 def quickstart(folder: Path, monkeypatch) -> Experiment:
-    """The quickstart's data with random SIDs of the same shape, for as many epochs as lie between two of its checkpoints."""
+    """The quickstart's data with random SIDs of the same shape, for as many epochs as lie between
+    two of its checkpoints.
+    """
     experiment = read_experiment(
         ROOT / "configs/quickstart.yaml", {"output_dir": str(folder), "sft.epochs": "2"}
     )
@@ -70,7 +73,10 @@ def quickstart(folder: Path, monkeypatch) -> Experiment:
         for item, code in zip(items, codes, strict=False)
     }
     with committed(
-        stage_path(experiment, "sids"), "sids", relevant_settings(experiment, "sids"), [data]
+        stage_path(experiment, "sids"),
+        "sids",
+        relevant_settings(experiment, "sids"),
+        [artifacts.opened(data)],
     ) as staging:
         artifacts.write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": sizes})
     return experiment
@@ -80,7 +86,9 @@ def quickstart(folder: Path, monkeypatch) -> Experiment:
 def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them(
     tmp_path, monkeypatch
 ):
-    """All that ``transformers.Trainer`` would not do: digests, syncs, the search for NaN, verification. Validation counts for neither."""
+    """All that ``transformers.Trainer`` would not do: digests, syncs, the search for NaN,
+    verification. Validation counts for neither.
+    """
     torch.set_num_threads(1)
     experiment = quickstart(tmp_path, monkeypatch)
     ours, stock, training_time, validation = Clock(), Clock(), Clock(), Clock()
@@ -98,15 +106,19 @@ def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them
     sft.train(experiment, stage_path(experiment, "sft"))
     steps = training_time.seconds - ours.seconds - stock.seconds - validation.seconds
     print(
-        f"between two checkpoints {steps:.1f} s of training and {validation.seconds:.1f} s of validation; ours {ours.seconds:.3f} s "
-        f"({ours.seconds / steps:.2%} of the training), the Trainer's own saving {stock.seconds:.3f} s"
+        f"between two checkpoints {steps:.1f} s of training and {validation.seconds:.1f} s of "
+        f"validation; ours {ours.seconds:.3f} s "
+        f"({ours.seconds / steps:.2%} of the training), the Trainer's own saving "
+        f"{stock.seconds:.3f} s"
     )
     assert ours.seconds / steps < 0.03
 
 
 @pytest.mark.slow
 def test_a_gigabyte_is_verified_in_about_a_second_of_processor_time(tmp_path):
-    """SHA-256 of every file; the disk's own speed comes on top where the files are not in memory."""
+    """SHA-256 of every file; the disk's own speed comes on top where the files are not in
+    memory.
+    """
     block = random.Random(0).randbytes(2**20)
     with committed(tmp_path / "sft", "sft", {}, []) as staging:
         for number in range(4):
@@ -120,7 +132,8 @@ def test_a_gigabyte_is_verified_in_about_a_second_of_processor_time(tmp_path):
         artifacts.verify(tmp_path / "sft")
         seconds.append(time.process_time() - started)
     print(
-        f"verified {size:.2f} GB in {min(seconds):.2f} s of processor time: {min(seconds) / size:.2f} s per GB"
+        f"verified {size:.2f} GB in {min(seconds):.2f} s of processor time: "
+        f"{min(seconds) / size:.2f} s per GB"
     )
     assert (
         min(seconds) / size <= 2.0

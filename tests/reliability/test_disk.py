@@ -26,7 +26,6 @@ from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment import artifacts
 from minionerec.experiment.artifacts import locked, stage_path, verify
 from minionerec.pages import plots
-from minionerec.training import run
 from minionerec.training.checkpoints import last_checkpoint
 from tests import forks
 from tests.reliability.test_artifacts import demo, make
@@ -181,7 +180,6 @@ def test_failing_any_single_disk_operation_of_a_checkpoint_leaves_the_one_before
 ):
     """The trainer of a real stage saves again and again at its end, until an attempt gets through."""
     trainers = []
-    monkeypatch.setattr(run, "clean_up", lambda *_: None)
     monkeypatch.setattr(plots, "save_log", lambda trainer, _: trainers.append(trainer))
     experiment = tiny_run(
         tmp_path,

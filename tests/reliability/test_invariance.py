@@ -1,4 +1,6 @@
-"""Settings that say how fast a result is made do not change it: micro-batches, recomputed activations, batches of an evaluation."""
+"""Settings that say how fast a result is made do not change it: micro-batches, recomputed
+activations, batches of an evaluation.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def trained(stage, experiment: Experiment) -> Path:
 
 
 def differences(one: Path, other: Path) -> tuple[float, float, int]:
-    """Largest difference over all losses and validations, mean difference of the losses, and how many losses there were."""
+    """Largest difference over all losses and validations, mean difference of the losses, and how
+    many losses there were.
+    """
     rows, others = (
         [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
         for path in (one, other)
@@ -76,7 +80,9 @@ def differences(one: Path, other: Path) -> tuple[float, float, int]:
 
 @pytest.mark.parametrize("stage", [sft, rl])
 def test_a_batch_cut_into_1_3_or_24_micro_batches_takes_the_same_steps(tmp_path, stage):
-    """Rows of different lengths, an incomplete last batch, sampled rollouts; losses are sums over a count known beforehand."""
+    """Rows of different lengths, an incomplete last batch, sampled rollouts; losses are sums over a
+    count known beforehand.
+    """
     if stage is rl:
         start = trained(sft, tiny_run(tmp_path / "start", sft=SFT))
     paths = []

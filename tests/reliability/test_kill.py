@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from minionerec.experiment import artifacts
+from minionerec.experiment import artifacts, run
 from minionerec.training.batches import MicroBatchSeeds
 from minionerec.training.callbacks import StopSignal
 from tests import forks
@@ -148,7 +148,7 @@ def test_a_run_killed_between_its_commit_and_its_end_leaves_nothing_behind(refer
     """Found by the random kills: the finished stage was right, its checkpoints stayed for ever."""
 
     def die_before_cleaning_up():
-        forks.training_run.clean_up = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        run.remove = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     config = reference.before("sft", tmp_path)
     assert forks.run("sft", config, before=die_before_cleaning_up)[0] == -signal.SIGKILL

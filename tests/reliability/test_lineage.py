@@ -22,6 +22,7 @@ import sft
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
 from minionerec.experiment.artifacts import MANIFEST, stage_path, verify
+from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
 from minionerec.training.checkpoints import last_checkpoint
 from tests.worlds import tiny_run
@@ -56,7 +57,7 @@ def made(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minionerec_trainer.RankingTrainer, "save_checkpoint", save)
         for stage in (sft, rl):
-            stage.train(experiment, stage_path(experiment, stage.__name__))
+            run_stage(stage.__name__, stage.train, experiment)
     return folder
 
 
@@ -125,7 +126,7 @@ def remake(experiment: Experiment, stage: str, parents: tuple[str, ...], change)
         path,
         stage,
         artifacts.relevant_settings(experiment, stage),
-        [stage_path(experiment, parent) for parent in parents],
+        [artifacts.opened(stage_path(experiment, parent)) for parent in parents],
     )
 
 
@@ -216,7 +217,7 @@ def tokenizer_of_another_catalogue(folder: Path) -> None:
 
 
 def tokenizer_without_sids(folder: Path) -> None:
-    from minionerec.model.backbone import train_tokenizer
+    from minionerec.model.vocabulary import train_tokenizer
 
     train_tokenizer(["a lamp", "a saw"], 300).save_pretrained(folder)
 

@@ -1,4 +1,6 @@
-"""A value that is not a number stops a run within one optimiser step, is named, and is in nothing that is committed."""
+"""A value that is not a number stops a run within one optimiser step, is named, and is in nothing
+that is committed.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def stopped(stage, experiment: object, monkeypatch, capsys, plant: Plant | None 
 
 
 def check_finite(partial: Path) -> None:
-    """Every committed checkpoint is whole, and every number of its weights and of its optimiser's state is one."""
+    """Every committed checkpoint is whole, and every number of its weights and of its optimiser's
+    state is one.
+    """
     for checkpoint in partial.glob("checkpoint-*"):
         artifacts.verify(checkpoint)
         states = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"].values()
@@ -110,19 +114,23 @@ def check_finite(partial: Path) -> None:
         (
             nan_in_next_gradient,
             2,
-            r"step 4: the loss is nan; parameter 'model.embed_tokens.weight' has \d+ values that are not finite",
+            r"step 4: the loss is nan; parameter 'model.embed_tokens.weight' has \d+ values that "
+            r"are not finite",
         ),
     ],
 )
 def test_sft_stops_at_the_next_step_and_names_parameter_and_last_good_checkpoint(
     tmp_path, monkeypatch, capsys, change, at, found
 ):
-    """Checkpoints are written after steps 2, 4, ...: a gradient that is no number spoils all weights in step 3."""
+    """Checkpoints are written after steps 2, 4, ...: a gradient that is no number spoils all
+    weights in step 3.
+    """
     experiment = tiny_run(tmp_path, sft=SFT)
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
     good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
     assert re.fullmatch(
-        rf"{found}; the last good checkpoint is {good}; lower the learning rate or check the data\n",
+        rf"{found}; the last good checkpoint is {good}; lower the learning rate or check the "
+        rf"data\n",
         said,
     )
 
@@ -133,13 +141,16 @@ def test_sft_stops_at_the_next_step_and_names_parameter_and_last_good_checkpoint
 def test_spoilt_weights_are_not_saved_even_where_no_loss_shows_them(
     tmp_path, monkeypatch, capsys, change, at, name
 ):
-    """Spoilt in the very step that saves; or a token that is infinitely unlikely, which leaves losses without it finite."""
+    """Spoilt in the very step that saves; or a token that is infinitely unlikely, which leaves
+    losses without it finite.
+    """
     experiment = tiny_run(tmp_path, sft=SFT)
     monkeypatch.setattr(RankingTrainer, "evaluate", lambda self, *_, **__: {"eval_NDCG@10": 0.0})
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
     good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
     assert said == (
-        f"step 4: parameter '{name}' has 1 values that are not finite; it was not saved; the last good checkpoint is {good}; "
+        f"step 4: parameter '{name}' has 1 values that are not finite; it was not saved; the last "
+        f"good checkpoint is {good}; "
         "lower the learning rate\n"
     )
 
@@ -148,12 +159,15 @@ def test_a_validation_with_spoilt_weights_stops_too(tmp_path, monkeypatch, capsy
     """It would rank nothing at all, which looks like a metric of 0."""
     said = stopped(sft, tiny_run(tmp_path, sft=SFT), monkeypatch, capsys, Plant(2, nan_in_layer))
     assert said.startswith(
-        f"step 2: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; there is no"
+        f"step 2: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are "
+        "not finite; there is no"
     )
 
 
 def spoil_embeddings(experiment) -> None:
-    """One item's embedding is NaN, in a directory that is whole: as if an earlier stage had written it so."""
+    """One item's embedding is NaN, in a directory that is whole: as if an earlier stage had written
+    it so.
+    """
     folder = artifacts.stage_path(experiment, "sids")
     embeddings = np.load(folder / "embeddings.npy")
     embeddings[:, 0] = np.nan
@@ -161,7 +175,7 @@ def spoil_embeddings(experiment) -> None:
     folder.rename(folder.with_name("spoilt"))
     data = artifacts.stage_path(experiment, "data")
     with artifacts.committed(
-        folder, "sids", artifacts.relevant_settings(experiment, "sids"), [data]
+        folder, "sids", artifacts.relevant_settings(experiment, "sids"), [artifacts.opened(data)]
     ) as staging:
         for name in ("sids.json", "embeddings.npy"):
             artifacts.link_or_copy(folder.with_name("spoilt") / name, staging / name)
@@ -173,7 +187,8 @@ def test_rl_names_the_reward_that_is_not_a_number(tmp_path, monkeypatch, capsys)
     sft.train(experiment, artifacts.stage_path(experiment, "sft"))
     said = stopped(rl, experiment, monkeypatch, capsys)
     assert said == (
-        "step 1: the loss is nan, reward is nan, reward/semantic is nan; all parameters are finite; there is no earlier "
+        "step 1: the loss is nan, reward is nan, reward/semantic is nan; all parameters are "
+        "finite; there is no earlier "
         "checkpoint; lower the learning rate or check the data\n"
     )
 
@@ -204,7 +219,8 @@ def test_rl_stops_in_the_step_after_its_policy_was_spoilt(tmp_path, monkeypatch,
     said = stopped(rl, experiment, monkeypatch, capsys, Plant(3, nan_in_layer))
     good = artifacts.partial_path(experiment, "rl") / "checkpoint-2"
     assert said == (
-        f"step 4: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are not finite; the last good "
+        f"step 4: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are "
+        "not finite; the last good "
         f"checkpoint is {good}; lower the learning rate or check the data\n"
     )
 
@@ -222,14 +238,17 @@ def test_an_evaluation_of_a_spoilt_checkpoint_is_refused_instead_of_scoring_0(tm
     save_file(weights, tmp_path / "foreign/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         UserError,
-        match="^the model's scores are not numbers: one of its weights is NaN or infinite; use an earlier ",
+        match="^the model's scores are not numbers: one of its weights is NaN or infinite; "
+        "use an earlier ",
     ):
         evaluate.evaluate(experiment, artifacts.evaluation_path(experiment))
     assert not artifacts.evaluation_path(experiment).exists()
 
 
 def test_no_number_of_a_log_is_replaced(tmp_path):
-    """The Trainer shows the mean of earlier losses in place of one that is NaN unless it is told not to."""
+    """The Trainer shows the mean of earlier losses in place of one that is NaN unless it is told
+    not to.
+    """
     experiment = tiny_run(tmp_path, sft=SFT)
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)

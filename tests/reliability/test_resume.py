@@ -1,4 +1,5 @@
-"""A run continued from any of its checkpoints ends in the same bits, also from the last one; a checkpoint that lacks a piece is refused.
+"""A run continued from any of its checkpoints ends in the same bits, also from the last one; a
+checkpoint that lacks a piece is refused.
 
 bash test.sh tests/reliability/test_resume.py
 bash test.sh tests/reliability/test_resume.py -m slow        from every step
@@ -71,7 +72,9 @@ def world(folder: Path, stage, settings: dict):
 
 @pytest.fixture
 def saves(monkeypatch, tmp_path):
-    """Keeps what an unfinished stage has on disk after each of its saves, by step; pictures are left out."""
+    """Keeps what an unfinished stage has on disk after each of its saves, by step; pictures are
+    left out.
+    """
     monkeypatch.setattr(plots, "curves", lambda rows, path: path.write_text(json.dumps(rows)))
     original, kept = minionerec_trainer.RankingTrainer.save_checkpoint, {}
 
@@ -88,7 +91,9 @@ def saves(monkeypatch, tmp_path):
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case, every):
-    """Weights, log, choice of the best step; dropout, accumulation, a reference that moves, reused rollouts, an early stop."""
+    """Weights, log, choice of the best step; dropout, accumulation, a reference that moves, reused
+    rollouts, an early stop.
+    """
     stage, settings, steps = CASES[case]
     experiment = world(tmp_path, stage, settings)
     saves.clear()
@@ -105,7 +110,9 @@ def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case
 
 
 def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, saves):
-    """The Trainer remembers the best checkpoint by its old path, does not find it, and ends with the last step instead."""
+    """The Trainer remembers the best checkpoint by its old path, does not find it, and ends with
+    the last step instead.
+    """
     experiment = world(tmp_path / "here", sft, SFT | {"learning_rate": 3e-2})
     path = artifacts.stage_path(experiment, "sft")
     sft.train(experiment, path)
@@ -123,7 +130,9 @@ def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, sav
 
 
 def test_every_piece_of_a_checkpoint_that_is_missing_is_named(tmp_path, saves):
-    """The Trainer goes on without random numbers or optimiser and says so to a log that nobody reads."""
+    """The Trainer goes on without random numbers or optimiser and says so to a log that nobody
+    reads.
+    """
     experiment = world(tmp_path, rl, RL | {"epochs": 0.4, "evals": 3})
     rl.train(experiment, artifacts.stage_path(experiment, "rl"))
     checkpoint = saves[3] / "checkpoint-3"
@@ -146,7 +155,8 @@ def test_every_piece_of_a_checkpoint_that_is_missing_is_named(tmp_path, saves):
         with pytest.raises(UserError) as caught:
             last_checkpoint(saves[3])
         assert str(caught.value) == (
-            f"{checkpoint / name}: is missing though MANIFEST.json lists it; delete {checkpoint} and "
+            f"{checkpoint / name}: is missing though MANIFEST.json lists it; delete {checkpoint} "
+            "and "
             "make it again"
         )
         (tmp_path / "elsewhere").rename(checkpoint / name)
@@ -161,10 +171,8 @@ def test_a_damaged_best_checkpoint_is_never_handed_on(tmp_path, saves):
     shutil.rmtree(path)
     partial = artifacts.partial_path(experiment, "sft")
     shutil.copytree(saves[12], partial)
-    best = (
-        partial
-        / f"checkpoint-{json.loads((partial / 'checkpoint-12/trainer_state.json').read_text())['best_global_step']}"
-    )
+    state = json.loads((partial / "checkpoint-12/trainer_state.json").read_text())
+    best = partial / f"checkpoint-{state['best_global_step']}"
     weights = bytearray((best / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (best / "model.safetensors").unlink()

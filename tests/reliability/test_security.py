@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import pickle
 import shutil
@@ -15,15 +16,16 @@ import torch
 import yaml
 
 import evaluate
-import rl
 import sft
-from minionerec.catalogue import inputs
+from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.sids import load_sids
 from minionerec.catalogue.sources import cells
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts, config
+from minionerec.experiment.manifest import Parent
 from minionerec.model import backbone
 from minionerec.training.checkpoints import CheckpointKeeper, last_checkpoint
+from minionerec.training.weighted_rewards import weighted_rewards
 from rqvae import build_sids, embed_items
 from tests.rqvae.test_sids_stage import world as sids_world
 from tests.worlds import save_encoder, tiny_run
@@ -324,12 +326,9 @@ def test_object_arrays_are_not_unpickled(tmp_path, canary):
     )
     (folder / "item_ids.json").write_text('["i0"]')
     refused(lambda: build_sids.read_embeddings(folder, ["i0"]), f"{folder / 'embeddings.npy'}: ")
-    samples, sids = inputs.load_catalogue(
-        experiment, *(artifacts.stage_path(experiment, name) for name in ("data", "sids"))
-    )
-    refused(
-        lambda: rl.make_reward(experiment, samples, sids, folder), f"{folder / 'embeddings.npy'}: "
-    )
+    catalogue = Catalogue.open(experiment)
+    catalogue = dataclasses.replace(catalogue, sids_stage=Parent(folder, ""))
+    refused(lambda: weighted_rewards(catalogue), f"{folder / 'embeddings.npy'}: ")
 
 
 @pytest.mark.parametrize(

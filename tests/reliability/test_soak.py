@@ -45,7 +45,9 @@ class Watch(TrainerCallback):
 
 @pytest.mark.slow
 def test_500_steps_of_rl_keep_their_memory(tmp_path, monkeypatch):
-    """With a reference that moves, dropout off as RL has it, ten validations; less than 1 % after a warm-up, no file left open."""
+    """With a reference that moves, dropout off as RL has it, ten validations; less than 1 % after a
+    warm-up, no file left open.
+    """
     torch.set_num_threads(1)
     experiment = tiny_run(
         tmp_path,
@@ -75,7 +77,8 @@ def test_500_steps_of_rl_keep_their_memory(tmp_path, monkeypatch):
     assert max(watch.memory) == 500
     growth = max(after_warm_up.values()) / after_warm_up[WARM_UP] - 1
     print(
-        f"resident: {after_warm_up[WARM_UP] / 1e6:.1f} MB after {WARM_UP} steps, {after_warm_up[500] / 1e6:.1f} MB after 500, "
+        f"resident: {after_warm_up[WARM_UP] / 1e6:.1f} MB after {WARM_UP} steps, "
+        f"{after_warm_up[500] / 1e6:.1f} MB after 500, "
         f"largest growth {growth:.2%}; open files {watch.files[WARM_UP]} -> {watch.files[500]}"
     )
     assert growth < 0.01

@@ -1,6 +1,6 @@
 """New items for a catalogue that has SIDs: none of those moves, the new ones are free, and an old model reaches them.
 
-python -m pytest tests/test_add_items.py
+python -m pytest tests/rqvae/test_add_items.py
 """
 
 from __future__ import annotations

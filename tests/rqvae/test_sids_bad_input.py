@@ -1,6 +1,6 @@
 """What stage 1 refuses: one line each, exit code 2, nothing written.
 
-python -m pytest tests/test_sids_bad_input.py
+python -m pytest tests/rqvae/test_sids_bad_input.py
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, write_json
+from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment, SidSettings
 from rqvae import build_sids
 
@@ -54,7 +55,7 @@ def world(
         stage_path(experiment, "embeddings"),
         "embeddings",
         relevant_settings(experiment, "embeddings"),
-        [data],
+        [opened(data)],
     ) as staging:
         np.save(staging / "embeddings.npy", embeddings)
         write_json(staging / "item_ids.json", item_ids)

@@ -1,6 +1,6 @@
 """Stage 1's pages: the report, its verdict, the comparison of methods; and what they look like in a browser.
 
-python -m pytest tests/test_sids_page.py
+python -m pytest tests/rqvae/test_sids_page.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stage 1 end to end: text, embeddings, SIDs, report, files, mistakes.
 
-python -m pytest tests/test_sids_stage.py
+python -m pytest tests/rqvae/test_sids_stage.py
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from minionerec.experiment.artifacts import (
     verify,
     write_json,
 )
+from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment, SidSettings
 from rqvae import build_sids, embed_items
 from rqvae.quantizers.rqkmeans import nearest, relative_error
@@ -121,7 +122,7 @@ def embed_by_hand(
         stage_path(experiment, "embeddings"),
         relevant_settings(experiment, "embeddings"),
     )
-    with committed(final, "embeddings", settings, [data]) as staging:
+    with committed(final, "embeddings", settings, [opened(data)]) as staging:
         np.save(staging / "embeddings.npy", embeddings)
         write_json(
             staging / "item_ids.json", items["item_id"].tolist() if item_ids is None else item_ids
@@ -211,7 +212,7 @@ def test_running_twice_says_so_and_other_settings_are_refused(tmp_path, capsys):
     capsys.readouterr()
     build_sids.main(experiment)
     assert (
-        "finished already" in capsys.readouterr().out
+        "is finished; next: bash sft.sh" in capsys.readouterr().out
         and verify(stage_path(experiment, "sids")) == before
     )
     with pytest.raises(UserError, match=re.escape("sids.codebook_sizes: [6, 6, 6] -> [7, 6, 6]")):
@@ -366,7 +367,7 @@ def test_the_script_runs_from_anywhere_and_prints_table_place_and_next_command(t
     assert done.returncode == 0, done.stderr
     assert (
         "collision rate" in done.stdout
-        and "-> runs/demo/sids" in done.stdout
+        and "written to runs/demo/sids; next: bash sft.sh" in done.stdout
         and "bash sft.sh" in done.stdout
     )
 

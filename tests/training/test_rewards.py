@@ -49,6 +49,15 @@ def test_collaborative_scales_scores_to_the_unit_interval_within_the_catalogue()
     )[0].tolist() == [0.5, 1.0]
 
 
+def test_collaborative_scores_of_one_row_do_not_scale_those_of_another():
+    """Each row's catalogue has its own lowest and highest score."""
+    scores = torch.tensor([[-4.0, -2.0, 0.0], [-100.0, -95.0, -90.0]])
+    found = rewards.collaborative(
+        torch.tensor([[0, 1], [1, 2]]), torch.ones(2, 2, dtype=torch.bool), scores
+    )
+    assert found.tolist() == [[0.0, 0.5], [0.5, 1.0]]
+
+
 def test_prefix_counts_levels_from_the_top_and_stops_at_the_first_wrong_one():
     codes = torch.tensor([[1, 2, 3], [1, 2, 9], [1, 9, 3], [9, 2, 3], [5, 6, -1]])
     items = torch.tensor([[0, 1, 2, 3]])

@@ -13,7 +13,7 @@ from minionerec.catalogue.rows import Label, Row
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.stages import stage_path
 from minionerec.rankers import experts
 from minionerec.training import soft_labels
 from minionerec.training.collate import collate_sft
@@ -226,7 +226,8 @@ def test_rows_that_ask_for_the_very_item_they_show_or_for_a_title_keep_their_one
 
 
 def test_a_teachers_weight_is_constant_for_half_of_the_steps_then_goes_to_its_end():
-    weights = [soft_labels.weight_at(done, 0.5, 0.1) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    recipe = soft_labels.Recipe.of({"weight": 0.5, "final_weight": 0.1})
+    weights = [recipe.weight_at(done) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert weights == pytest.approx([0.5, 0.5, 0.5, 0.3, 0.1])
 
 
@@ -247,7 +248,7 @@ def test_sft_with_soft_labels_learns_and_says_what_they_cost_before_it_starts(
     torch.set_num_threads(1)
     settings = {"soft_labels": {"top_k": 4, "final_weight": 0.1}, **changed}
     experiment = tiny_run(tmp_path, model=model, sft={"epochs": 1, "dropout": 0.0, **settings})
-    path = artifacts.stage_path(experiment, "sft")
+    path = stage_path(experiment, "sft")
     sft.train(experiment, path)
     told = capsys.readouterr().out
     assert ("expects validation rows best" in told) is ("teacher" in changed)
@@ -260,7 +261,7 @@ def test_sft_with_soft_labels_learns_and_says_what_they_cost_before_it_starts(
 def refused(tmp_path, **settings) -> str:
     experiment = tiny_run(tmp_path, sft=settings)
     with pytest.raises(UserError) as error:
-        sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+        sft.train(experiment, stage_path(experiment, "sft"))
     return str(error.value)
 
 
@@ -272,7 +273,7 @@ def test_more_items_than_the_catalogue_has_are_refused_before_training(tmp_path)
 def test_a_teacher_that_reads_texts_says_which_stage_makes_them(tmp_path):
     experiment = tiny_run(tmp_path)
     samples = chain_of_users(heldout=2)
-    missing = artifacts.stage_path(experiment, "sids") / "nothing.npy"
+    missing = stage_path(experiment, "sids") / "nothing.npy"
     with pytest.raises(
         UserError, match=r"nothing.npy not found, which text_knn reads; run `bash rqvae"
     ):

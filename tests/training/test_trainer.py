@@ -65,7 +65,10 @@ def grpo_trainer(folder, settings, model, ref_model=None, reward=None, normalize
     return trainer, rows, trie
 
 
-def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(tmp_path):
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(
+    tmp_path, num_iterations
+):
     """TRL scores every completion with its prompt in a row of its own; ours reads one tree per
     group.
     """
@@ -73,12 +76,23 @@ def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(t
     from trl import GRPOTrainer as TRLTrainer
 
     settings = RLSettings(
-        preset="paper", **{**RL_PRESETS["paper"], "num_generations": 8, "beta": 0.1}
+        preset="paper",
+        **{
+            **RL_PRESETS["paper"],
+            "num_generations": 8,
+            "beta": 0.1,
+            "num_iterations": num_iterations,
+        },
     )
     model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
     trainer, rows, trie = grpo_trainer(tmp_path / "ours", settings, model, reference)
     rollouts = trainer.roll_out(rows)
-    loss, _ = trainer.loss_of(trainer.model, rollouts, list(range(4)))
+    if num_iterations > 1:  # the policy has moved since: ratios on both sides of the clipping
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    loss, parts = trainer.loss_of(trainer.model, rollouts, list(range(4)))
+    assert (parts["clip_ratio"] > 0.1) == (num_iterations > 1)
     loss.backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -136,9 +150,11 @@ def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(t
         "ref_per_token_logps": reference_logps,
         "num_items_in_batch": torch.tensor(96),
     }
+    if num_iterations > 1:
+        inputs["old_per_token_logps"] = rollouts.old_logps.view(32, 3)
     expected = stock._compute_loss(model, inputs)
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
     for name, parameter in model.named_parameters():
         scale = parameter.grad.abs().max().clamp(min=1e-6)
         assert ((ours[name] - parameter.grad).abs().max() / scale).item() < 2e-5, name
@@ -222,6 +238,27 @@ def train(stage, experiment):
     path = artifacts.stage_path(experiment, stage.__name__)
     stage.train(experiment, path)
     return path
+
+
+def test_the_best_step_is_handed_on_and_not_the_last_one(tmp_path, monkeypatch):
+    """At a high learning rate the ranking of the validation rows gets worse again."""
+    digests = {}
+
+    def save(trainer, model, trial=None):
+        original(trainer, model, trial)
+        step = trainer.state.global_step
+        digests[step] = weights_digest(trainer.checkpoints.path(step))
+
+    original = minionerec_trainer.RankingTrainer.save_checkpoint
+    monkeypatch.setattr(minionerec_trainer.RankingTrainer, "save_checkpoint", save)
+    settings = {"epochs": 3, "evals_per_epoch": 4, "learning_rate": 3e-2, "eval_rows": 10}
+    path = train(sft, tiny_run(tmp_path, sft={"batch_size": 32, "patience": 0, **settings}))
+    log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    ranking = {row["step"]: row["eval_NDCG@10"] for row in log if "eval_NDCG@10" in row}
+    best = max(ranking, key=ranking.get)
+    assert best < max(ranking) == max(digests)
+    assert weights_digest(path) == digests[best]
+    assert len(set(digests.values())) == len(digests)
 
 
 def test_resuming_with_other_settings_is_refused_and_lists_them(tmp_path, monkeypatch):

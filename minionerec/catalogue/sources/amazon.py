@@ -23,6 +23,7 @@ for the texts of the items that are left.
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from minionerec.catalogue import split
 from minionerec.catalogue.sources import cells, files, readers, times
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, Source
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -75,6 +77,7 @@ def load(settings: DataSettings) -> Source:
         UserError: a file is missing, damaged or not of a known layout.
     """
     reviews_path, metadata_path = find_files(settings)
+    files = fingerprints([reviews_path, metadata_path])
     layout = detect(reviews_path, "user")
     if detect(metadata_path, "item") != layout:
         raise UserError(
@@ -110,6 +113,7 @@ def load(settings: DataSettings) -> Source:
         timestamps=times.source_of(reviews.unit),
         notes=notes,
         filtered=True,
+        files=files,
     )
 
 
@@ -122,11 +126,13 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
         UserError: a file is not there, or several could be meant.
     """
     folder = Path(settings.path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
             f"data.path: no folder '{folder}'; give the folder with the review and metadata files"
         )
-    present = sorted(p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES))
+    present = sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(SUFFIXES)
+    )
     paths = []
     for key, word, fits in (
         ("interactions", "review file", lambda name: not name.startswith("meta")),
@@ -140,7 +146,7 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
                 f"({', '.join(SUFFIXES)}), found {', '.join(found) or 'none'}; name it with "
                 f"data.{key}"
             )
-        if not (folder / found[0]).is_file():
+        if not os.path.isfile(folder / found[0]):
             raise UserError(
                 f"data.{key}: {folder / found[0]}: no such file; the folder holds "
                 f"{', '.join(present) or 'no such files'}"

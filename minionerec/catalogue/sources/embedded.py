@@ -22,7 +22,7 @@ was bought and when.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -103,19 +103,16 @@ def load(seed: int) -> Source:
 
 def make_catalogue(rng: np.random.Generator) -> Catalogue:
     """Every department x category x system in four variants, with brands and texts."""
-    rows, keys = [], []
+    rows: list[dict[str, Any]] = []
+    keys = []
     for d, department in enumerate(DEPARTMENTS):
         for c, leaf in enumerate(department.leaves):
             for s in range(len(department.systems)):
                 for v in range(len(SCALES)):
                     own_make = c == 0 or rng.random() < 0.5
-                    brand = (department.makers if own_make else department.partners)[s]
-                    rows.append(
-                        {
-                            "item_id": f"E{len(rows):04d}",
-                            **describe(department, leaf, department.systems[s], v, brand),
-                        }
-                    )
+                    makers = department.makers if own_make else department.partners
+                    item = describe(department, leaf, department.systems[s], v, makers[s])
+                    rows.append({"item_id": f"E{len(rows):04d}", **item})
                     keys.append((d, c, s, v, bool(leaf.sizes), leaf.consumable))
     items = pd.DataFrame(rows)
     department, leaf, system, variant, sized, consumable = np.array(keys).T

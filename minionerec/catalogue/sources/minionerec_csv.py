@@ -17,6 +17,7 @@ guess. Times are not in these files; the timestamp is a running number in the or
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from minionerec.catalogue.sources.items import convert_items
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, SPLITS, Source
 from minionerec.catalogue.sources.table import Table
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
 TOKEN = re.compile(r"<([a-z]+)_(\d+)>")
@@ -51,13 +53,16 @@ def load(settings: DataSettings) -> Source:
             each other.
     """
     folder = Path(settings.path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
             f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and "
             "the CSV files"
         )
-    items, notes = read_items(_find_json(folder, settings.items, "item"))
+    items_path = _find_json(folder, settings.items, "item")
     index_path = _find_json(folder, "", "index")
+    samples_paths = {split: _find_csv(folder, split) for split in SPLITS}
+    files = fingerprints([items_path, index_path, *samples_paths.values()])
+    items, notes = read_items(items_path)
     sids = read_index(index_path)
     missing = [item for item in items["item_id"] if item not in sids]
     if missing:
@@ -68,9 +73,9 @@ def load(settings: DataSettings) -> Source:
     known = set(items["item_id"])
     rows: list[Row] = []
     for split in SPLITS:
-        rows += read_samples(_find_csv(folder, split), split, known, sids)
+        rows += read_samples(samples_paths[split], split, known, sids)
     given_sids = {item: codes_of(sids[item]) for item in items["item_id"]}
-    return Source(items, chain(rows), given_sids, timestamps="order only", notes=notes)
+    return Source(items, chain(rows), given_sids, timestamps="order only", notes=notes, files=files)
 
 
 def _find_json(folder: Path, name: str, word: str) -> Path:
@@ -126,11 +131,11 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 def read_items(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """``{"0": {"title", "description", "brand", "categories"}, ...}`` as items; notes."""
     entries = _read_json_object(path)
-    broken = [item for item, entry in entries.items() if not isinstance(entry, dict)]
-    if broken:
+    for item, entry in entries.items():
+        if isinstance(entry, dict):
+            continue
         raise UserError(
-            f"{path}: item '{broken[0]}': got {cells.shorten(entries[broken[0]])}, expected an "
-            "object with a title"
+            f"{path}: item '{item}': got {cells.shorten(entry)}, expected an object with a title"
         )
     columns: dict[str, list[Any]] = {"item_id": list(entries)}
     for name in ITEM_COLUMNS[1:]:
@@ -147,20 +152,24 @@ def read_index(path: Path) -> dict[str, str]:
     """``{item_id: "<a_1><b_2><c_3>"}`` from ``{"0": ["<a_1>", "<b_2>", "<c_3>"], ...}``."""
     sids = {}
     for item, tokens in _read_json_object(path).items():
-        fine = (
-            isinstance(tokens, list)
-            and tokens
-            and all(isinstance(t, str) and TOKEN.fullmatch(t) for t in tokens)
-        )
-        if not fine or [TOKEN.fullmatch(t)[1] for t in tokens] != [
-            chr(ord("a") + level) for level in range(len(tokens))
-        ]:
+        if not _are_tokens(tokens):
             raise UserError(
                 f"{path}: item '{item}': got {cells.shorten(tokens)}, expected tokens such as "
                 "['<a_1>', '<b_2>', '<c_3>']"
             )
         sids[item] = "".join(tokens)
     return sids
+
+
+def _are_tokens(value: Any) -> bool:
+    """Whether this is a list of SID tokens, one of every level from a."""
+    if not isinstance(value, list) or not value:
+        return False
+    for level, token in enumerate(value):
+        found = TOKEN.fullmatch(token) if isinstance(token, str) else None
+        if found is None or found[1] != chr(ord("a") + level):
+            return False
+    return True
 
 
 def codes_of(sid: str) -> list[int]:

@@ -5,7 +5,7 @@ The tables of items and interactions, and what was dropped or noticed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -29,3 +29,4 @@ class Source(NamedTuple):
     timestamps: str = "unix seconds UTC"  # with what they were read from, or "order only"
     notes: tuple[str, ...] = ()  # what is legal but worth knowing, one line each
     filtered: bool = False  # the filters of the settings have run already
+    files: dict[str, Any] = {}  # path -> fingerprint of every file, taken before it was read

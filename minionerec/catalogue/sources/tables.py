@@ -14,6 +14,7 @@ all kinds together.
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from minionerec.catalogue.sources.interactions import (
@@ -26,6 +27,7 @@ from minionerec.catalogue.sources.readers import SUFFIXES, is_table
 from minionerec.catalogue.sources.source import Source
 from minionerec.catalogue.sources.table import SHOWN
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
 
@@ -38,6 +40,7 @@ def load(settings: DataSettings) -> Source:
     folder = Path(settings.path)
     interactions_path = find_file(folder, settings.interactions, "interactions")
     items_path = find_file(folder, settings.items, "items")
+    files = fingerprints([interactions_path, items_path])
     problems: list[str] = []
     items_table = read_items(items_path, settings.columns)
     items, notes = convert_items(items_table, problems)
@@ -50,7 +53,7 @@ def load(settings: DataSettings) -> Source:
     if problems:
         raise UserError("\n".join(problems))
     notes = items_table.notes + notes + interactions.notes
-    return Source(items, frame, timestamps=interactions.timestamps, notes=notes)
+    return Source(items, frame, timestamps=interactions.timestamps, notes=notes, files=files)
 
 
 def find_file(folder: Path, name: str, word: str) -> Path:
@@ -61,13 +64,13 @@ def find_file(folder: Path, name: str, word: str) -> Path:
     Raises:
         UserError: there is no such file or folder, or more than one table could be meant.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
             f"data.path: no folder '{folder}'; give the folder that holds the {word} file"
         )
     present = sorted(path.name for path in folder.iterdir() if path.is_file() or is_table(path))
     if name:
-        if (folder / name).exists():
+        if os.path.exists(folder / name):
             return folder / name
         near = difflib.get_close_matches(name, present, n=1)
         hint = f"; the folder holds {', '.join(present[:SHOWN]) or 'no files'}"

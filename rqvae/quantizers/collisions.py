@@ -46,10 +46,9 @@ def resolve_collisions(
     extra = extra_level(quantised)
     if extra.max() < 0:
         return sids, sizes
-    longer = [
-        (*sid, code) if code >= 0 else sid for sid, code in zip(sids, extra.tolist(), strict=True)
-    ]
-    return longer, [*sizes, int(extra.max()) + 1]
+    for item in np.flatnonzero(extra >= 0).tolist():
+        sids[item] = (*sids[item], int(extra[item]))
+    return sids, [*sizes, int(extra.max()) + 1]
 
 
 def as_tuples(codes: np.ndarray) -> list[Sid]:
@@ -69,9 +68,8 @@ def prefix_ids(codes: np.ndarray) -> np.ndarray:
     above = np.zeros(len(codes), np.int64)
     for depth, column in enumerate(codes.T):
         column = column + 1  # 0 where a SID has ended (-1)
-        _, above = np.unique(
-            above * (int(column.max()) + 1) + column, return_inverse=True
-        )  # above < N: no overflow
+        joined = above * (int(column.max()) + 1) + column  # above < N: no overflow
+        _, above = np.unique(joined, return_inverse=True)
         ids[:, depth] = above
     return ids
 
@@ -90,10 +88,13 @@ def extra_level(quantised: Quantised) -> np.ndarray:
     items = np.flatnonzero(colliding(quantised.codes))
     extra = np.full(len(quantised.codes), -1, np.int64)
     if len(items):
-        error = np.square(residual_before(quantised, quantised.codes.shape[1], items)).sum(axis=1)
+        levels = quantised.codes.shape[1]
+        residual = residual_before(quantised, levels, items)
+        error = np.square(residual).sum(axis=1)
         group = prefix_ids(quantised.codes[items])[:, -1]
         order = np.lexsort((items, error, group))
-        extra[items[order]] = np.arange(len(items)) - np.searchsorted(group[order], group[order])
+        ordered = group[order]
+        extra[items[order]] = np.arange(len(items)) - np.searchsorted(ordered, ordered)
     return extra
 
 
@@ -142,14 +143,17 @@ def prefixes_with_collisions(
 
     Prefixes are in lexicographic order.
     """
-    ids, num_items = prefix_ids(np.concatenate([codes, taken])), len(codes)
-    prefix = ids[:, -2] if codes.shape[1] > 1 else np.zeros(len(ids), np.int64)
+    num_items = len(codes)
+    ids = prefix_ids(np.concatenate([codes, taken]))
+    prefix = np.zeros(len(ids), np.int64)
+    if codes.shape[1] > 1:
+        prefix = ids[:, -2]
     order = np.argsort(prefix, kind="stable")
-    shared = np.bincount(ids[:, -1])[ids[:num_items, -1]] > 1
+    times_used = np.bincount(ids[:, -1])
+    shared = times_used[ids[:num_items, -1]] > 1
     crowded = np.unique(prefix[:num_items][shared])
-    starts, ends = (
-        np.searchsorted(prefix[order], crowded, side=side) for side in ("left", "right")
-    )
+    starts = np.searchsorted(prefix[order], crowded, side="left")
+    ends = np.searchsorted(prefix[order], crowded, side="right")
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         rows = order[start:end]
         yield rows[rows < num_items], taken[rows[rows >= num_items] - num_items, -1]
@@ -165,7 +169,8 @@ def share_out_last_codes(
         held: last codes under it that are not to be had; with the members at most ``size``.
     """
     movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
-    rows, columns = _earlier_twin_first(*_cheapest_assignment(cost, own), cost, own, twin)
+    rows, columns = _cheapest_assignment(cost, own)
+    rows, columns = _earlier_twin_first(rows, columns, cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
 
 
@@ -186,9 +191,8 @@ def spill_surplus(
     """
     movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
-    rows, columns = _earlier_twin_first(
-        *_cheapest_assignment(cost - elsewhere[:, None], own), cost, own, twin
-    )
+    rows, columns = _cheapest_assignment(cost - elsewhere[:, None], own)
+    rows, columns = _earlier_twin_first(rows, columns, cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
     leavers = np.setdiff1d(np.arange(len(movers)), rows)
     for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))]:
@@ -214,10 +218,11 @@ def _movers(
     uses[held] += np.where(uses[held] > 0, size, 1)  # an item on a held code shares it
     movers = members[uses[codes[members, last]] > 1]
     open_codes = np.setdiff1d(np.flatnonzero(uses != 1), held)
-    vectors, kind = np.unique(residual_before(quantised, last, movers), axis=0, return_inverse=True)
-    cost = squared_distances(
-        vectors.astype(np.float64), quantised.codebooks[last][open_codes].astype(np.float64)
-    )[kind]
+    residual = residual_before(quantised, last, movers)
+    vectors, kind = np.unique(residual, axis=0, return_inverse=True)
+    centres = quantised.codebooks[last][open_codes]
+    distances = squared_distances(vectors.astype(np.float64), centres.astype(np.float64))
+    cost = distances[kind]
     own = codes[movers, last][:, None] == open_codes
     _, twin = np.unique(kind * size + codes[movers, last], return_inverse=True)
     return movers, open_codes, cost, own, twin
@@ -239,13 +244,15 @@ def _earlier_twin_first(
 
     First their own code, then by cost.
     """
-    order = np.lexsort((columns, cost[rows, columns], ~own[rows, columns], twin[rows]))
-    served = np.bincount(
-        twin[rows], minlength=twin.max() + 1
-    )  # how many of each kind have a column
+    paid = cost[rows, columns]
+    moved = ~own[rows, columns]
+    order = np.lexsort((columns, paid, moved, twin[rows]))
+    # how many of each kind have a column
+    served = np.bincount(twin[rows], minlength=twin.max() + 1)
     by_twin = np.lexsort((np.arange(len(twin)), twin))
-    place = np.arange(len(twin)) - np.searchsorted(twin[by_twin], twin[by_twin])
-    return by_twin[place < served[twin[by_twin]]], columns[order]
+    ordered = twin[by_twin]
+    place = np.arange(len(twin)) - np.searchsorted(ordered, ordered)
+    return by_twin[place < served[ordered]], columns[order]
 
 
 class FreeRoom:
@@ -266,9 +273,8 @@ class FreeRoom:
     ) -> None:
         self.sizes = sizes
         self.used: Counter[Sid] = Counter()  # prefix of 0..L-2 codes -> SIDs taken below it
-        self.taken: defaultdict[Sid, list[int]] = defaultdict(
-            list
-        )  # prefix of L-2 codes -> pairs taken, k * K_L + k'
+        # prefix of L-2 codes -> pairs taken, k * K_L + k'
+        self.taken: defaultdict[Sid, list[int]] = defaultdict(list)
         settled = np.ones(len(codes), bool)
         settled[np.concatenate(overfull)] = False
         full = {tuple(codes[members[0], :-1].tolist()) for members in overfull}
@@ -283,11 +289,13 @@ class FreeRoom:
         """Mark a free SID as taken."""
         for depth in range(len(sid) - 1):
             self.used[sid[:depth]] += 1
-        self.taken[sid[:-2]].append(sid[-2] * self.sizes[-1] + sid[-1])
+        pair = sid[-2] * self.sizes[-1] + sid[-1]
+        self.taken[sid[:-2]].append(pair)
 
     def has_room(self, prefix: Sid) -> bool:
         """Whether a prefix of at most L-2 codes has a free SID below it."""
-        return self.used[prefix] < int(np.prod(np.array(self.sizes[len(prefix) :], dtype=object)))
+        below = math.prod(self.sizes[len(prefix) :])
+        return self.used[prefix] < below
 
     def cheapest(self, quantised: Quantised, item: int) -> tuple[float, Sid]:
         """``(squared error, SID)`` of the best free last codes under the nearest prefix.
@@ -299,16 +307,21 @@ class FreeRoom:
         prefix = tuple(quantised.codes[item, :-2].tolist())
         while not self.has_room(prefix):
             prefix = prefix[:-1]
-        residual = residual_before(quantised, len(prefix), np.array([item]))[0].astype(np.float64)
+        before = residual_before(quantised, len(prefix), np.array([item]))
+        residual = before[0].astype(np.float64)
         while len(prefix) < len(self.sizes) - 2:
             codebook = quantised.codebooks[len(prefix)]
-            near = np.square(residual - codebook).sum(axis=1).argsort(kind="stable")
-            code = next(int(code) for code in near if self.has_room((*prefix, int(code))))
-            prefix, residual = (*prefix, code), residual - codebook[code]
-        first, second = (codebook.astype(np.float64) for codebook in quantised.codebooks[-2:])
+            distance = np.square(residual - codebook).sum(axis=1)
+            near = distance.argsort(kind="stable").tolist()
+            code = next(code for code in near if self.has_room((*prefix, code)))
+            prefix = (*prefix, code)
+            residual = residual - codebook[code]
+        first = quantised.codebooks[-2].astype(np.float64)
+        second = quantised.codebooks[-1].astype(np.float64)
         # ||r - a - b||^2 for every pair: ||r - a||^2 + ||b||^2 - 2 (r - a).b
         # (K_{L-1}, K_L)
         error = squared_distances(residual - first, second)
         error.ravel()[self.taken[prefix]] = np.inf
         pair = int(error.argmin())
-        return float(error.flat[pair]), (*prefix, *divmod(pair, self.sizes[-1]))
+        last_two = divmod(pair, self.sizes[-1])
+        return float(error.flat[pair]), (*prefix, *last_two)

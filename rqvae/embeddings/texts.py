@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class TextStore:
         file: ``texts.bin``.
         offsets: ``(N + 1,)`` where the text of each item begins in it, and where the last one ends.
         tokens: ``(U,)`` length of each distinct text in tokens, after truncation.
+        digests: ``(U, 16)`` uint8, of each distinct text.
         first: ``(U,)`` the first item with that text.
         text_of_item: ``(N,)`` number of each item's distinct text.
         sha256: of all texts in item order: the same texts give the same embeddings.
@@ -43,18 +45,30 @@ class TextStore:
     file: Path
     offsets: np.ndarray
     tokens: np.ndarray
+    digests: np.ndarray
     first: np.ndarray
     text_of_item: np.ndarray
     sha256: str
 
     def read(self, numbers: np.ndarray) -> list[str]:
-        """The distinct texts with these numbers."""
-        with open(self.file, "rb") as handle:
-            return [self._text(handle, int(self.first[number])) for number in numbers]
+        """The distinct texts with these numbers.
 
-    def _text(self, handle, item: int) -> str:
+        Raises:
+            UserError: one is not what was written.
+        """
+        with open(self.file, "rb") as handle:
+            found = [self._bytes(handle, int(self.first[number])) for number in numbers]
+        for number, content in zip(numbers, found, strict=True):
+            if digest_of(content) != self.digests[number].tobytes():
+                raise UserError(
+                    f"{self.file}: was changed since it was written; delete {self.file.parent} and "
+                    "run the same command again"
+                )
+        return [content.decode() for content in found]
+
+    def _bytes(self, handle: BinaryIO, item: int) -> bytes:
         handle.seek(self.offsets[item])
-        return handle.read(self.offsets[item + 1] - self.offsets[item]).decode()
+        return handle.read(self.offsets[item + 1] - self.offsets[item])
 
 
 def store_texts(
@@ -62,13 +76,16 @@ def store_texts(
 ) -> TextStore:
     """Write the store into ``folder``, or open the one that an interrupted run left there."""
     if not (folder / "texts.npz").exists():
-        sizes, tokens, digests = [], [], []  # arrays: a list of numbers is 36 bytes each
+        # arrays: a list of numbers is 36 bytes each
+        sizes: list[np.ndarray] = []
+        tokens: list[np.ndarray] = []
+        digests: list[np.ndarray] = []
         with open(folder / "texts.bin", "wb") as handle:
             for _, texts in read_items(items):
                 sizes.append(np.array([handle.write(text.encode()) for text in texts], np.int64))
                 tokens.append(np.array(count_tokens(texts), np.int32))
                 digests.append(digests_of(texts))
-        write_index(folder, *map(np.concatenate, (sizes, tokens, digests)))
+        write_index(folder, np.concatenate(sizes), np.concatenate(tokens), np.concatenate(digests))
     return open_texts(folder)
 
 
@@ -85,6 +102,7 @@ def write_index(folder: Path, sizes: np.ndarray, tokens: np.ndarray, digests: np
             handle,
             offsets=offsets,
             tokens=tokens[first],
+            digests=digests[first],
             first=first,
             text_of_item=text_of_item.ravel(),
             sha256=sha256,
@@ -96,7 +114,8 @@ def write_index(folder: Path, sizes: np.ndarray, tokens: np.ndarray, digests: np
 def open_texts(folder: Path) -> TextStore:
     """The store that ``store_texts`` wrote, maybe in another process."""
     with np.load(folder / "texts.npz", allow_pickle=False) as saved:
-        arrays = {name: saved[name] for name in ("offsets", "tokens", "first", "text_of_item")}
+        names = ("offsets", "tokens", "digests", "first", "text_of_item")
+        arrays = {name: saved[name] for name in names}
         return TextStore(folder / "texts.bin", **arrays, sha256=str(saved["sha256"]))
 
 
@@ -110,10 +129,13 @@ def texts_sha256(items: Path) -> str:
 
 def digests_of(texts: list[str]) -> np.ndarray:
     """``(len(texts), 16)`` uint8 BLAKE2b digests."""
-    joined = b"".join(
-        hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts
-    )
+    joined = b"".join(digest_of(text.encode()) for text in texts)
     return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def digest_of(text: bytes) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
 
 
 def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:

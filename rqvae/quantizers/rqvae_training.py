@@ -12,6 +12,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from tqdm import tqdm
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import fsync
 from minionerec.experiment.settings import SidSettings
-from rqvae.assign import colliding
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
+from rqvae.quantizers.collisions import colliding
 from rqvae.quantizers.rqkmeans import Quantised, kmeans, nearest, sample
 from rqvae.quantizers.rqvae import RQVAE, measure, quantise_items
 
@@ -48,11 +49,11 @@ def fit_rqvae(
     """
     torch.manual_seed(seed)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision(
-            "high"
-        )  # TF32 while training; the final codes are float32's
+        # TF32 while training; the final codes are float32's
+        torch.set_float32_matmul_precision("high")
     mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.sqrt(np.square(embeddings - mean).mean(dtype=np.float64)).astype(np.float32)
+    variance = np.square(embeddings - mean).mean(dtype=np.float64)
+    scale = np.sqrt(variance).astype(np.float32)
     x = torch.from_numpy((embeddings - mean) / scale).to(device)  # (N, D)
     model = build_model(x.shape[1], settings).to(device)
     run = Run(model, x, settings, seed)
@@ -74,7 +75,8 @@ def fit_rqvae(
                 run.evaluate(loss)
                 run.save(progress, told)
     model.load_state_dict(run.best)
-    return quantise_items(model, x, embeddings, {"mean": mean, "scale": scale.reshape(1)}, run.log)
+    scaling = {"mean": mean, "scale": scale.reshape(1)}
+    return quantise_items(model, x, embeddings, scaling, run.log)
 
 
 def build_model(width: int, settings: SidSettings) -> RQVAE:
@@ -107,13 +109,18 @@ class Run:
     """
 
     def __init__(self, model: RQVAE, x: Tensor, settings: SidSettings, seed: int) -> None:
-        self.model, self.x, self.settings, self.seed = model, x, settings, seed
+        self.model = model
+        self.x = x
+        self.settings = settings
+        self.seed = seed
         model.codebooks.requires_grad_(settings.ema_decay == 0)
         learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(
             learnt, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
         )
-        self.epoch, self.best, self.log = 0, {}, []
+        self.epoch = 0
+        self.best: dict[str, Tensor] = {}
+        self.log: list[dict[str, Any]] = []
         self.forget()
 
     def forget(self) -> None:
@@ -121,26 +128,24 @@ class Run:
 
         Every code was just chosen, by one item.
         """
-        self.idle = [
-            torch.zeros(len(codebook), dtype=torch.long, device=self.x.device)
-            for codebook in self.model.codebooks
-        ]
-        self.count = [
-            torch.ones(len(codebook), device=self.x.device) for codebook in self.model.codebooks
-        ]
-        self.total = [codebook.detach().clone() for codebook in self.model.codebooks]
+        device = self.x.device
+        self.idle = []
+        self.count = []
+        self.total = []
+        for codebook in self.model.codebooks:
+            self.idle.append(torch.zeros(len(codebook), dtype=torch.long, device=device))
+            self.count.append(torch.ones(len(codebook), device=device))
+            self.total.append(codebook.detach().clone())
 
     def generator(self) -> torch.Generator:
         """The randomness of the present epoch: batches and restarts."""
-        return torch.Generator(self.x.device).manual_seed(
-            (self.seed * 1_000_003 + self.epoch) % 2**63
-        )
+        seed = (self.seed * 1_000_003 + self.epoch) % 2**63
+        return torch.Generator(self.x.device).manual_seed(seed)
 
     def batches(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Item numbers of every batch of an epoch."""
-        return torch.randperm(len(self.x), generator=generator, device=self.x.device).split(
-            self.settings.batch_size
-        )
+        order = torch.randperm(len(self.x), generator=generator, device=self.x.device)
+        return order.split(self.settings.batch_size)
 
     def train_epoch(self) -> float:
         """One pass in an order that seed and epoch decide; returns the mean loss of its steps.
@@ -149,9 +154,11 @@ class Run:
             UserError: the loss is no longer finite.
         """
         generator = self.generator()
-        batches, losses = self.batches(generator), []
+        batches = self.batches(generator)
+        losses = []
         for i, batch in enumerate(batches):
-            share = (self.epoch * len(batches) + i + 0.5) / (self.settings.epochs * len(batches))
+            done = self.epoch * len(batches) + i + 0.5
+            share = done / (self.settings.epochs * len(batches))
             for group in self.optimiser.param_groups:
                 group["lr"] = self.settings.learning_rate * learning_rate_factor(share)
             loss, _, codes, residuals = self.model(self.x[batch])
@@ -178,7 +185,6 @@ class Run:
 
         Appendix A.1 of VQ-VAE, arXiv:1711.00937.
 
-
         ``N <- d N + (1 - d) n``, ``M <- d M + (1 - d) sum r``, ``E = M / N``; a code that nobody
         chooses stays where it is.
         """
@@ -187,7 +193,8 @@ class Run:
             chosen = one_hot(codes[:, level], len(codebook)).to(residuals.dtype)  # (B, K)
             self.count[level].lerp_(chosen.sum(0), 1 - decay)
             self.total[level].lerp_(chosen.T @ residuals[level], 1 - decay)
-            codebook.copy_(self.total[level] / self.count[level].clamp_min(1e-12)[:, None])
+            share = self.count[level].clamp_min(1e-12)[:, None]  # (K, 1)
+            codebook.copy_(self.total[level] / share)
 
     @torch.no_grad()
     def restart_dead_codes(
@@ -198,12 +205,13 @@ class Run:
             self.idle[level] += 1
             self.idle[level][codes[:, level]] = 0
             dead = self.idle[level] >= self.settings.dead_code_steps  # (K,)
-            rows = torch.randint(
-                len(codes), (len(codebook),), generator=generator, device=codes.device
-            )
-            codebook.copy_(torch.where(dead[:, None], residuals[level][rows], codebook))
+            shape = (len(codebook),)
+            rows = torch.randint(len(codes), shape, generator=generator, device=codes.device)
+            fresh = residuals[level][rows]  # (K, W)
+            codebook.copy_(torch.where(dead[:, None], fresh, codebook))
             self.count[level].masked_fill_(dead, 1)
-            self.total[level].copy_(torch.where(dead[:, None], codebook, self.total[level]))
+            total = self.total[level]
+            total.copy_(torch.where(dead[:, None], codebook, total))
             if codebook.requires_grad:
                 for moment in ("exp_avg", "exp_avg_sq"):  # of the code that was there before
                     self.optimiser.state[codebook][moment].masked_fill_(dead[:, None], 0)
@@ -222,14 +230,11 @@ class Run:
             "collision_rate": float(colliding(codes).mean()),
             "codes_used": [len(np.unique(column)) for column in codes.T],
         }
-        least = min(
-            (r["reconstruction_error"] + r["collision_rate"] for r in self.log), default=math.inf
-        )
-        if row["reconstruction_error"] + row["collision_rate"] < least:
-            self.best = {
-                name: value.detach().cpu().clone()
-                for name, value in self.model.state_dict().items()
-            }
+        scores = [r["reconstruction_error"] + r["collision_rate"] for r in [*self.log, row]]
+        if scores[-1] < min(scores[:-1], default=math.inf):
+            self.best = {}
+            for name, value in self.model.state_dict().items():
+                self.best[name] = value.detach().cpu().clone()
         self.log.append(row)
 
     def save(self, path: Path, told: str) -> None:
@@ -242,12 +247,9 @@ class Run:
             tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".new")
-        beside.write_bytes(
-            save(
-                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                metadata={"made_from": told, "epoch": str(self.epoch), "log": json.dumps(self.log)},
-            )
-        )
+        on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {"made_from": told, "epoch": str(self.epoch), "log": json.dumps(self.log)}
+        beside.write_bytes(save(on_host, metadata=metadata))
         fsync(beside)
         os.replace(beside, path)
 
@@ -277,15 +279,13 @@ class Run:
             }
 
         self.model.load_state_dict(part("model."))
-        self.best, self.epoch, self.log = (
-            part("best."),
-            int(metadata["epoch"]),
-            json.loads(metadata["log"]),
-        )
-        self.idle, self.count, self.total = (
-            [tensors[f"{name}.{level}"].to(self.x.device) for level in range(len(self.idle))]
-            for name in ("idle", "count", "total")
-        )
+        self.best = part("best.")
+        self.epoch = int(metadata["epoch"])
+        self.log = json.loads(metadata["log"])
+        for level in range(len(self.idle)):
+            self.idle[level] = tensors[f"idle.{level}"].to(self.x.device)
+            self.count[level] = tensors[f"count.{level}"].to(self.x.device)
+            self.total[level] = tensors[f"total.{level}"].to(self.x.device)
         groups = self.optimiser.state_dict()["param_groups"]
         state = {number: part(f"adam.{number}.") for number in groups[0]["params"]}
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
@@ -295,7 +295,8 @@ class Run:
 
 def fingerprint(embeddings: np.ndarray, settings: SidSettings, seed: int) -> str:
     """What a progress file must agree on to be continued."""
-    digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, embeddings.shape]).encode())
+    facts = [settings.model_dump(), seed, embeddings.shape]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
 
@@ -305,11 +306,9 @@ def learning_rate_factor(share: float) -> float:
 
     ``share`` of the steps is done.
     """
-    return (
-        min(share / 0.05, 1.0)
-        if share < 0.05
-        else 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
-    )
+    if share < 0.05:
+        return min(share / 0.05, 1.0)
+    return 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
 
 
 @torch.no_grad()
@@ -318,27 +317,29 @@ def start_at_principal_components(model: RQVAE, x: Tensor, seed: int) -> None:
 
     Through all ReLUs.
 
-
     A number a passes ReLUs as the pair ``relu(a), relu(-a)``, so P is at most W and half the
     narrowest layer. Component i goes through units 2i and 2i+1 of every layer, the other units keep
     their random weights and are not read yet by the last layer. The scale ``sqrt(W / D)`` gives
     latents the mean square that they explain, as the embeddings have 1, which keeps quantisation
     and reconstruction loss in balance.
     """
-    encoder, decoder = (model.encoder[::2], model.decoder[::2])  # the linear layers
-    latent, width = encoder[-1].out_features, x.shape[1]
+    encoder = model.encoder[::2]  # the linear layers
+    decoder = model.decoder[::2]
+    latent = encoder[-1].out_features
+    width = x.shape[1]
     narrowest = min((layer.out_features // 2 for layer in encoder[:-1]), default=latent)
     count = min(latent, narrowest, *x.shape)
     rows = torch.from_numpy(sample(np.arange(len(x)), latent, seed)).to(x.device)
-    axes = torch.svd_lowrank(x[rows], q=min(count + 10, *x[rows].shape), niter=4)[2].T[
-        :count
-    ]  # (P, D); 10 more for accuracy
+    some = x[rows]
+    rank = min(count + 10, *some.shape)  # 10 more for accuracy
+    _, _, components = torch.svd_lowrank(some, q=rank, niter=4)
+    axes = components.T[:count]  # (P, D)
     scale = math.sqrt(latent / width)
-    pairs = torch.kron(
-        torch.eye(count, device=x.device), torch.tensor([[1.0], [-1.0]], device=x.device)
-    )  # (2P, P)
+    signs = torch.tensor([[1.0], [-1.0]], device=x.device)
+    pairs = torch.kron(torch.eye(count, device=x.device), signs)  # (2P, P)
     if len(encoder) == 1:
-        encoder[0].weight[:count], decoder[0].weight[:, :count] = axes * scale, axes.T / scale
+        encoder[0].weight[:count] = axes * scale
+        decoder[0].weight[:, :count] = axes.T / scale
         return
     encoder[0].weight[: 2 * count] = pairs @ axes * scale
     for layer in (*encoder[1:-1], *decoder[1:-1]):
@@ -363,10 +364,9 @@ def initialise_codebooks(model: RQVAE, x: Tensor, settings: SidSettings, seed: i
     rows = sample(np.arange(len(x)), max(map(len, model.codebooks)), seed)
     residual = model.encoder(x[torch.from_numpy(rows).to(x.device)]).cpu().numpy()
     if settings.method == "rqkmeans_plus":
-        centroids = fit_balanced_rqkmeans(
-            residual, list(map(len, model.codebooks)), settings.kmeans_iterations, seed
-        ).codebooks
-        for codebook, start in zip(model.codebooks, centroids, strict=True):
+        sizes = [len(codebook) for codebook in model.codebooks]
+        fitted = fit_balanced_rqkmeans(residual, sizes, settings.kmeans_iterations, seed)
+        for codebook, start in zip(model.codebooks, fitted.codebooks, strict=True):
             codebook.copy_(torch.from_numpy(start))
         return
     for level, codebook in enumerate(model.codebooks):

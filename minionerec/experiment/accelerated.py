@@ -1,0 +1,74 @@
+"""``accelerate launch`` that ends as a single process does: one message, the stage's exit code.
+
+    python -m minionerec.experiment.accelerated [options of accelerate launch] SCRIPT ARGUMENTS...
+
+The launcher (``minionerec/experiment/launch.py``) starts several processes through this. They leave
+their messages where torchrun looks for them (``errors.one_line_errors``), and the one that
+tells the cause is printed here, without a traceback. Torchrun passes a signal on and waits half a
+minute for the stage to save its state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from minionerec.errors import LAUNCHER, LOST_PROCESS, USER_ERROR, show, stopped_by
+
+
+def main(words: list[str]) -> int:
+    """Launch; returns the exit code."""
+    # In this process alone: torchrun's account of what the stage itself reports
+    logging.disable(logging.ERROR)
+    os.environ[LAUNCHER] = "1"
+    try:
+        launch_command(launch_command_parser().parse_args(words))
+    except ChildFailedError as error:
+        failures = error.failures.items()
+        return report({rank: (each.exitcode, each.message) for rank, each in failures})
+    except SignalException as error:
+        return stopped_by(error.sigval)
+    return 0
+
+
+def report(failures: dict[int, tuple[int, dict | str]]) -> int:
+    """Print the cause among the processes' endings.
+
+    A process that left a message may have been stopped while it ended: the message counts, not its
+    exit code.
+
+    Args:
+        failures: rank -> exit code and message; a message is a dictionary when a stage left it.
+
+    Returns:
+        The exit code to end with.
+    """
+    told = []
+    silent = []
+    for rank, (code, message) in failures.items():
+        if isinstance(message, dict):
+            told.append(message)
+        else:
+            silent.append((rank, code))
+    causes = [message["message"] for message in told if not message["extraInfo"]["lost"]]
+    if causes:
+        show(causes[0])
+        return USER_ERROR
+    if silent:
+        # Torchrun stops the others with SIGTERM, so that they are the last to look at
+        rank, code = min(silent, key=lambda ending: ending[1] == -signal.SIGTERM)
+        ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        show(f"process {rank} ended with {ending}; what it printed is above")
+        return code if code >= 0 else stopped_by(-code)
+    show(told[0]["message"])
+    return LOST_PROCESS
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,282 @@
+"""A language model that recommends: weights, tokenizer, prompt and search of one checkpoint together.
+
+    catalogue = Catalogue.open(read_experiment("configs/quickstart.yaml"))
+    policy = Policy.load("rl", catalogue)
+    policy.recommend([["E0001", "E0002"]], k=5)
+
+A checkpoint says itself how it wants to be asked: the wording of its prompts, the longest prompt,
+and the distribution that its scores come from lie beside its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.prompts import (
+    TEMPLATES,
+    Renderer,
+    Template,
+    load_template,
+    save_template,
+)
+from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.sids import SIDS_FILE
+from minionerec.catalogue.trie import SidTrie
+from minionerec.errors import UserError
+from minionerec.experiment.files import write_json
+from minionerec.experiment.lineage import Checkpoint, open_checkpoint, require_unchanged
+from minionerec.experiment.manifest import Parent
+from minionerec.experiment.settings import ModelSettings
+from minionerec.model import backbone
+from minionerec.model.ranking import Ranker, Unwanted
+
+POLICY_FILE = "policy.json"
+NEW = Checkpoint(Path(), "", [], {})  # of a model that is no checkpoint yet
+
+
+class Recommendation(NamedTuple):
+    """An item and how likely the model holds it to be the next one."""
+
+    item_id: str
+    title: str
+    score: float  # log-probability of its SID
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model and all that is needed to ask it for items of a catalogue.
+
+    Make one with ``load`` or ``create``.
+    """
+
+    catalogue: Catalogue
+    checkpoint: Checkpoint  # where it was loaded from
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    normalize: str  # the distribution of its scores: vocab or trie
+    max_tokens: int  # prompt and completion together
+    renderer: Renderer
+    trie: SidTrie
+
+    @classmethod
+    def create(cls, catalogue: Catalogue, dropout: float = 0.0) -> Policy:
+        """The model that SFT starts from: the backbone of the settings, with tokens for the SIDs.
+
+        Args:
+            catalogue: whose SIDs it will write.
+            dropout: models from scratch only.
+
+        Raises:
+            UserError: the backbone cannot be loaded or built.
+        """
+        experiment = catalogue.experiment
+        settings = experiment.model
+        model, tokenizer = backbone.build(
+            settings, catalogue.sids, catalogue.texts(), experiment.seed, dropout
+        )
+        template = TEMPLATES[settings.template]
+        asked = {"normalize": settings.normalize, "max_tokens": settings.max_tokens}
+        return cls._with_tables(catalogue, NEW, model, tokenizer, template, asked)
+
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path, catalogue: Catalogue, dtype: torch.dtype | None = None
+    ) -> Policy:
+        """A trained checkpoint, on the CPU; ``to`` moves it.
+
+        Args:
+            checkpoint: ``sft``, ``rl``, or the folder of any checkpoint with these SID tokens.
+            catalogue: what it is to recommend from.
+            dtype: of the weights; by default what ``model.dtype`` says.
+
+        Raises:
+            UserError: there is no such checkpoint, it was made with other settings than the
+                experiment's or for other SIDs, or it cannot be loaded.
+        """
+        settings = catalogue.experiment.model
+        found = open_checkpoint(catalogue.experiment, str(checkpoint))
+        backbone.check_sids(found.path, catalogue.sids)
+        if dtype is None:
+            dtype = backbone.precision(settings.dtype)[0]
+        model, tokenizer = backbone.load(found.path, dtype, settings.trust_remote_code)
+        template = load_template(found.path, settings.template)
+        asked = how_it_is_asked(found.path, settings)
+        require_unchanged(found.sources)
+        return cls._with_tables(catalogue, found, model, tokenizer, template, asked)
+
+    @classmethod
+    def _with_tables(
+        cls,
+        catalogue: Catalogue,
+        checkpoint: Checkpoint,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        asked: dict[str, Any],
+    ) -> Policy:
+        renderer = catalogue.renderer(tokenizer, template, asked["max_tokens"])
+        return cls(
+            catalogue=catalogue,
+            checkpoint=checkpoint,
+            model=model,
+            tokenizer=tokenizer,
+            template=template,
+            normalize=asked["normalize"],
+            max_tokens=asked["max_tokens"],
+            renderer=renderer,
+            trie=catalogue.trie(tokenizer),
+        )
+
+    @property
+    def parents(self) -> list[Parent]:
+        """What a stage that reads this policy and its catalogue is made from."""
+        return [*self.catalogue.parents, *self.checkpoint.parents]
+
+    def to(self, device: torch.device | str) -> Policy:
+        """The same policy with its model and its search tables on a device."""
+        return dataclasses.replace(self, model=self.model.to(device), trie=self.trie.to(device))
+
+    def model_again(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The checkpoint's model once more, e.g. as a reference that stays as it is."""
+        settings = self.catalogue.experiment.model
+        return backbone.load(self.checkpoint.path, dtype, settings.trust_remote_code)[0]
+
+    def sid_token_ids(self) -> list[int]:
+        """Token ids of all SID tokens, level by level."""
+        levels = self.catalogue.sids.level_token_ids(self.tokenizer)
+        return [token for level in levels for token in level]
+
+    def ranker(
+        self, samples: Sequence[Sample], num_beams: int, unwanted: Unwanted | None = None
+    ) -> Ranker:
+        """What ranks the catalogue for some samples.
+
+        Args:
+            samples: of which the histories count.
+            num_beams: items to rank.
+            unwanted: per sample the items that must not be recommended.
+        """
+        return Ranker(
+            self.model,
+            samples,
+            self.renderer,
+            self.trie,
+            num_beams,
+            normalize=self.normalize,
+            unwanted=unwanted,
+        )
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int,
+        exclude: Sequence[Collection[str]] | None = None,
+        allow: Collection[str] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The k next items for each history, best first; fewer where fewer may be recommended.
+
+        The lists are the first k of those that an evaluation writes for the same histories.
+
+        Args:
+            histories: item ids, oldest first; what is longer than ``data.max_history`` loses its
+                oldest items.
+            k: items per history, at least 1.
+            exclude: for each history the item ids that must not be recommended, e.g. ``histories``.
+            allow: the only item ids that may be recommended; None: the whole catalogue.
+
+        Raises:
+            UserError: an id is not in the catalogue.
+        """
+        if not histories:
+            return []
+        experiment = self.catalogue.experiment
+        samples = []
+        for history in histories:
+            items = self.catalogue.positions(history)
+            samples.append(Sample("", tuple(items[-experiment.data.max_history :]), 0, 0))
+        unwanted = self._unwanted(len(samples), exclude, allow)
+        ranker = self.ranker(samples, max(k, experiment.evaluate.num_beams), unwanted)
+        lists: list[list[Recommendation]] = [[] for _ in samples]
+        for batch, (leaves, scores) in zip(
+            ranker.batches, ranker.rank(ranker.batches), strict=True
+        ):
+            for row, number in enumerate(batch):
+                items, item_scores = self.trie.items_of_leaves(
+                    leaves[row].tolist(),
+                    scores[row].tolist(),
+                    () if unwanted is None else unwanted[number],
+                )
+                ranked = zip(items[:k], item_scores[:k], strict=True)
+                lists[number] = [self._recommendation(item, score) for item, score in ranked]
+        return lists
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write a complete checkpoint.
+
+        Args:
+            model: whose weights to write: this policy's own after training, adapters merged.
+            directory: there already, without a checkpoint.
+        """
+        self.save_companions(directory)
+        sids_file = directory / SIDS_FILE
+        backbone.save(model, self.tokenizer, sids_file, self.template, directory)
+
+    def save_companions(self, directory: Path) -> None:
+        """Write what belongs beside the weights: the SIDs as they were read, and how to ask."""
+        (directory / SIDS_FILE).write_bytes(self.catalogue.sids.raw)
+        save_template(self.template, directory)
+        asked = {"normalize": self.normalize, "max_tokens": self.max_tokens}
+        write_json(directory / POLICY_FILE, asked)
+
+    def _unwanted(
+        self,
+        count: int,
+        exclude: Sequence[Collection[str]] | None,
+        allow: Collection[str] | None,
+    ) -> list[frozenset[int]] | None:
+        """Per history the item indexes that must not be recommended; None: all may be."""
+        if exclude is None and allow is None:
+            return None
+        everybodys: set[int] = set()
+        if allow is not None:
+            everybodys = set(range(len(self.catalogue.item_ids)))
+            everybodys -= set(self.catalogue.positions(list(allow)))
+        unwanted = []
+        for ids in exclude if exclude is not None else [()] * count:
+            unwanted.append(frozenset({*everybodys, *self.catalogue.positions(list(ids))}))
+        return unwanted
+
+    def _recommendation(self, item: int, score: float) -> Recommendation:
+        title = self.catalogue.items["title"].iloc[item]
+        return Recommendation(self.catalogue.item_ids[item], title, score)
+
+
+def how_it_is_asked(checkpoint: Path, settings: ModelSettings) -> dict[str, Any]:
+    """``normalize`` and ``max_tokens`` of a checkpoint; a foreign one takes them from the settings.
+
+    Raises:
+        UserError: the checkpoint's file says something else.
+    """
+    file = checkpoint / POLICY_FILE
+    if not file.is_file():
+        return {"normalize": settings.normalize, "max_tokens": settings.max_tokens}
+    try:
+        asked = json.loads(file.read_text(encoding="utf-8"))
+        settings.changed(asked)
+        return {"normalize": asked["normalize"], "max_tokens": asked["max_tokens"]}
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(
+            f"{file}: does not say how the model is asked ({type(error).__name__}: {error}); "
+            "expected normalize and max_tokens; train this checkpoint again"
+        ) from None

@@ -1,0 +1,67 @@
+"""A comparison of methods as two tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minionerec.evaluation.comparison import LEVEL, TABLE_KEYS
+from minionerec.pages.html import number
+from minionerec.pages.text import FOUR_DIGITS, aligned, metrics_table
+
+
+def comparison_text(figures: Mapping[str, Any]) -> str:
+    """The figures of ``comparison.compared`` as tables, and what the marks mean."""
+    methods = figures["methods"]
+    parts = [
+        f"{figures['split']} split: {figures['rows']:,} rows of {figures['users']:,} users",
+        metrics_table(methods),
+    ]
+    if any(method["deviations"] for method in methods.values()):
+        parts.append(f"standard deviation over seeds\n{deviations_table(methods)}")
+    parts.append(differences_table(figures))
+    parts.append(
+        f"* p < {LEVEL:g} two-sided, after Holm's correction over these "
+        f"{len(figures['differences'])} comparisons. Paired randomisation\n"
+        f"test and bootstrap over users, {figures['samples']:,} draws each; of several seeds a "
+        "row counts by its mean."
+    )
+    if figures["notes"]:
+        parts.append("\n".join(figures["notes"]))
+    return "\n\n".join(parts)
+
+
+def deviations_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """The standard deviation over seeds of every method that has several."""
+    lines = [["", "seeds", *TABLE_KEYS]]
+    for name, method in methods.items():
+        if method["deviations"]:
+            cells = [number(method["deviations"].get(key), FOUR_DIGITS) for key in TABLE_KEYS]
+            lines.append([name, str(method["seeds"]), *cells])
+    return aligned(lines)
+
+
+def differences_table(figures: Mapping[str, Any]) -> str:
+    """Every difference to the reference; one that is more than noise is marked."""
+    lines = [[f"against {figures['reference']}", "", "difference", "95 %", "p", "Holm", ""]]
+    for row in figures["differences"]:
+        low, high = row["interval"]
+        lines.append(
+            [
+                row["method"],
+                row["metric"],
+                f"{row['difference']:+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
+                f"{row['p_value']:.4f}",
+                f"{row['holm_p_value']:.4f}",
+                mark(row),
+            ]
+        )
+    return aligned(lines)
+
+
+def mark(row: Mapping[str, Any]) -> str:
+    """better or worse, with a star, where the corrected p-value says so."""
+    if not row["significant"]:
+        return ""
+    return "better *" if row["difference"] > 0 else "worse *"

