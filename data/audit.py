@@ -2,9 +2,10 @@
 
     python data/audit.py --config configs/quickstart.yaml
 
-Reads ``runs/<name>/data`` and, where they are there, the embeddings of ``sids`` (near-duplicates) and the tokenizer of ``sft``
-(rendered prompts). Prints a verdict per check and writes ``runs/<name>/audit/{audit.json,audit.html}``; an audit made before those
-stages were there is made again.
+Reads ``runs/<name>/data`` and, where they are there, the embeddings of ``sids`` (near-duplicates)
+and the tokenizer of ``sft`` (rendered prompts). Prints a verdict per check and writes
+``runs/<name>/audit/{audit.json,audit.html}``; an audit made before those stages were there is made
+again.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
 
 
 def read_prompts(experiment: Experiment, checkpoint: Path) -> Prompts:
-    """The prompts of a trained checkpoint, as it reads them; its weights are not needed for that."""
+    """The prompts of a trained checkpoint, as it reads them; without its weights."""
     catalogue = Catalogue.open(experiment)
     settings = experiment.model
     trusted = settings.trust_remote_code

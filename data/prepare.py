@@ -1,11 +1,12 @@
 """Stage 0: raw or tabular data to items, interactions and a split.
 
     python data/prepare.py --config configs/quickstart.yaml
-    python data/prepare.py --config configs/own_dataset.yaml --data.path my_shop --data.split leave_one_out
+    python data/prepare.py --config configs/own_dataset.yaml --data.path my_shop
 
-Writes runs/<name>/data: items.parquet, interactions.parquet (global order; a user's rows in file order are the user's
-sequence), stats.json and, where the source brings SIDs, given_sids.json. Filters are those of the MiniOneRec report,
-arXiv:2510.24431: title length, time window, iterative k-core; a split that the source carries is taken as it is.
+Writes runs/<name>/data: items.parquet, interactions.parquet (global order; a user's rows in file
+order are the user's sequence), stats.json and, where the source brings SIDs, given_sids.json.
+Filters are those of the MiniOneRec report, arXiv:2510.24431: title length, time window, iterative
+k-core; a split that the source carries is taken as it is.
 """
 
 from __future__ import annotations
@@ -56,22 +57,26 @@ def summary(stats: dict[str, Any]) -> str:
         f"  dropped {count:,} {reason}" for reason, count in stats["dropped"].items() if count
     ]
     lines.append(
-        f"{stats['users']:,} users, {stats['items']:,} items ({stats['items_with_interactions']:,} with interactions), "
+        f"{stats['users']:,} users, {stats['items']:,} items "
+        f"({stats['items_with_interactions']:,} with interactions), "
         f"{stats['interactions']:,} interactions, repeat rate {stats['repeat_rate']:.1%}"
     )
     lines.append(
-        f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} {'in history':>11} {'in train':>9} "
+        f"{'split':<6} {'samples':>9} {'users':>8} {'history':>8} {'repeated':>9} "
+        f"{'in history':>11} {'in train':>9} "
         f"{'cold':>6}"
     )
     for name, row in stats["splits"].items():
         lines.append(
-            f"{name:<6} {row['samples']:>9,} {row['users']:>8,} {row['history_length']['50%']:>8.1f} "
+            f"{name:<6} {row['samples']:>9,} {row['users']:>8,} "
+            f"{row['history_length']['50%']:>8.1f} "
             f"{row['repeat_rate']:>9.1%} {row['target_in_history_rate']:>11.1%} "
             f"{row['target_seen_in_train_rate']:>9.1%} {row['cold_targets']:>6,}"
         )
     leaks = stats["leaks"]
     lines.append(
-        f"leak check: {leaks['interactions_checked']:,} interactions of {leaks['users_checked']:,} users, "
+        f"leak check: {leaks['interactions_checked']:,} interactions of "
+        f"{leaks['users_checked']:,} users, "
         "none that is held out comes before one in train"
     )
     return "\n".join(lines)

@@ -64,7 +64,11 @@ def build_and_say(experiment: Experiment, final: Path) -> None:
 
 
 def build(experiment: Experiment, final: Path) -> dict:
-    """Read, quantise, resolve collisions, report, commit ``final``; returns the report with the seconds that it took."""
+    """Read, quantise, resolve collisions, report, commit ``final``.
+
+    Returns:
+        The report, with the seconds that it took.
+    """
     parents = [open_stage(experiment, stage) for stage in ("data", "embeddings")]
     data, embedded = (parent.path for parent in parents)
     items = pd.read_parquet(data / "items.parquet")

@@ -158,11 +158,14 @@ def figures(report: Report) -> dict[str, Any]:
 def table(reports: Reports) -> list[Row]:
     """All rows."""
     found = [figures(report) for report in reports.values()]
-    rows = [
-        Row("go", ["yes" if one["go"] else "no" for one in found], None),
-        Row("codes used per level", ["/".join(map(str, one["used"])) for one in found], None),
-    ]
-    for level in range(max(len(one["perplexity"]) for one in found)):
+    go = []
+    used = []
+    for one in found:
+        go.append("yes" if one["go"] else "no")
+        used.append("/".join(map(str, one["used"])))
+    rows = [Row("go", go, None), Row("codes used per level", used, None)]
+    most_levels = max(len(one["perplexity"]) for one in found)
+    for level in range(most_levels):
         rows.append(perplexity_row(level, found))
     for name, pattern in RATES.items():
         rows.append(rate_row(name, pattern, found))
@@ -183,8 +186,12 @@ def perplexity_row(level: int, found: Sequence[dict[str, Any]]) -> Row:
 
 def rate_row(name: str, pattern: str, found: Sequence[dict[str, Any]]) -> Row:
     """A figure of which less is better."""
-    shown = [number(one[name], pattern) for one in found]
-    values = [None if one[name] is None else -one[name] for one in found]
+    shown = []
+    values: list[float | None] = []
+    for one in found:
+        value = one[name]
+        shown.append(number(value, pattern))
+        values.append(None if value is None else -value)
     return Row(name, shown, values)
 
 
@@ -214,8 +221,11 @@ def best_cells(row: Row, methods: Sequence[str]) -> list[int]:
     if len({value for value, _ in rivals}) < 2:
         return []
     best = max(rivals)[1]  # what reads the same is equally good
-    cells = enumerate(zip(methods, row.shown, strict=True))
-    return [place for place, (method, cell) in cells if cell == best and method != CONTROL]
+    places = []
+    for place, (method, cell) in enumerate(zip(methods, row.shown, strict=True)):
+        if cell == best and method != CONTROL:
+            places.append(place)
+    return places
 
 
 def text_table(reports: Reports) -> str:

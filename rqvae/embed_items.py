@@ -82,7 +82,7 @@ def embed(experiment: Experiment, final: Path) -> None:
 
 
 def this_launch() -> PartialState:
-    """The processes of this launch; torch is imported here, after a run with nothing to do has ended.
+    """The processes of this launch; torch is imported once there is something to do.
 
     Without cpu=True several processes on CPUs would each believe to be alone. They wait for the
     slowest, however long.

@@ -1,18 +1,19 @@
-"""Go or no-go: what the figures of ``report.json`` mean for the stages behind, with the thresholds they are held against.
+"""Go or no-go: what the figures of ``report.json`` mean for the stages behind.
 
-The thresholds are this project's experience, not a theorem: a no-go says that a language model trained on these SIDs
-starts with a handicap that is cheaper to mend here. Each check is ``good``, ``caution`` or ``bad``; one ``bad`` is a no-go.
+The thresholds that they are held against are this project's experience, not a theorem: a no-go says
+that a language model trained on these SIDs starts with a handicap that is cheaper to mend here.
+Each check is ``good``, ``caution`` or ``bad``; one ``bad`` is a no-go.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 # name -> (good up to / from here, bad beyond here); which way is said in each check.
 FIRST_LEVEL = (0.85, 0.5)  # perplexity / K: 1 is an evenly used codebook
-DEEPER_LEVELS = (
-    0.5  # lower is a caution only: plain residual k-means is uneven there and still works
-)
+# Lower is a caution only: plain residual k-means is uneven there and still works.
+DEEPER_LEVELS = 0.5
 DEAD_CODES = (0.05, 0.5)  # share of a level's codes that no item has
 MOVED = (0.1, 0.5)  # share of items whose SID is not the one the quantiser gave
 ERROR = (0.6, 0.9)  # share of the embeddings' variance that the codes lose
@@ -24,26 +25,21 @@ IDENTICAL = 0.01  # share of items that are listed more than once
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
-    """``{"go": bool, "line": text, "checks": [{"name", "found", "wanted", "state", "advice"}]}``."""
-    checks = [
-        check
-        for check in (
-            shared(report),
-            first_level(report),
-            deeper_levels(report),
-            dead_codes(report),
-            moved(report),
-            error(report),
-            neighbours(report),
-            purity(report),
-            identical(report),
-        )
-        if check
+    """``go``, a ``line``, and ``checks`` with name, found, wanted, state and advice."""
+    asked = [
+        shared(report),
+        first_level(report),
+        deeper_levels(report),
+        dead_codes(report),
+        moved(report),
+        error(report),
+        neighbours(report),
+        purity(report),
+        identical(report),
     ]
-    bad, caution = (
-        [check["name"] for check in checks if check["state"] == state]
-        for state in ("bad", "caution")
-    )
+    checks = [check for check in asked if check]
+    bad = [check["name"] for check in checks if check["state"] == "bad"]
+    caution = [check["name"] for check in checks if check["state"] == "caution"]
     if bad:
         line = f"No-go: {', '.join(bad)}"
     elif caution:
@@ -126,24 +122,24 @@ def moved(report: dict[str, Any]) -> dict[str, str]:
 def error(report: dict[str, Any]) -> dict[str, str]:
     """What the codes lose, and whether every level helps."""
     errors = report["reconstruction_error"]
-    useless = [
-        level + 2
-        for level, (before, after) in enumerate(zip(errors, errors[1:], strict=False))
-        if after > 0.99 * before
-    ]
     state = at_most(errors[-1], ERROR)
-    found = f"{errors[-1]:.2f}" + (f", level {useless[0]} adds nothing" if useless else "")
+    found = f"{errors[-1]:.2f}"
+    for level, (before, after) in enumerate(pairwise(errors), start=2):
+        if after > 0.99 * before:
+            found += f", level {level} adds nothing"
+            state = "caution" if state == "good" else state
+            break
     return row(
         "reconstruction error",
         found,
         f"up to {ERROR[0]} (bad above {ERROR[1]}), less after every level",
-        "caution" if useless and state == "good" else state,
+        state,
         "more codes or levels, or more training for rqvae",
     )
 
 
 def neighbours(report: dict[str, Any]) -> dict[str, str] | None:
-    """Items that people take one after the other begin with the same code more often than by chance."""
+    """Items that are taken one after the other begin with the same code, more than by chance."""
     first = report["prefixes"][0]
     if first["next_item_pairs"] < LEAST_PAIRS:
         return None

@@ -1,4 +1,4 @@
-"""The catalogue of an experiment, opened once: items, samples, SIDs, and what is derived from them."""
+"""The catalogue of an experiment, opened once: items, samples, SIDs, and what follows from them."""
 
 from __future__ import annotations
 

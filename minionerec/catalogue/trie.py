@@ -301,7 +301,10 @@ def _sort_rows(table: np.ndarray, sizes: Sequence[int], has_short_sids: bool) ->
     difference = key[1:] ^ key[:-1]
     for shift in shifts:
         first_new[1:] += difference < (1 << shift)  # equal up to and including this level
-    code_at = lambda level, rows: ((key[rows] >> shifts[level]) & ((1 << bits[level]) - 1)) - lift  # noqa: E731
+
+    def code_at(level: int, rows: np.ndarray | slice) -> np.ndarray:
+        return ((key[rows] >> shifts[level]) & ((1 << bits[level]) - 1)) - lift
+
     return _Rows(order, first_new, code_at)
 
 

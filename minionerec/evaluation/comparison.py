@@ -31,13 +31,16 @@ def compared(
     Per method its means, deviations and intervals, and the differences to the reference.
     """
     users = [user for user, _ in reference.rankings[0].pairs]
+    summaries = {}
+    for method in methods:
+        summaries[method.name] = summary(method, keys, users, samples)
     return {
         "split": reference.rankings[0].metrics["split"],
         "rows": len(users),
         "users": len(set(users)),
         "reference": reference.name,
         "samples": samples,
-        "methods": {method.name: summary(method, keys, users, samples) for method in methods},
+        "methods": summaries,
         "differences": differences(methods, reference, keys, users, samples),
         "notes": notes_on(methods),
     }
@@ -48,14 +51,20 @@ def summary(
 ) -> dict[str, Any]:
     """One method's means, deviations over seeds, and intervals."""
     wanted = {*TABLE_KEYS, *keys}
-    shown = {key: values for key, values in method.values.items() if key in wanted}
+    shown = {}
+    means = {}
     deviations = {}
-    if len(method.rankings) > 1:
-        deviations = {key: method.deviation(key) for key in shown}
+    for key, values in method.values.items():
+        if key not in wanted:
+            continue
+        shown[key] = values
+        means[key] = float(values.mean())
+        if len(method.rankings) > 1:
+            deviations[key] = method.deviation(key)
     return {
         "seeds": len(method.rankings),
         "paths": [str(ranking.path) for ranking in method.rankings],
-        **{key: float(values.mean()) for key, values in shown.items()},
+        **means,
         "deviations": deviations,
         "intervals": bootstrap_intervals(shown, users, samples, INTERVAL_SEED),
     }

@@ -155,15 +155,16 @@ def names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
     ['a/sft', 'b/sft']
     """
     firsts = [group[0] for group in groups]
-    names = [path.name.removesuffix("-test") for path in firsts]
-    names = [
-        "/".join([*path.parts[-3:-2], name]) if names.count(name) > 1 else name
-        for path, name in zip(firsts, names, strict=True)
-    ]
-    return [
-        str(path) if names.count(name) > 1 else name
-        for path, name in zip(firsts, names, strict=True)
-    ]
+    short = [path.name.removesuffix("-test") for path in firsts]
+    longer = []
+    for path, name in zip(firsts, short, strict=True):
+        if short.count(name) > 1:
+            name = "/".join([*path.parts[-3:-2], name])
+        longer.append(name)
+    names = []
+    for path, name in zip(firsts, longer, strict=True):
+        names.append(str(path) if longer.count(name) > 1 else name)
+    return names
 
 
 # -------------------------------------------------------------------------------------------------

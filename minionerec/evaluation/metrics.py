@@ -54,7 +54,9 @@ def measured_ks(depth: int, num_items: int) -> tuple[int, ...]:
     >>> measured_ks(10, 3686), measured_ks(36, 36)
     ((1, 3, 5, 10), (1, 3, 5, 10, 20, 50))
     """
-    return tuple(k for k in KS if k <= depth or depth >= num_items)
+    if depth >= num_items:
+        return KS
+    return tuple(k for k in KS if k <= depth)
 
 
 def row_metrics(

@@ -140,12 +140,13 @@ def comparisons(found: Sequence[Result], experiment: Experiment) -> list[Compari
     compared = []
     for a, b in pairs:
         if a.predictions and b.predictions:
+            keys = [key for key in KEYS if key in a.metrics and key in b.metrics]
             figures = compare(
                 a.predictions,
                 b.predictions,
                 a.sid_of,
                 b.sid_of,
-                [key for key in KEYS if key in a.metrics and key in b.metrics],
+                keys,
                 seed=experiment.seed,
             )
             compared.append(Comparison(b.name, a.name, figures))

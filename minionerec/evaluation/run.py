@@ -1,4 +1,4 @@
-"""An evaluation's ranking, part by part so that a killed run continues, and what is measured on it."""
+"""An evaluation's ranking, part by part so that a killed run continues, and its measures."""
 
 from __future__ import annotations
 

@@ -67,12 +67,17 @@ def score_predictions(
     all_items, all_sids = row_metrics(predictions, sid_of)
     item_level = only_measured(all_items, ks)
     sid_level = only_measured(all_sids, ks)
-    means = {key: mean(values) for key, values in item_level.items()}
-    sid_means = {key: mean(values) for key, values in sid_level.items()}
+    means = {}
+    sid_means = {}
+    inflation = {}
+    for key in item_level:
+        means[key] = mean(item_level[key])
+        sid_means[key] = mean(sid_level[key])
+        inflation[key] = sid_means[key] - means[key]
     return {
         **means,
         "sid_level": sid_means,
-        "inflation": {key: sid_means[key] - means[key] for key in means},
+        "inflation": inflation,
         "num_users": len(set(users)),
         "num_rows": len(predictions),
         **exposure(lists, catalogue, train_counts, ks),
@@ -95,7 +100,10 @@ def only_measured(values: Values, ks: Sequence[int]) -> Values:
 
 def count_invalid(lists: Sequence[Sequence[str]], catalogue: set[str]) -> int:
     """Recommended ids that the catalogue does not have."""
-    return sum(item not in catalogue for items in lists for item in items)
+    count = 0
+    for items in lists:
+        count += sum(item not in catalogue for item in items)
+    return count
 
 
 def count_duplicates(lists: Sequence[Sequence[str]]) -> int:
@@ -148,4 +156,6 @@ def sorted_rows(
         keys.append((row["user_id"], row["target_item_id"], row["item_ids"], history))
     order = sorted(range(len(keys)), key=keys.__getitem__)
     rows = [predictions[i] for i in order]
-    return rows, None if histories is None else [list(histories[i]) for i in order]
+    if histories is None:
+        return rows, None
+    return rows, [list(histories[i]) for i in order]

@@ -13,6 +13,7 @@ from minionerec.evaluation.metrics import Prediction, mean
 # Items in the history, inclusive bounds.
 HISTORY_BUCKETS = ((1, 1), (2, 4), (5, 9), (10, math.inf))
 SHOWN = ("HR@10", "NDCG@10")
+THIRDS = ("head", "mid", "tail")
 YES_NO = {True: "yes", False: "no"}
 
 Slices = dict[str, dict[str, dict[str, float]]]  # kind -> name -> metrics and count
@@ -29,17 +30,18 @@ def slice_names(
     all interactions each makes head, mid and tail (items with equal counts stay together); cold
     items have none.
     """
-    targets = [row["target_item_id"] for row in predictions]
     third_of = popularity_thirds(train_counts)
-    names = {"target_popularity": [third_of.get(target, "cold") for target in targets]}
-    if histories is None:
-        return names
-    names |= {"history_length": [], "target_in_history": [], "target_repeats_last": []}
-    for target, history in zip(targets, histories, strict=True):
+    names = defaultdict(list)
+    for number, row in enumerate(predictions):
+        target = row["target_item_id"]
+        names["target_popularity"].append(third_of.get(target, "cold"))
+        if histories is None:
+            continue
+        history = histories[number]
         names["history_length"].append(bucket(len(history)))
         names["target_in_history"].append(YES_NO[target in history])
         names["target_repeats_last"].append(YES_NO[list(history[-1:]) == [target]])
-    return names
+    return dict(names)
 
 
 def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
@@ -51,15 +53,15 @@ def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
     >>> popularity_thirds({"a": 5, "b": 2, "c": 2, "d": 1, "e": 0})
     {'a': 'head', 'b': 'mid', 'c': 'mid', 'd': 'tail'}
     """
-    known = {item: count for item, count in train_counts.items() if count > 0}
-    total = sum(known.values())
-    items_with = Counter(known.values())
+    total = sum(train_counts.values())
+    items_with = Counter(train_counts.values())  # count -> number of items that have it
     third = {}
     above = 0  # interactions of more popular items
     for count in sorted(items_with, reverse=True):
-        third[count] = ("head", "mid", "tail")[3 * above // total]
-        above += count * items_with[count]
-    return {item: third[count] for item, count in known.items()}
+        if count > 0:
+            third[count] = THIRDS[3 * above // total]
+            above += count * items_with[count]
+    return {item: third[count] for item, count in train_counts.items() if count > 0}
 
 
 def bucket(length: int) -> str:
@@ -84,7 +86,9 @@ def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]])
             rows[name].append(index)
         table[kind] = {}
         for name in sorted(rows):
-            figures: dict[str, float] = {key: mean(values[key][rows[name]]) for key in shown}
+            figures: dict[str, float] = {}
+            for key in shown:
+                figures[key] = mean(values[key][rows[name]])
             figures["count"] = len(rows[name])
             table[kind][name] = figures
     return table

@@ -45,7 +45,10 @@ def bootstrap_intervals(
         rows_drawn = weights @ sizes  # (chunk,)
         blocks.append(weights @ sums / rows_drawn[:, None])  # (chunk, M)
     low, high = np.percentile(np.concatenate(blocks), [2.5, 97.5], axis=0)  # (M,), (M,)
-    return {key: [float(low[i]), float(high[i])] for i, key in enumerate(values)}
+    intervals = {}
+    for place, key in enumerate(values):
+        intervals[key] = [float(low[place]), float(high[place])]
+    return intervals
 
 
 def compare(
@@ -63,15 +66,15 @@ def compare(
         UserError: the two rank different test rows.
     """
     a, b = paired(predictions_a, predictions_b)
-    values_a, _ = row_metrics(a, sid_of_a)
-    values_b, _ = row_metrics(b, sid_of_b)
-    return paired_difference(
-        {key: values_a[key] for key in keys},
-        {key: values_b[key] for key in keys},
-        [row["user_id"] for row in a],
-        samples,
-        seed,
-    )
+    all_a, _ = row_metrics(a, sid_of_a)
+    all_b, _ = row_metrics(b, sid_of_b)
+    values_a = {}
+    values_b = {}
+    for key in keys:
+        values_a[key] = all_a[key]
+        values_b[key] = all_b[key]
+    users = [row["user_id"] for row in a]
+    return paired_difference(values_a, values_b, users, samples, seed)
 
 
 def paired_difference(

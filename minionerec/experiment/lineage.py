@@ -1,4 +1,4 @@
-"""Which directories belong together: a stage reads what was made with its settings, from what is there.
+"""Which directories belong together: a stage reads what was made with its settings.
 
 Everything here is a question: it reads manifests and files, and changes nothing on the disk.
 """

@@ -1,8 +1,9 @@
-"""Finished parts of long work, kept beside the final directory until all of them are there: a killed run continues.
+"""Finished parts of long work, kept beside the final directory: a killed run continues.
 
-The folder holds ``run.json``, everything that its parts depend on, and ``part-<number>.<digest>.jsonl``. A part gets its
-name when it is whole on the disk, and the digest in its name is compared whenever it is read. Several processes may write
-parts of their own at the same time.
+The folder holds ``run.json``, everything that its parts depend on, and
+``part-<number>.<digest>.jsonl``. A part gets its name when it is whole on the disk, and the digest
+in its name is compared whenever it is read. Several processes may write parts of their own at the
+same time.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def write_part(folder: Path, number: int, lines: Iterable[str]) -> None:
 
 
 def read_part(folder: Path, number: int) -> list[str] | None:
-    """The lines of one part; None if it is not there. A file that is not what was written is deleted and not there."""
+    """The lines of one part; None if it is not there.
+
+    A file that is not what was written is deleted and not there.
+    """
     for file in folder.glob(f"part-{number:05d}.*.jsonl"):
         content = file.read_bytes()
         if file.name.split(".")[1] == _digest(content):
@@ -91,6 +95,7 @@ def _write(file: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{file}: cannot be written: {error.strerror}; make room or pass another --output_dir, then run again "
+            f"{file}: cannot be written: {error.strerror}; make room or pass another "
+            f"--output_dir, then run again "
             "(the parts that are finished are kept)"
         ) from error

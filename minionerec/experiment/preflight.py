@@ -1,10 +1,11 @@
-"""A stage's first look, before torch is loaded: are the settings right, are the earlier stages there, is there work to do?
+"""A stage's first look, before torch is loaded: settings, earlier stages, is there work to do?
 
-    python -m minionerec.experiment.preflight sft --config configs/quickstart.yaml [--section.key value ...]
+    python -m minionerec.experiment.preflight sft --config C [--section.key value ...]
 
 The launcher runs this before it starts a stage. Exit code 0: go ahead. 10: nothing to do, and it
 says why (finished before, or ``--help``). 2: a mistake, one line each on stderr. Earlier stages are
-compared with their manifests by name and size; the stage itself compares every digest when it reads.
+compared with their manifests by name and size; the stage itself compares every digest when it
+reads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The processes of one launch: who speaks, who holds a stage's lock, and which launches are refused."""
+"""The processes of one launch: who speaks, who holds the lock, which launches are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minionerec.errors import UserError
 
 
 def quiet_libraries() -> None:
-    """Leave errors; hide the libraries' remarks, which say nothing that a user of a stage can act on."""
+    """Leave errors; hide the libraries' remarks, on which a user of a stage cannot act."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -24,12 +24,15 @@ def quiet_libraries() -> None:
 
 
 def processes() -> PartialState:
-    """This process among those of the launch; on CPUs accelerate sees the others only when it is told so first."""
+    """This process among those of the launch.
+
+    On CPUs accelerate sees the others only when it is told so first.
+    """
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def check_launch(tune: str = "full") -> None:
-    """Refuse a launch configuration under which decoding would not see the whole model, or a checkpoint would not be whole.
+    """Refuse a launch under which decoding or a checkpoint would not hold the whole model.
 
     Args:
         tune: ``model.tune`` of a stage that trains.
@@ -41,7 +44,8 @@ def check_launch(tune: str = "full") -> None:
     problems = []
     if on("ACCELERATE_USE_FSDP") and processes().distributed_type == DistributedType.MULTI_CPU:
         problems.append(
-            "accelerate configuration: distributed_type: got FSDP on the CPU, where accelerate shards nothing; use "
+            "accelerate configuration: distributed_type: got FSDP on the CPU, where accelerate "
+            "shards nothing; use "
             "configs/accelerate/cpu_processes.yaml"
         )
     if on("ACCELERATE_USE_FSDP"):
@@ -58,12 +62,14 @@ def check_launch(tune: str = "full") -> None:
                 )
         if tune != "full":
             problems.append(
-                f"model.tune: got {tune}, expected full: FSDP cannot share out the token rows that adapters train; use "
+                f"model.tune: got {tune}, expected full: FSDP cannot share out the token rows "
+                f"that adapters train; use "
                 "configs/accelerate/ddp.yaml, adapters need little memory"
             )
     if on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         problems.append(
-            "accelerate configuration: zero_stage: got 3, which shards the weights that decoding reads; expected at most 2, "
+            "accelerate configuration: zero_stage: got 3, which shards the weights that "
+            "decoding reads; expected at most 2, "
             "or FSDP with configs/accelerate/fsdp.yaml"
         )
     if problems:

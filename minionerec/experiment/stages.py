@@ -1,8 +1,8 @@
 """The stages of an experiment: one table, from which everything that must know a stage takes it.
 
-The launcher, the first look (``preflight.py``), the refusals (``lineage.py``), the messages that name
-a command, manifests and the README's table all read ``STAGES``. A new stage is a row here and a
-script that passes its work to ``run.run_stage``.
+The launcher, the first look (``preflight.py``), the refusals (``lineage.py``), the messages that
+name a command, manifests and the README's table all read ``STAGES``. A new stage is a row here and
+a script that passes its work to ``run.run_stage``.
 """
 
 from __future__ import annotations

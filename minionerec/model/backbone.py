@@ -120,6 +120,7 @@ def _ready(
     Raises:
         UserError: later tokens change its earlier logits.
     """
+    # An encoder with a language-model head trains without a complaint, and its loss looks excellent
     if not reads_from_left_to_right(model):
         raise UserError(
             f"{name}: is no causal language model: later tokens change what it says about earlier "
@@ -151,6 +152,7 @@ def _say_what_is_known(source: str, tokenizer: PreTrainedTokenizerBase, sids: Si
 
     What they mean to it may be another catalogue.
     """
+    # Codes are named by level and number, so any two catalogues share most of their tokens
     vocabulary = tokenizer.get_vocab()
     wanted = sids.tokens()
     known = sum(token in vocabulary for token in wanted)
@@ -210,6 +212,7 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
             return (nn.functional.dropout(output[0], p, module.training), *output[1:])
         return nn.functional.dropout(output, p, module.training)
 
+    # The names of these blocks in the families that can be built from scratch
     if not p:
         return
     blocks = [

@@ -86,6 +86,7 @@ def constrained_beam_search(
         UserError: a prompt is longer than the model's context.
         NotFinite: the model's scores are not numbers.
     """
+    # Positions beyond the context give scores that look like any others
     context = getattr(decoder.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts)) + trie.num_levels
     if context and longest > context:
@@ -150,6 +151,7 @@ class _State(NamedTuple):
 
 
 def _start(batch: int, width: int, device: torch.device) -> _State:
+    # All beams stand at the root with probability 1
     zeros = torch.zeros(batch, width, device=device)
     return _State(zeros.long(), zeros, zeros, zeros, zeros[..., None][..., :0])
 
@@ -243,6 +245,7 @@ def _choose(
         The new beams, and which beam each one continues, ``(B, W)``.
     """
     _, width, fan_out = child.shape
+    # Log-probabilities add up along the path
     score = state.scores[..., None] + logp  # (B, W, F)
     drawn = state.draws[..., None] + draw
     noise = drawn
@@ -361,6 +364,7 @@ def search_batches(
         raise UserError(f"num_beams: got {num_beams}, expected at least 1")
     # A catalogue with fewer SIDs than beams has that many places
     width = min(num_beams, trie.num_leaves)
+    # Validation comes in the middle of training, whose mode is given back
     was_training = model.training
     model.eval()
     try:

@@ -36,13 +36,13 @@ class TreeDecoder:
             Its length in tokens; 0 where it is too short to be worth a forward of its own.
         """
         # What the first and the last one in lexicographic order share, all of them share
-        in_order = sorted(map(tuple, prompts))
-        shared = common_prefix(in_order[0], in_order[-1])
+        shared = common_prefix(min(prompts, key=tuple), max(prompts, key=tuple))
         shortest = min(len(prompt) for prompt in prompts)
         length = min(shared, shortest - 1)  # every prompt keeps a token to read
         if length < BEGINNING_TOKENS or len(prompts) == 1:
             return 0
         beginning = list(prompts[0][:length])
+        # A tree of one path: the same attention, so that the cache is the one prompts continue
         tree = pack_trees([beginning]).to(self.model.device)
         self._cache = DynamicCache()
         self._body(tree.input_ids, tree.position_ids, tree.packed)
@@ -108,6 +108,7 @@ class TreeDecoder:
         own = torch.arange(seen, seen + width, device=device).expand(batch, width)
         self._columns = torch.cat([before, own[..., None]], dim=-1)
 
+        # All beams' tokens are one row of the forward, B * W long.
         # The new tokens join the keys of their prompt
         beams = torch.arange(batch * width, device=device).view(batch, width)
         cached = self._cache.get_seq_length()

@@ -121,6 +121,7 @@ def look_into(source: str | Path) -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
+    # A clone without Git LFS has text files of three lines in the place of weights and tokenizer
     for file in sorted(folder.iterdir()):
         if file.is_file():
             with open(file, "rb") as handle:
@@ -144,6 +145,7 @@ def look_into(source: str | Path) -> None:
         layers = config.get("num_hidden_layers", 1)
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"model '{source}': config.json is not a JSON object") from error
+    # Reading them needs a package per method; new rows could not be added to packed integers anyway
     if quantised:
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised
         raise UserError(
@@ -232,6 +234,7 @@ def _inside_body(unknown: Collection[str], model: PreTrainedModel) -> set[str]:
     Others belong to a head for another task (masked tokens, classes), which an encoder does not
     use.
     """
+    # embeddings, encoder, layers, ...: the first part of the names that the body itself has
     body = {name.partition(".")[0] for name in model.state_dict()}
     own_prefix = f"{model.base_model_prefix}."
     return {name for name in unknown if name.removeprefix(own_prefix).partition(".")[0] in body}
@@ -276,6 +279,8 @@ def _one_line(source: str | Path) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise  # no fault of the folder; whoever loads says what to lower
     except Exception as error:
+        # Validation errors have a heading that ends with a colon; the reason is on the line below
+        # it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
         expected = (

@@ -45,6 +45,7 @@ class CatalogueLogitsProcessor(LogitsProcessor):
         _, legal, tokens = self._children(nodes, level)
         at_leaf = trie.leaf[nodes] >= 0
         rows = torch.arange(len(nodes), device=scores.device)[:, None].expand_as(tokens)
+        # Behind a whole SID, and where no item begins like this, nothing but the end is left
         may_follow = legal & ~at_leaf[:, None] & ~lost[:, None]
         allowed = torch.zeros_like(scores, dtype=torch.bool)  # (rows, V)
         allowed[rows[may_follow], tokens[may_follow]] = True

@@ -64,6 +64,7 @@ class Columns(NamedTuple):
 
         The last piece may be shorter.
         """
+        # At least 256 columns, or the loop over blocks costs more than the product
         elements = BLOCK_ELEMENTS.get(self.weight.device.type, 2**26)
         width = max(256, elements // max(1, rows))
         return [slice(start, start + width) for start in range(0, len(self.weight), width)]
@@ -101,6 +102,7 @@ class OutputHead:
 
         In float32 throughout: rounding to bfloat16 would create ties between items.
         """
+        # Only these columns are copied to float32, never the whole matrix
         hidden, columns = self.matrix(hidden)
         bias = None if columns.bias is None else columns.bias[tokens].float()
         with torch.autocast(hidden.device.type, enabled=False):
@@ -168,6 +170,8 @@ def head_weight(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     (None, None) if it has no such matrix.
     """
     tokens = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
+    # With new-token adapters the matrix is the frozen one with some rows replaced; switched off
+    # (for the reference) or merged, it is the plain one
     if isinstance(tokens, TrainableTokensLayer):
         base = tokens.base_layer
         weight = base.weight
@@ -193,6 +197,7 @@ def vocab_logps(
     Returns:
         ``(J,)`` float32.
     """
+    # Without blocks the whole rows exist, and autograd keeps them
     if isinstance(head, LogitsHead):
         return head.logits(hidden).float().log_softmax(dim=-1)[rows, tokens]
     hidden, columns = head.matrix(hidden)
@@ -248,9 +253,9 @@ class _VocabLogps(torch.autograd.Function):
         # it
         of_row = torch.zeros_like(total).index_add_(0, rows, grad)  # (M,) sum of the row's pairs
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
-        grad_weight = torch.empty_like(weight) if needs_weight else None
-        grad_bias = torch.empty_like(bias) if needs_bias else None
+        grad_hidden: Any = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
+        grad_weight: Any = torch.empty_like(weight) if needs_weight else None
+        grad_bias: Any = torch.empty_like(bias) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             for i, block in enumerate(columns.blocks(len(hidden))):
                 logits = kept[i] if kept else columns.logits(hidden, block)

@@ -1,4 +1,4 @@
-"""A language model that recommends: weights, tokenizer, prompt and search of one checkpoint together.
+"""A language model that recommends: weights, tokenizer, prompt and search of one checkpoint.
 
     catalogue = Catalogue.open(read_experiment("configs/quickstart.yaml"))
     policy = Policy.load("rl", catalogue)

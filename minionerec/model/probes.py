@@ -41,6 +41,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
     """
     if mixes_tokens_otherwise(model):
         return False
+    # Token ids within any vocabulary
     vocabulary = model.get_input_embeddings().weight.shape[0]
     sequences = []
     for sequence in ([5, 6, 7, 8, 9], [5, 6, 17, 18], [5, 26, 27]):
@@ -87,6 +88,7 @@ def _logits(model: PreTrainedModel, sequence: list[int]) -> Tensor:
 
 
 def _equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    # Relative to the largest logit, as rounding is
     scale = expected.abs().max().clamp(min=1.0)
     return bool((found - expected).abs().max() <= tolerance * scale)
 

@@ -112,6 +112,7 @@ def pack_trees(
         share: False gives every sequence a padded row of its own.
         block_length: queries of an attention block; by default those with the least work.
     """
+    # Models that mix tokens by other means than attention need rows of their own
     if not share:
         return _separate_rows(sequences)
     # In lexicographic order every sequence shares as much as it can with the one before it
@@ -153,6 +154,7 @@ def cheapest_block_length(depths: Sequence[int]) -> int:
         above = _aligned(max(depths[::length]))
         return blocks * length * (length + above)
 
+    # One block for all, two to eight of equal length, or any of a grid of lengths
     whole = _aligned(len(depths))
     even = [_aligned(whole // blocks + 1) for blocks in range(2, 9)]
     candidates = [whole, *even, *range(8 * ALIGNMENT, 64 * ALIGNMENT, 4 * ALIGNMENT)]

@@ -125,6 +125,7 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
     ``hidden`` are those logits. Every other call is unchanged. ``model.takes_trees`` says whether
     blocks work.
     """
+    # PEFT, DDP and FSDP wrap or copy the model after this.
     # Of the class: a deep copy of the model must not run the original's forward
     plain_forward = type(model).forward
     model.plain_attention = model.config._attn_implementation
@@ -133,8 +134,8 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
         self: PreTrainedModel,
         *args: Any,
         tree: TokenTree | None = None,
-        slots: Tensor | None = None,
-        readout: Readout | None = None,
+        slots: Any = None,  # (M,), with a tree
+        readout: Any = None,  # a Readout, with a tree
         **kwargs: Any,
     ) -> Any:
         if tree is None or readout is None:
@@ -155,6 +156,7 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
 
 def tree_hidden(model: PreTrainedModel, tree: TokenTree) -> Tensor:
     """``(T, D)`` final hidden states of a tree's slots."""
+    # The whole row is one "batch" of one sequence to the layers; positions say how deep a token is
     with attention_over_blocks(model):
         output = model.base_model(
             input_ids=tree.input_ids[None],

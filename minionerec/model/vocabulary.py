@@ -51,6 +51,7 @@ def extend_vocabulary(
     rows = model.get_input_embeddings().weight.shape[0]
     used = min(len(tokenizer), rows)
     without_row = list(range(rows, len(tokenizer)))
+    # Tokens that the tokenizer knows keep their rows, whatever they meant to the backbone
     known = tokenizer.get_vocab()
     new = [token for token in sids.tokens() if token not in known]
     tokenizer.add_tokens(new, special_tokens=True)

@@ -1,9 +1,10 @@
-"""SID rows that start from meaning: a code's row is made from the words of the items that carry the code.
+"""SID rows that start from meaning: a code's row is made from the words of its items.
 
-A new token is usually drawn at random around the pretrained rows. Here the row of code k at level l is the mean of the
-pretrained rows of the words that set its items apart from the items of the level's other codes (TF-IDF, one document a
-code), rescaled to the table's mean norm. The idea is the one of TS-Rec's semantic-aware initialisation; controls are
-``random`` (the usual draw) and ``shuffled_words`` (the right words on the wrong codes).
+A new token is usually drawn at random around the pretrained rows. Here the row of code k at level l
+is the mean of the pretrained rows of the words that set its items apart from the items of the
+level's other codes (TF-IDF, one document a code), rescaled to the table's mean norm. The idea is
+the one of TS-Rec's semantic-aware initialisation; controls are ``random`` (the usual draw) and
+``shuffled_words`` (the right words on the wrong codes).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def start_from_words(
     pretrained_rows: int,
     shuffle_seed: int | None = None,
 ) -> None:
-    """Give the new SID tokens rows made from words, on the input and, where untied, the output side.
+    """Give the new SID tokens rows made from words, on the input and the untied output side.
 
     Args:
         model: its tables hold drawn rows for the new tokens already; codes without words keep them.
@@ -103,7 +104,8 @@ def rows_from_words(
 
     Args:
         table: pretrained rows in use, ``(V, D)``.
-        tokenizer: of that table; a word counts as its first position in running text, with a space before it.
+        tokenizer: of that table; a word counts as its first position in running text, with a
+            space before it.
         words: of each code, K lists.
         drawn: what a code without words gets, ``(K, D)``.
 
@@ -127,6 +129,9 @@ def rows_from_words(
 
 
 def shuffled(words: list[list[str]], seed: int) -> list[list[str]]:
-    """The same lists of words on other codes: the control for 'words help because they are the right ones'."""
+    """The same lists of words on other codes.
+
+    The control for "words help because they are the right ones".
+    """
     order = np.random.default_rng(seed).permutation(len(words))
     return [words[i] for i in order]

@@ -90,7 +90,7 @@ class Tick(NamedTuple):
 
     place: str
     label: str
-    text_y: str = ""  # baseline of the label, along the y axis
+    text_y: str  # baseline of the label, along the y axis
 
 
 def nice_step(least: float) -> float:
@@ -139,8 +139,8 @@ def chart(
         left=LEFT,
         right=RIGHT,
         bottom=BOTTOM,
-        x_ticks=[Tick(pixels(x_axis.place(value)), f"{value:g}") for value in x_values],
-        y_ticks=[y_tick(y_axis, value) for value in y_axis.ticks()],
+        x_ticks=ticks_at(x_axis, x_values),
+        y_ticks=ticks_at(y_axis, y_axis.ticks()),
         lines=[drawn(line, x_axis, y_axis, points) for line in lines],
         legend=[(line.label, style(line.colour, line.dashed)) for line in lines],
     )
@@ -192,7 +192,7 @@ def dot_chart(
         top=TOP,
         bottom=bottom,
         names_end=NAMES,
-        ticks=[Tick(pixels(axis.place(value)), f"{value:g}") for value in axis.ticks()],
+        ticks=ticks_at(axis, axis.ticks()),
         rows=shown,
         legend=[(label, style(colour)) for label, colour in legend],
     )
@@ -223,10 +223,13 @@ def drawn(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> dict[str, Any
     }
 
 
-def y_tick(axis: Axis, value: float) -> Tick:
-    """A number beside the y axis."""
-    y = axis.place(value)
-    return Tick(pixels(y), f"{value:g}", pixels(y + 4))
+def ticks_at(axis: Axis, values: Sequence[float]) -> list[Tick]:
+    """Numbers beside an axis."""
+    ticks = []
+    for value in values:
+        place = axis.place(value)
+        ticks.append(Tick(pixels(place), f"{value:g}", pixels(place + 4)))
+    return ticks
 
 
 def span(values: Sequence[float], start: float, end: float, log: bool, from_zero: bool) -> Axis:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minionerec.catalogue.samples import load_samples
+from minionerec.catalogue.samples import Sample, load_samples
 from minionerec.errors import UserError
 from minionerec.evaluation.results import Result, best
 from minionerec.experiment.lineage import require_stage
@@ -64,9 +64,7 @@ def draw_examples(
     samples = load_samples(data_dir, max_history)
     rows = samples.splits["test"]
     ids = samples.item_ids
-    expected = [(row.user_id, ids[row.target]) for row in rows]
-    ranked = [(row["user_id"], row["target_item_id"]) for row in result.predictions]
-    if ranked != expected:
+    if not are_of(result.predictions, rows, ids):
         raise UserError(
             f"{result.directory}: predictions.jsonl holds other test rows than {data_dir}, "
             "or in another order; delete it and make it again"
@@ -86,6 +84,18 @@ def draw_examples(
         f"from the {', '.join(counts)}."
     )
     return how, examples
+
+
+def are_of(
+    predictions: Sequence[dict[str, Any]], rows: Sequence[Sample], ids: Sequence[str]
+) -> bool:
+    """Whether predictions are of these test rows, in their order."""
+    if len(predictions) != len(rows):
+        return False
+    for found, row in zip(predictions, rows, strict=True):
+        if (found["user_id"], found["target_item_id"]) != (row.user_id, ids[row.target]):
+            return False
+    return True
 
 
 def example(

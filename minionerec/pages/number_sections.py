@@ -114,13 +114,17 @@ def differences(compared: Sequence[Comparison]) -> list[list[str]]:
 
 def slice_charts(found: Sequence[Result]) -> list[Markup]:
     """NDCG@10 of the best baseline and of every checkpoint per slice, a picture per kind."""
-    shown = [result for result in found if not result.is_baseline]
+    _, shown = by_kind(found)
     baseline = best_baseline(found)
     if baseline is not None:
         shown.insert(0, baseline)
     hues = colours(found)
-    pictures = [slice_chart(kind, title, shown, hues) for kind, title in SLICES.items()]
-    return [picture for picture in pictures if picture]
+    pictures = []
+    for kind, title in SLICES.items():
+        picture = slice_chart(kind, title, shown, hues)
+        if picture:
+            pictures.append(picture)
+    return pictures
 
 
 def slice_chart(kind: str, title: str, shown: Sequence[Result], hues: Mapping[str, int]) -> Markup:
@@ -133,7 +137,9 @@ def slice_chart(kind: str, title: str, shown: Sequence[Result], hues: Mapping[st
             dots.setdefault(name, [])
             if "NDCG@10" in values:
                 dots[name].append(Dot(values["NDCG@10"], None, hues[result.name]))
-    rows = [(f"{name} ({counts[name]:,})", dots[name]) for name in sorted(dots, key=slice_order)]
+    rows = []
+    for name in sorted(dots, key=slice_order):
+        rows.append((f"{name} ({counts[name]:,})", dots[name]))
     legend = [(result.name, hues[result.name]) for result in shown]
     return dot_chart(title, rows, "NDCG@10 (number of rows)", legend)
 
@@ -157,12 +163,23 @@ def cost(found: Sequence[Result]) -> Table:
 
 def best_model(found: Sequence[Result]) -> Result | None:
     """The checkpoint with the highest NDCG@10, if any is evaluated."""
-    return best([result for result in found if not result.is_baseline])
+    _, models = by_kind(found)
+    return best(models)
 
 
 def best_baseline(found: Sequence[Result]) -> Result | None:
     """The baseline with the highest NDCG@10, if there is one."""
-    return best([result for result in found if result.is_baseline])
+    baselines, _ = by_kind(found)
+    return best(baselines)
+
+
+def by_kind(found: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """Baselines and models apart."""
+    baselines: list[Result] = []
+    models: list[Result] = []
+    for result in found:
+        (baselines if result.is_baseline else models).append(result)
+    return baselines, models
 
 
 def colours(found: Sequence[Result]) -> dict[str, int]:

@@ -18,8 +18,10 @@ def log_series(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, 
     for row in log:
         for key in row:
             if key not in series and any(part in key for part in DRAWN):
-                series[key] = key_series(log, key)
-    return {key: points for key, points in series.items() if points}
+                points = key_series(log, key)
+                if points:
+                    series[key] = points
+    return series
 
 
 def key_series(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

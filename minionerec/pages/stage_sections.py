@@ -104,11 +104,17 @@ def data(experiment: Experiment) -> dict[str, Any]:
     if not stage_path(experiment, "data").exists():
         return {}
     stats = read_json(require_stage(experiment, "data") / "stats.json")
-    dropped = [f"{count:,} {reason}" for reason, count in stats.get("dropped", {}).items() if count]
+    dropped = []
+    for reason, count in stats.get("dropped", {}).items():
+        if count:
+            dropped.append(f"{count:,} {reason}")
+    rows = []
+    for name, row in stats["splits"].items():
+        rows.append(split_row(name, row))
     return {
         "figures": data_figures(stats),
         "head": SPLIT_HEAD,
-        "rows": [split_row(name, row) for name, row in stats["splits"].items()],
+        "rows": rows,
         "dropped": dropped,
         "audit": audit_line(experiment),
     }
@@ -159,8 +165,10 @@ def pipeline(experiment: Experiment) -> list[dict[str, Any]]:
     found = []
     for directory in manifests(experiment):
         manifest = read_manifest(directory)
-        parents = [Path(os.path.normpath(directory / path)).name for path in manifest["parents"]]
         versions = [f"{name} {version}" for name, version in manifest["versions"].items()]
+        parents = []
+        for path in manifest["parents"]:
+            parents.append(Path(os.path.normpath(directory / path)).name)
         found.append(
             {
                 "name": directory.relative_to(stage_path(experiment, "")),
@@ -169,7 +177,7 @@ def pipeline(experiment: Experiment) -> list[dict[str, Any]]:
                     "made from": ", ".join(parents) or "-",
                     "versions": ", ".join(versions),
                 },
-                "settings": {key: as_text(value) for key, value in manifest["settings"].items()},
+                "settings": as_texts(manifest["settings"]),
             }
         )
     return found
@@ -198,9 +206,12 @@ def missing(experiment: Experiment, found: Sequence[Result]) -> list[tuple[str, 
     return lacking
 
 
-def as_text(value: Any) -> str:
-    """A setting as people read it."""
-    return value if isinstance(value, str) else json.dumps(value)
+def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as people read them."""
+    texts = {}
+    for key, value in settings.items():
+        texts[key] = value if isinstance(value, str) else json.dumps(value)
+    return texts
 
 
 def read_json(file: Path) -> dict[str, Any]:

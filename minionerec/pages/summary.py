@@ -22,13 +22,17 @@ def main(experiment: Experiment) -> None:
             f"{stage_path(experiment, '')}: nothing is measured yet; run `{COMMANDS['baselines']}` "
             f"or `{COMMANDS['evaluate']}` with the same --config first"
         )
-    users = {result.metrics["num_users"] for result in found if "num_users" in result.metrics}
+    table = {}
+    users = set()
+    for result in found:
+        table[result.name] = result.metrics
+        if "num_users" in result.metrics:
+            users.add(result.metrics["num_users"])
     counts = "".join(f", {count} users" for count in sorted(users))
     print(f"{experiment.name}: full-catalogue ranking of the test split{counts}")
-    print(metrics_table({result.name: result.metrics for result in found}))
-    names = {result.name for result in found}
+    print(metrics_table(table))
     for name, title in TITLES.items():
-        if title not in names:
+        if title not in table:
             command = f"{COMMANDS['evaluate']} --evaluate.checkpoint {name}"
             print(f"{title}: not evaluated; run `{command}` with the same --config")
     print(f"page: {write_page(experiment, found)}")

@@ -102,6 +102,7 @@ class Narrator(TrainerCallback):
         """Print the ranking of the validation rows."""
         if not state.is_world_process_zero:
             return
+        # The loss was logged some steps ago, or never in a very short run
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         loss = f"loss {losses[-1]:.4f}  " if losses else ""
         numbers = "  ".join(

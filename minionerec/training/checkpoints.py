@@ -93,6 +93,7 @@ class CheckpointKeeper:
 
     def forget_older(self, keep: set[Path]) -> None:
         """Delete all checkpoints but those to keep."""
+        # The last and the best one stay: one to continue from, one to hand on
         for checkpoint in all_checkpoints(self.output):
             if checkpoint not in keep:
                 artifacts.remove(checkpoint)

@@ -19,7 +19,7 @@ def collate_sft(
     rows: Sequence[Row],
     share: bool = True,
     trie: SidTrie | None = None,
-    paths: Sequence[Sequence[int]] | None = None,
+    paths: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
     """Rows to one packed tree with its (slot, token) pairs.
 
@@ -51,7 +51,6 @@ def collate_sft(
     is_sid: list[bool] = []  # per token
     own: list[float] = []
     teacher: list[float] = []
-    item_paths = paths or []
     counted = 0
     for row in rows:
         # Behind a whole SID the end of the sequence is certain: nothing to learn from it
@@ -61,7 +60,7 @@ def collate_sft(
             tokens = label.completion[:-1] if over_children else label.completion
             starts.append(len(row.prompt))
             sequences.append(row.prompt + tokens)
-            above += [0, *item_paths[label.item][:-1]] if over_children else [-1] * len(tokens)
+            above += [0, *paths[label.item][:-1]] if over_children else [-1] * len(tokens)
             is_sid += [over_children] * len(tokens)
             own += [label.own] * len(tokens)
             teacher += [label.teacher] * len(tokens)
@@ -72,6 +71,7 @@ def collate_sft(
     slots, pair_rows, pair_tokens, inverse = label_pairs(tree, sequences, starts)
     sid_pairs = inverse[torch.tensor(is_sid)]
     counted_labels = torch.zeros(counted, dtype=torch.long)
+    # Plain tensors under plain names, which accelerate moves to the device
     return {
         "tree": tree,
         "slots": slots,

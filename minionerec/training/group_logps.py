@@ -47,6 +47,7 @@ def label_pairs(
         # a token is predicted by the slot of the token before it
         slot_of.append(nodes[starts[i] - 1 : stop - 1])
         token_of.append(np.asarray(sequence[starts[i] : stop], dtype=np.int64))
+    # Sequences that share a prefix share its slots: M distinct ones for J tokens
     slots, rows = np.unique(np.concatenate(slot_of), return_inverse=True)  # (M,), (J,)
     tokens = np.concatenate(token_of)
 

@@ -55,6 +55,7 @@ def grpo_loss(
         sft_weight: weight of the target's mean log-likelihood.
         groups: how many groups the loss is a mean over; B unless this is only a share of a batch.
     """
+    # A micro-batch that says nothing of the batch it belongs to is a batch of its own
     groups = groups or len(logps)
     tokens = max(1, int(mask.sum()))
 

@@ -64,6 +64,7 @@ def prefix(items: Tensor, targets: Tensor, alive: Tensor, codes: Tensor) -> Tens
 
     ``codes (N, L)`` are the items' SIDs, -1 behind shorter ones.
     """
+    # -1 behind a short SID equals -1 behind another: only levels that the target has count
     own = codes[items.clamp(min=0)]  # (B, G, L)
     wanted = codes[targets][:, None]  # (B, 1, L)
     exists = wanted >= 0

@@ -44,6 +44,7 @@ class WholeCopy:
         The Trainer would broadcast a state dictionary, and torch's broadcast hangs where weights
         are tied.
         """
+        # Of an adapter only its own weights were saved; the frozen ones are in the copy already
         if isinstance(self.model, PeftModel):
             adapter = self.model.active_adapter
             self.model.load_adapter(str(checkpoint), adapter, is_trainable=True)

@@ -470,10 +470,11 @@ def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_f
     kind = field.annotation
     value = data.draw(st.booleans() if kind is bool else numbers_in_range(field))
     folder = tmp_path_factory.getbasetemp()
-    written = {section: {name: value}} if section else {name: value}
+    beside = {"model": {"backbone": "a/pretrained-one"}}  # model.layers has no effect on others
+    written = {section: {**beside.get(section, {}), name: value}} if section else {name: value}
     dotted = f"{section}.{name}" if section else name
-    from_file = read_experiment(write(folder, yaml.safe_dump(written)))
-    from_flag = read_experiment(write(folder, ""), {dotted: repr(value)})
+    from_file = read_experiment(write(folder, yaml.safe_dump({**beside, **written})))
+    from_flag = read_experiment(write(folder, yaml.safe_dump(beside)), {dotted: repr(value)})
     for experiment in (from_file, from_flag):
         found = getattr(getattr(experiment, section) if section else experiment, name)
         assert found == value and type(found) is kind

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minionerec.catalogue.prompts import TEMPLATES
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import committed
 from minionerec.training.checkpoints import CheckpointContents, CheckpointKeeper, last_checkpoint
@@ -19,8 +19,8 @@ def make(output: Path, *names: str) -> None:
 
 
 def keeper(output: Path) -> CheckpointKeeper:
-    contents = CheckpointContents("sft", {}, [], output / "sids.json", TEMPLATES["compact"])
-    return CheckpointKeeper(output, contents)
+    no_policy: Any = None  # nothing is written here
+    return CheckpointKeeper(output, CheckpointContents("sft", {}, [], no_policy))
 
 
 def test_the_last_checkpoint_is_that_of_the_highest_step_and_copies_are_none(tmp_path):
