@@ -168,7 +168,7 @@ def save_wide_encoder(folder: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    from tests.worlds import save_encoder
+    from benchmarks.encoder import save_encoder
 
     narrow = SentenceTransformer(str(save_encoder(folder, WORDS, width=32)), device="cpu")
     torch.manual_seed(1)

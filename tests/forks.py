@@ -34,7 +34,6 @@ from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
 from minionerec.pages import plots
 from rqvae import build_sids, embed_items
-from tests.worlds import save_encoder
 
 MADE_BY = {
     "data": ["data"],
@@ -151,6 +150,8 @@ def shop(folder: Path) -> Path:
             rows.append(f"u{user:02d},{item:02d},{1000 * user + step}\n")
             item = (item + 6) % 24 if rng.random() < 0.8 else rng.randrange(24)
     (folder / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    from benchmarks.encoder import save_encoder  # seconds, and only here
+
     (folder / "encoder").mkdir(exist_ok=True)
     encoder = save_encoder(folder / "encoder", [*things, *kinds])
     config = {

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue import split
-from minionerec.catalogue.sources import amazon, embedded, minionerec_csv, tables
+from minionerec.catalogue.sources import amazon, embedded, filters, minionerec_csv, tables
 from minionerec.catalogue.sources.interactions import members
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS, Source
 from minionerec.errors import UserError
@@ -54,7 +54,7 @@ def apply_filters(
     items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
     if not source.filtered:
         limit = settings.max_title_words
-        good = np.array([split.title_is_kept(title, limit) for title in items["title"]])
+        good = np.array([filters.title_is_kept(title, limit) for title in items["title"]])
         items = items[good]
         known = members(interactions["item_id"], items["item_id"])
         interactions = interactions[known]
@@ -64,7 +64,7 @@ def apply_filters(
         codes, _ = pd.factorize(interactions["item_id"])
         times = interactions["timestamp"].to_numpy()
         ratings = interactions["rating"].to_numpy()
-        kept, reasons = split.select(users, codes, times, ratings, settings)
+        kept, reasons = filters.select(users, codes, times, ratings, settings)
         interactions = interactions[kept]
         dropped.update(reasons)
         if settings.k_core > 1:

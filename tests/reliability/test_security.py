@@ -28,7 +28,7 @@ from minionerec.training.checkpoints import CheckpointKeeper, last_checkpoint
 from minionerec.training.weighted_rewards import weighted_rewards
 from rqvae import build_sids, embed_items
 from tests.rqvae.test_sids_stage import world as sids_world
-from tests.worlds import save_encoder, tiny_run
+from tests.worlds import tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 32, "eval_rows": 10}
@@ -370,6 +370,8 @@ def test_cells_of_a_table_are_data(canary, cell):
 
 def encoder_with(tmp_path: Path) -> tuple[Path, object]:
     """An encoder's folder, and a function that embeds a small catalogue with it."""
+    from benchmarks.encoder import save_encoder  # seconds, and only here
+
     (tmp_path / "made").mkdir()
     folder = save_encoder(tmp_path / "made", ["drill", "saw"])
     experiment = sids_world(tmp_path / "shop", encoder=str(folder))

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.encoder import save_encoder
 from minionerec.catalogue.sids import load_sids
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
@@ -24,7 +25,6 @@ from minionerec.experiment.config import read_experiment
 from minionerec.model import backbone
 from rqvae import add_items, build_sids, embed_items
 from tests.rqvae.test_sids_stage import WORDS, world
-from tests.worlds import save_encoder
 
 POLICIES = ("nearest_free", "extra_level", "keep")
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.encoder import save_encoder
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import (
@@ -33,7 +34,6 @@ from minionerec.experiment.settings import Experiment
 from rqvae import embed_items
 from rqvae.embeddings import encoder, parts, texts
 from tests.rqvae.test_sids_stage import WORDS, world
-from tests.worlds import save_encoder
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minionerec.catalogue import split
-from minionerec.catalogue.sources import cells, files, readers, times
+from minionerec.catalogue.sources import cells, files, filters, readers, times
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, Source
 from minionerec.errors import UserError
 from minionerec.experiment.files import fingerprints
@@ -87,7 +86,7 @@ def load(settings: DataSettings) -> Source:
     numbers, dropped = number_items(metadata_path, layout, settings.max_title_words)
     reviews, unmatched = read_reviews(reviews_path, layout, numbers)
     dropped.update(unmatched)
-    kept, filtered = split.select(
+    kept, filtered = filters.select(
         reviews.users, reviews.items, reviews.timestamps, reviews.ratings, settings
     )
     dropped.update(filtered)
@@ -261,7 +260,7 @@ def number_items(
             repeated += 1
             continue
         title = text_of(record, "title", where)
-        kept = split.title_is_kept(title, max_title_words)
+        kept = filters.title_is_kept(title, max_title_words)
         untitled += not title
         long += bool(title) and not kept
         numbers[item] = len(numbers) if kept else BAD_TITLE

@@ -1,0 +1,1 @@
+"""Each file prints its ratio against the stock way of doing the same work."""
