@@ -6,8 +6,9 @@
 Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}, and with
 ``evaluate.fusion`` beside it <checkpoint>-fusion-<split>: the same lists united with those of rules
 (``minionerec/rankers/fusion.py``). Metrics are item-level: a SID that several items share counts in
-expectation; the SID-string number stands beside it. PATH may be any Hugging Face checkpoint whose tokenizer knows this experiment's SID
-tokens; how it is asked (prompt_template.json, policy.json) is read from it where it says so.
+expectation; the SID-string number stands beside it. PATH may be any Hugging Face checkpoint whose
+tokenizer knows this experiment's SID tokens; how it is asked (prompt_template.json, policy.json) is
+read from it where it says so.
 
 Several processes rank a share each. What is ranked is kept in evaluate/.<checkpoint>-<split>.parts:
 after a kill the same command ranks the rest. However it came about, predictions.jsonl has the same
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def rank_and_fuse(experiment: Experiment, path: Path) -> None:
-    """The model's ranking unless it is there already, and the fusion if the settings ask for one."""
+    """The model's ranking unless it is there already, and the fusion if one is asked for."""
     if not is_done(experiment, "evaluate", path):
         evaluate(experiment, path)
     if experiment.evaluate.fusion and processes.processes().is_main_process:

@@ -64,6 +64,7 @@ def collate_sft(
             is_sid += [over_children] * len(tokens)
             own += [label.own] * len(tokens)
             teacher += [label.teacher] * len(tokens)
+        # A row counts once, however many answers it has: their weights add up to one
         counted += len(row.completion) - over_children
 
     # The last token of a sequence is predicted, never read.
@@ -110,8 +111,10 @@ def _children(
     if trie is None or not len(nodes):
         none = torch.empty(0, dtype=torch.long)
         return {"child_rows": none, "children": none[:, None], "child_of_pair": none, "place": none}
+    # One number for a slot and a node; two tasks may share a slot with different nodes
     width = int(nodes.max()) + 1
     distinct, child_of_pair = np.unique(slots * width + nodes, return_inverse=True)
+    # The widest place decides F: at the root that is every first code
     children = trie.child_tokens(distinct % width)  # (C, F)
     place = (children[child_of_pair] == tokens.numpy()[:, None]).argmax(axis=1)
     return {

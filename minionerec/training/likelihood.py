@@ -31,6 +31,7 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0
     rows = inputs["pair_rows"]  # (J,) which of the M slots each pair reads
     tokens = inputs["pair_tokens"]  # (J,)
     sid_pairs = inputs["sid_pairs"]  # (S,) numbers of the pairs that are normalised over children
+    # A row without soft labels has both weights 1, whatever the teacher's share is
     weights = (1.0 - teacher_weight) * inputs["own"] + teacher_weight * inputs["teacher"]  # (J,)
 
     def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:

@@ -99,6 +99,7 @@ def taught(
     exclude = experiment.evaluate.exclude_history
     unwanted = catalogue.seen("valid") if exclude else None
     embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
+    # Weights are given, or those of the mix that expects validation rows best
     weights = experiment.sft.teacher
     temperature = recipe.temperature
     if not weights:
@@ -121,6 +122,7 @@ def taught(
     )
     for expert in teacher:
         say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    # Rows of train keep their targets beside the teacher's answers; rows of items have none
     mixed = list(shares.values())
     labelled = with_labels(
         rows,
@@ -170,13 +172,17 @@ def teacher_labels(
     for start in range(0, len(histories), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         shown = histories[block]
+        # Leave-one-out: the row's own transition is no evidence for its own label
         own = None if targets is None else targets[block]
         probabilities = mix(teacher, shares, shown, own)  # (B, N)
+        # What is never recommended must not be taught either: it would take weight from the rest
         if exclude_history:
             for row, history in enumerate(shown):
                 probabilities[row, list(history)] = 0.0
         best = best_of_scores(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
+        # Renormalised over the K: what the rest of the catalogue had is shared out among them
         value = np.take_along_axis(probabilities, best, axis=1)
+        # A teacher may know fewer than K items: the other places stay empty
         items[block] = np.where(value > 0, best, -1)
         weights[block] = normalised(value**sharpness)
     return Labels(items, weights)
@@ -201,6 +207,7 @@ def with_labels(
 
     Several tasks may have rows of the same history and target: the teacher is asked once.
     """
+    # Equal questions have one number, so that tasks that share a history share the answer
     asked: dict[tuple[tuple[int, ...], int], int] = {}
     for row in rows:
         if takes_labels(row):
@@ -256,7 +263,9 @@ def item_rows(
             if weight > 0:
                 completion = renderer.completion(TASK, other)
                 labels.append(Label(other, completion, weight, weight))
+        # An item that nothing follows and no text is like teaches nothing
         if labels:
+            # With equal weights for both sides the teacher's share of the loss changes nothing here
             first = labels[0]
             prompt = renderer.prompt(TASK, (item,))
             rows.append(Row(TASK, "", prompt, first.completion, first.item, (item,), tuple(labels)))
@@ -280,6 +289,7 @@ def answers(
             teacher[item] = weight
     if not teacher:
         return ()
+    # The teacher may name the target too: it is one answer then, with both weights
     target = row.target_item
     labels = [Label(target, row.completion, 1.0, teacher.pop(target, 0.0))]
     for item, weight in teacher.items():
@@ -296,6 +306,7 @@ def price(
     plain, soft = 0, 0
     for batch in batches:
         chosen = [rows[i] for i in batch]
+        # The same rows as a plain run would read them
         alone = [replace(row, labels=()) for row in chosen]
         plain += collate(alone)["tree"].input_ids.numel()
         soft += collate(chosen)["tree"].input_ids.numel()
