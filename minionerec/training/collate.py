@@ -40,13 +40,13 @@ def collate_sft(
     above: list[int] = []  # trie nodes whose children the tokens of SIDs are normalised over
     for row in rows:
         # Behind a whole SID the end of the sequence is certain: nothing to learn from it
-        sid = paths is not None and row.task.endswith("to_sid")
+        sid = trie is not None and row.task.endswith("to_sid")
         completion = row.completion[:-1] if sid else row.completion
         sequences.append(row.prompt + completion)
         starts.append(len(row.prompt))
         lengths.append(len(completion))
         is_sid.append(sid)
-        if sid and paths is not None:
+        if sid:
             above += [0, *paths[row.target_item][:-1]]  # 0 is the root
 
     # The last token of a sequence is predicted, never read.
