@@ -3,10 +3,12 @@
     bash evaluate.sh --config configs/quickstart.yaml [--evaluate.checkpoint sft|rl|PATH]
                      [--evaluate.split test|valid]
 
-Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}. Metrics are
-item-level: a SID that several items share counts in expectation; the SID-string number stands
-beside it. PATH may be any Hugging Face checkpoint whose tokenizer knows this experiment's SID
-tokens; how it is asked (prompt_template.json, policy.json) is read from it where it says so.
+Writes runs/<name>/evaluate/<checkpoint>-<split>/{metrics.json,predictions.jsonl}, and with
+``evaluate.fusion`` beside it <checkpoint>-fusion-<split>: the same lists united with those of rules
+(``minionerec/rankers/fusion.py``). Metrics are item-level: a SID that several items share counts in
+expectation; the SID-string number stands beside it. PATH may be any Hugging Face checkpoint whose
+tokenizer knows this experiment's SID tokens; how it is asked (prompt_template.json, policy.json) is
+read from it where it says so.
 
 Several processes rank a share each. What is ranked is kept in evaluate/.<checkpoint>-<split>.parts:
 after a kill the same command ranks the rest. However it came about, predictions.jsonl has the same
@@ -16,27 +18,39 @@ bytes (on a CPU, with one thread).
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.errors import one_line_errors
-from minionerec.evaluation.cost import training_seconds
-from minionerec.evaluation.run import facts_of, measure, rank_in_parts
+from minionerec.evaluation import fused
+from minionerec.evaluation.cost import cost, training_seconds
+from minionerec.evaluation.run import facts_of, measure, measure_records, rank_in_parts
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
+from minionerec.experiment.lineage import is_done, open_folder
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import TRAINED, parts_path, settings_of
+from minionerec.experiment.stages import TRAINED, fusion_path, parts_path, settings_of
 from minionerec.model import backbone
 from minionerec.model.policy import Policy
 from minionerec.pages.text import evaluation_report
+from minionerec.rankers import fusion
 
 
 def main() -> None:
     """Read the command line and make the stage."""
-    run_stage("evaluate", evaluate, read_command_line(__doc__, own=())[0])
+    run_stage("evaluate", rank_and_fuse, read_command_line(__doc__, own=())[0])
+
+
+def rank_and_fuse(experiment: Experiment, path: Path) -> None:
+    """The model's ranking unless it is there already, and the fusion if one is asked for."""
+    if not is_done(experiment, "evaluate", path):
+        evaluate(experiment, path)
+    if experiment.evaluate.fusion and processes.processes().is_main_process:
+        fuse(experiment, path)
 
 
 def evaluate(experiment: Experiment, path: Path) -> None:
@@ -79,6 +93,40 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             (staging / "predictions.jsonl").write_text(text, encoding="utf-8")
         print(evaluation_report(path.name, metrics), flush=True)
     state.wait_for_everyone()
+
+
+def fuse(experiment: Experiment, path: Path) -> None:
+    """The ranking in ``path`` united with those of the rules of ``evaluate.fusion``, beside it."""
+    s = experiment.evaluate
+
+    # The model's lists, and the rankers with what they leave open chosen on validation rows
+    start = time.perf_counter()
+    catalogue = Catalogue.open(experiment)
+    own = open_folder(experiment, path)
+    rows = catalogue.samples.splits[s.split]
+    model = fused.read_model_lists(path / "predictions.jsonl", rows, catalogue.item_ids)
+    rankers, shares = fused.rankers_of(catalogue)
+
+    # Unite, weigh, measure
+    ready = time.perf_counter()
+    unwanted = catalogue.seen(s.split) if s.exclude_history else None
+    united = fused.unite(model, rankers, rows, unwanted)
+    items, scores = fusion.fuse(united, shares, s.num_beams)
+    records = fused.records(items, scores, rows, catalogue.item_ids)
+    metrics = measure_records(catalogue, records, None, len(catalogue.item_ids))
+    metrics |= {
+        "fusion": fused.weights_of(s.fusion),
+        "chosen": {ranker.name: ranker.made_with for ranker in rankers},
+        "cost": cost(0, time.perf_counter() - ready, len(rows), train_seconds=ready - start),
+    }
+    target = fusion_path(experiment)
+    parents = [*catalogue.parents, own]
+    with committed(target, "fusion", settings_of(experiment, "fusion"), parents) as staging:
+        write_json(staging / "metrics.json", metrics)
+        with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
+            for record in records:
+                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+    print(evaluation_report(target.name, metrics), flush=True)
 
 
 if __name__ == "__main__":

@@ -285,11 +285,19 @@ class SFTTrainer(RankingTrainer):
 
     With a ``trie`` the tokens of a SID are normalised over the legal children of their prefix
     instead of the vocabulary: the model need not learn which codes exist, and is scored the same
-    way when it decodes with ``normalize: trie``.
+    way when it decodes with ``normalize: trie``. ``teacher_weight`` is how much the teacher of rows
+    with soft labels weighs when a share of all steps is done.
     """
 
-    def __init__(self, *args: Any, trie: SidTrie | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        trie: SidTrie | None = None,
+        teacher_weight: Callable[[float], float] = lambda _: 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.teacher_weight = teacher_weight
         share = base_causal_lm(self.model).takes_trees
         paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else []
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
@@ -304,7 +312,8 @@ class SFTTrainer(RankingTrainer):
         """Mean negative log-likelihood per completion token of the global batch."""
         if not len(inputs["shift_labels"]):
             return zero_loss(model, inputs["tree"])
-        loss = -sft_logp(model, inputs) / num_items_in_batch
+        weight = self.teacher_weight(self.state.global_step / self.state.max_steps)
+        loss = -sft_logp(model, inputs, weight) / num_items_in_batch
         return loss * self.accelerator.num_processes  # gradients are averaged over processes
 
 

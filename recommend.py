@@ -2,9 +2,11 @@
 
     python recommend.py --config configs/quickstart.yaml --history ID,ID,... [--k 10]
                         [--evaluate.exclude_history true]
+    python recommend.py ... --evaluate.fusion '{model: 0.5, markov: 0.5}'
 
 Item ids are those of runs/<name>/data/items.parquet, oldest first. The model is the one of
-``evaluate.checkpoint``.
+``evaluate.checkpoint``; with ``evaluate.fusion`` its list is united with those of rules, as
+evaluation does it, and scores are mixed probabilities.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import csv
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.errors import UserError, one_line_errors
+from minionerec.evaluation import fused
 from minionerec.experiment import processes
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import Experiment
@@ -54,7 +57,10 @@ def recommend(experiment: Experiment, history: list[str], k: int) -> None:
     policy = Policy.load(experiment.evaluate.checkpoint, catalogue)
     policy = policy.to(processes.processes().device)
     exclude = [history] if experiment.evaluate.exclude_history else None
-    recommended = policy.recommend([history], k, exclude=exclude)[0]
+    if experiment.evaluate.fusion:
+        recommended = fused.recommend(policy, history, k, exclude)
+    else:
+        recommended = policy.recommend([history], k, exclude=exclude)[0]
     titles = catalogue.items["title"]
     print("history (oldest first):")
     for item_id, item in zip(history, shown, strict=True):

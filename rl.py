@@ -73,7 +73,10 @@ def train(experiment: Experiment, path: Path) -> None:
         total_steps=total_steps,
     )
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(policy, valid, s.eval_beams, arguments.device)
+    unwanted = None
+    if experiment.evaluate.exclude_history:
+        unwanted = fixed_subset(catalogue.seen("valid"), s.eval_rows, experiment.seed)
+    validate = validator(policy, valid, s.eval_beams, arguments.device, unwanted)
     before = validate(model.to(arguments.device))
     shown = "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "NDCG@10"))
     say(f"SFT model: validation {shown}")

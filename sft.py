@@ -12,6 +12,7 @@ from its last checkpoint in runs/<name>/sft.partial.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import minionerec_trainer as trainers
@@ -29,7 +30,7 @@ from minionerec.experiment.stages import settings_of
 from minionerec.model import backbone
 from minionerec.model.policy import Policy
 from minionerec.pages import plots
-from minionerec.training import run
+from minionerec.training import run, soft_labels
 from minionerec.training.callbacks import early_stopping
 
 
@@ -55,6 +56,9 @@ def train(experiment: Experiment, path: Path) -> None:
         longest = experiment.data.max_history
         targets = window_samples(samples.train_sequences, longest, experiment.seed)
     rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
+    recipe = soft_labels.Recipe.of(s.soft_labels)
+    if s.soft_labels:
+        rows = soft_labels.taught(catalogue, rows, policy.renderer, recipe)
     backbone.check_context(model, rows, "model.max_tokens")
     tasks = sum(share > 0 for share in s.tasks.values())
     say(f"{len(rows):,} rows of {tasks} tasks; {backbone.describe(model)}")
@@ -72,7 +76,10 @@ def train(experiment: Experiment, path: Path) -> None:
         total_steps=steps_per_epoch * s.epochs,
     )
     valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    validate = validator(policy, valid, s.eval_beams, arguments.device)
+    unwanted = None
+    if experiment.evaluate.exclude_history:
+        unwanted = fixed_subset(catalogue.seen("valid"), s.eval_rows, experiment.seed)
+    validate = validator(policy, valid, s.eval_beams, arguments.device, unwanted)
     settings = settings_of(experiment, "sft")
     trainer = trainers.SFTTrainer(
         model,
@@ -83,8 +90,12 @@ def train(experiment: Experiment, path: Path) -> None:
         validate,
         [row.user_id for row in rows] if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,
+        teacher_weight=recipe.weight_at,
         callbacks=early_stopping(s.patience),
     )
+    if s.soft_labels:
+        batches = list(itertools.islice(trainer.batches, 8))
+        say(soft_labels.price(rows, batches, trainer.data_collator))
     run.train_or_resume(trainer)
 
     # Save the best

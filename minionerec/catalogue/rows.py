@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,12 +14,22 @@ from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
 
 
+class Label(NamedTuple):
+    """One answer of a row with soft labels, and how much of the row's weight it carries."""
+
+    item: int
+    completion: list[int]
+    own: float  # if the row's target alone is right
+    teacher: float  # if the teacher alone is right
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One training example.
 
     ``target_item`` is the item that ``completion`` names and ``history`` what a sequence task shows
-    (else empty): rewards read them, never the prompt's text.
+    (else empty): rewards read them, never the prompt's text. ``labels`` are the answers that SFT
+    trains on; empty: the completion alone.
     """
 
     task: str
@@ -27,6 +38,7 @@ class Row:
     completion: list[int]
     target_item: int
     history: tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
 
 
 def task_rows(

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ import pandas as pd
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import is_target
 from minionerec.errors import UserError
+
+T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -180,10 +182,10 @@ def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: i
     return found
 
 
-def fixed_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
+def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
     """The same random ``size`` samples for the same seed, in their order.
 
-    All of them if ``size`` is 0 or too large.
+    All of them if ``size`` is 0 or too large. What belongs to samples row by row is cut alike.
     """
     if not size or size >= len(samples):
         return list(samples)

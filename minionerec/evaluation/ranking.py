@@ -53,7 +53,11 @@ def sid_of(sids: SidTable) -> dict[str, tuple[int, ...]]:
 
 
 def validator(
-    policy: Policy, samples: Sequence[Sample], num_beams: int, device: torch.device
+    policy: Policy,
+    samples: Sequence[Sample],
+    num_beams: int,
+    device: torch.device,
+    unwanted: Unwanted | None = None,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function model -> HR@K, NDCG@K (K up to ``num_beams``) and top-10 coverage.
 
@@ -62,16 +66,24 @@ def validator(
         samples: to rank for.
         num_beams: items to rank for each.
         device: where the model will be.
+        unwanted: per sample, items that are never ranked, as in evaluation.
     """
     sids = policy.catalogue.sids
     groups = sid_of(sids)
     trie = policy.trie.to(device)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        normalize = policy.normalize
-        ranker = Ranker(model, samples, policy.renderer, trie, num_beams, normalize=normalize)
+        ranker = Ranker(
+            model,
+            samples,
+            policy.renderer,
+            trie,
+            num_beams,
+            normalize=policy.normalize,
+            unwanted=unwanted,
+        )
         leaves, scores = rank(ranker)
-        records = predictions(samples, leaves, scores, trie, sids.item_ids)
+        records = predictions(samples, leaves, scores, trie, sids.item_ids, unwanted)
         item_level, _ = row_metrics(records, groups)
         shown = {}
         for k in KS:

@@ -11,9 +11,11 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 
+from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import train_counts
 from minionerec.errors import UserError
 from minionerec.evaluation.cost import cost, peak_memory_mb
+from minionerec.evaluation.metrics import SidOf
 from minionerec.evaluation.ranking import predictions, sid_of
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.experiment import parts as kept
@@ -142,6 +144,24 @@ def measure(policy: Policy, records: list[dict[str, Any]]) -> dict[str, Any]:
         UserError: there are recommendations that must not be.
     """
     catalogue = policy.catalogue
+    found = measure_records(catalogue, records, sid_of(catalogue.sids), policy.trie.num_leaves)
+    return found | {"sids_sha256": catalogue.sids.sha256, "normalize": policy.normalize}
+
+
+def measure_records(
+    catalogue: Catalogue, records: list[dict[str, Any]], groups: SidOf | None, num_choices: int
+) -> dict[str, Any]:
+    """What is measured on any ranking of the split that ``evaluate.split`` names.
+
+    Args:
+        catalogue: what was ranked.
+        records: the rows of ``predictions.jsonl``.
+        groups: item -> SID; None for a ranking that knows items apart.
+        num_choices: SIDs, or items, that could be ranked.
+
+    Raises:
+        UserError: there are recommendations that must not be.
+    """
     experiment = catalogue.experiment
     s = experiment.evaluate
     ids = catalogue.item_ids
@@ -151,13 +171,13 @@ def measure(policy: Policy, records: list[dict[str, Any]]) -> dict[str, Any]:
         histories.append([ids[item] for item in row.history])
     metrics = score_predictions(
         records,
-        sid_of(catalogue.sids),
+        groups,
         ids,
         dict(zip(ids, counts.tolist(), strict=True)),
         histories,
         s.bootstrap_samples,
         experiment.seed,
-        depth=s.num_beams if s.num_beams < policy.trie.num_leaves else len(ids),
+        depth=s.num_beams if s.num_beams < num_choices else len(ids),
     )
     if metrics["invalid"] or metrics["duplicates"]:
         raise UserError(
@@ -169,8 +189,6 @@ def measure(policy: Policy, records: list[dict[str, Any]]) -> dict[str, Any]:
         "num_beams": s.num_beams,
         "checkpoint": str(s.checkpoint),
         "split": s.split,
-        "sids_sha256": catalogue.sids.sha256,
-        "normalize": policy.normalize,
         "exclude_history": s.exclude_history,
         "empty": sum(not record["item_ids"] for record in records),
     }

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     RewardName = str
     Column = str
     BaselineName = str
+    ExpertName = str
+    SoftLabelKey = str
+    FusionKey = str
 else:
     # What a model learns to complete; the first five are the paper's.
     Task = Literal[
@@ -27,6 +30,10 @@ else:
     RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
     BaselineName = Literal[tuple(BASELINES)]
     RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
+    # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py).
+    ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
+    SoftLabelKey = Literal["weight", "final_weight", "top_k", "sharpness", "items", "temperature"]
+    FusionKey = Literal["model", "popularity", "markov", "item_knn", "text_knn", "temperature"]
     # Our names of the columns of two tables.
     Column = Literal[
         "user_id",

@@ -172,11 +172,14 @@ def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
     settings = manifest["settings"]
     name = manifest.get("method", manifest["stage"])
     names = {name}
-    if manifest["stage"] == "evaluate":
+    if manifest["stage"] in ("evaluate", "fusion"):
         checkpoint = Path(settings["evaluate.checkpoint"])
-        name = f"{checkpoint.name}-{settings['evaluate.split']}"
+        ending = settings["evaluate.split"]
+        if manifest["stage"] == "fusion":
+            ending = f"fusion-{ending}"
+        name = f"{checkpoint.name}-{ending}"
         # A path may lead through a link; the directory is called after what it leads to.
-        names = {name, f"{checkpoint.resolve().name}-{settings['evaluate.split']}"}
+        names = {name, f"{checkpoint.resolve().name}-{ending}"}
     if path.name not in names:
         raise UserError(
             f"{path}: holds something else than its name says ({MANIFEST}: it was made as "

@@ -31,10 +31,13 @@ from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.choices import (
     BaselineName,
     Column,
+    ExpertName,
+    FusionKey,
     Quantizer,
     RewardName,
     RLTask,
     Schedule,
+    SoftLabelKey,
     Task,
 )
 from minionerec.experiment.problems import problems_of
@@ -476,6 +479,25 @@ class SFTSettings(Settings):
         le=0.9,
         description="scratch models only: dropout on embeddings, attention and MLP outputs",
     )
+    soft_labels: dict[SoftLabelKey, Share] = Field(
+        {},
+        description=(
+            "beside its own target a row is taught the best items of a teacher. weight: the "
+            "teacher's share of the loss (0.5); final_weight: where that goes in the second half "
+            "of all steps (stays); top_k: items a row (8); sharpness: power of their "
+            "probabilities (1.5); items: passes an epoch over rows that "
+            "show one item and have the teacher alone (1); temperature: of text_knn (0.07); {}: "
+            "off (paper)"
+        ),
+    )
+    teacher: dict[ExpertName, Share] = Field(
+        {"markov": 0.7, "text_knn": 0.3},
+        description=(
+            "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights "
+            "and the temperature that expect validation rows best, as `python baselines/mix.py` "
+            "prints them; what a ranker leaves open is chosen on validation rows too"
+        ),
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     evals_per_epoch: float = Field(
         1.0, gt=0, description="validations per epoch; each is a possible best checkpoint"
@@ -501,6 +523,28 @@ class SFTSettings(Settings):
         if not any(tasks.values()):
             raise ValueError("every task is off; give one a positive share")
         return tasks
+
+    @field_validator("soft_labels")
+    @classmethod
+    def _are_in_range(cls, given: dict[str, float]) -> dict[str, float]:
+        for key in ("weight", "final_weight"):
+            if given.get(key, 0) > 1:
+                raise ValueError(f"{key}: got {given[key]:g}, expected at most 1")
+        for key, least in (("top_k", 1), ("items", 0)):
+            number = given.get(key, least)
+            if number < least or number != int(number):
+                raise ValueError(f"{key}: got {number:g}, expected a whole number from {least}")
+        for key in ("sharpness", "temperature"):
+            if given.get(key) == 0:
+                raise ValueError(f"{key}: got 0, expected a number above 0")
+        return given
+
+    @field_validator("teacher")
+    @classmethod
+    def _has_a_weight(cls, teacher: dict[str, float]) -> dict[str, float]:
+        if teacher and not any(teacher.values()):
+            raise ValueError("every weight is 0; give a ranker a weight")
+        return teacher
 
 
 # What a preset fills in where a key of ``rl`` is not written. No preset names the distribution of
@@ -674,6 +718,14 @@ class EvaluateSettings(Settings):
             "baselines neither: for data where nothing is taken twice"
         ),
     )
+    fusion: dict[FusionKey, Share] = Field(
+        {},
+        description=(
+            "also write <checkpoint>-fusion-<split>: the model's lists united with those of rules, "
+            "weighed as probabilities. model and rankers -> weight, temperature: of text_knn "
+            "(0.1); `python baselines/mix.py` tries weights on validation rows; {}: none"
+        ),
+    )
     bootstrap_samples: int = Field(
         1000, ge=0, description="resamples of the 95 % intervals; 0: none"
     )
@@ -684,6 +736,18 @@ class EvaluateSettings(Settings):
         if not checkpoint:
             raise ValueError("is empty, expected sft, rl or the folder of a checkpoint")
         return checkpoint
+
+    @field_validator("fusion")
+    @classmethod
+    def _weighs_something(cls, fusion: dict[str, float]) -> dict[str, float]:
+        weights = [value for key, value in fusion.items() if key != "temperature"]
+        if fusion and not any(weights):
+            raise ValueError(
+                "every weight is 0; give the model or a ranker a weight, or {} for none"
+            )
+        if fusion.get("temperature") == 0:
+            raise ValueError("temperature: got 0, expected a number above 0")
+        return fusion
 
 
 class BaselineSettings(Settings):
@@ -755,7 +819,7 @@ class BaselineSettings(Settings):
         ),
     )
     tiger_epochs: int = Field(
-        15,
+        12,
         ge=1,
         description=(
             "tiger: most passes over the train sequences; the step size falls to 0 over them"

@@ -150,6 +150,16 @@ _TABLE = (
         parallel=True,
     ),
     Stage(
+        name="fusion",
+        what="a model's lists united with those of rules",
+        command="bash evaluate.sh",
+        script="evaluate.py",
+        needs=("data", "sids"),
+        settings=("seed", "evaluate", "data.max_history"),
+        next="python -m minionerec.summary",
+        part_of="evaluate",
+    ),
+    Stage(
         name="audit",
         what="what the numbers can be worth: leaks, repeats, cold targets",
         command="python data/audit.py",
@@ -173,6 +183,8 @@ COMMANDS = {stage.name: stage.command for stage in _TABLE}
 
 # Settings that change how fast or how verbosely a stage works, never what it writes.
 WITHOUT_EFFECT = {"sids.encoder_tokens", "sft.report_to", "rl.report_to", "evaluate.batch_size"}
+# What only the named stage depends on: a model's own ranking is the same whatever joins it.
+ONLY_OF = {"evaluate.fusion": "fusion"}
 # Settings of how a stage computes: another value than the parent's is a choice, no contradiction.
 OF_EACH_STAGE = {
     "model.dtype",
@@ -200,8 +212,17 @@ def evaluation_path(experiment: Experiment) -> Path:
     return stage_path(experiment, "evaluate") / f"{checkpoint}-{experiment.evaluate.split}"
 
 
+def fusion_path(experiment: Experiment) -> Path:
+    """``runs/<name>/evaluate/<checkpoint>-fusion-<split>``, beside the model's own ranking."""
+    own = evaluation_path(experiment)
+    split = experiment.evaluate.split
+    return own.with_name(f"{own.name.removesuffix(split)}fusion-{split}")
+
+
 def path_of(experiment: Experiment, stage: str) -> Path:
     """The directory that a stage makes, or that holds those that it makes."""
+    if stage == "fusion":
+        return fusion_path(experiment)
     return evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
 
 
@@ -226,6 +247,9 @@ class Output(NamedTuple):
 
 def outputs(experiment: Experiment, stage: str) -> list[Output]:
     """What a stage makes: one directory, of the baselines one for every method."""
+    if stage == "evaluate" and experiment.evaluate.fusion:
+        both = (stage, "fusion")
+        return [Output(name, path_of(experiment, name), STAGES[name].needs, {}) for name in both]
     if stage != "baselines":
         return [Output(stage, path_of(experiment, stage), STAGES[stage].needs, {})]
     found = []
@@ -267,6 +291,9 @@ def next_command(stage: str) -> str:
 def settings_of(experiment: Experiment, stage: str) -> dict[str, Any]:
     """The settings that decide what ``stage`` writes, flat: ``{"sft.epochs": 10, ...}``."""
     everything = flat_settings(experiment)
+    for key, only in ONLY_OF.items():
+        if stage != only:
+            del everything[key]
     chosen = STAGES[stage].settings
     return {
         key: value

@@ -11,33 +11,41 @@ from minionerec.model.output_head import (
     LogitsHead,
     OutputHead,
     children_logps,
-    pick_child,
     vocab_logps,
 )
 from minionerec.model.token_trees import TokenTree
 
 
-def sft_logp(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """Log-likelihood of all completion tokens of a batch from ``collate_sft``, ``()``.
+def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0.0) -> Tensor:
+    """Weighted log-likelihood of all completion tokens of a batch from ``collate_sft``, ``()``.
 
-    The J pairs (slot, label) of the batch fall into two kinds: SID tokens, where the batch says so,
-    are normalised over the legal children of their prefix; all others over the vocabulary.
+    The J pairs (slot, token) of the batch fall into two kinds: SID tokens, where the batch says so,
+    are normalised over the legal children of their prefix; all others over the vocabulary. A pair
+    weighs what its answer does: one but for rows with soft labels.
+
+    Args:
+        model: with ``enable_trees``.
+        inputs: the batch.
+        teacher_weight: share of the teacher's answers; the rest is for the rows' own targets.
     """
     rows = inputs["pair_rows"]  # (J,) which of the M slots each pair reads
-    labels = inputs["shift_labels"]  # (J,)
+    tokens = inputs["pair_tokens"]  # (J,)
     sid_pairs = inputs["sid_pairs"]  # (S,) numbers of the pairs that are normalised over children
-    children = inputs["children"]  # (S, F)
+    # A row without soft labels has both weights 1, whatever the teacher's share is
+    weights = (1.0 - teacher_weight) * inputs["own"] + teacher_weight * inputs["teacher"]  # (J,)
 
     def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
         if not len(sid_pairs):
-            return vocab_logps(hidden, head, rows, labels).sum()
-        # Both kinds read the same hidden states, in one forward
-        legal = children_logps(hidden, head, rows[sid_pairs], children)  # (S, F)
-        total = pick_child(legal, children, labels[sid_pairs]).sum()
+            return (vocab_logps(hidden, head, rows, tokens) * weights).sum()
+        # one row of children for every place in the trie, however many pairs read it
+        legal = children_logps(hidden, head, inputs["child_rows"], inputs["children"])  # (C, F)
+        logps = legal[inputs["child_of_pair"], inputs["place"]]  # (S,)
+        total = (logps * weights[sid_pairs]).sum()
         is_text = torch.ones_like(rows, dtype=torch.bool)
         is_text[sid_pairs] = False
         if is_text.any():
-            total = total + vocab_logps(hidden, head, rows[is_text], labels[is_text]).sum()
+            logps = vocab_logps(hidden, head, rows[is_text], tokens[is_text])
+            total = total + (logps * weights[is_text]).sum()
         return total
 
     return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)

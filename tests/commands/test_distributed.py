@@ -91,6 +91,7 @@ WORLDS = {
             "micro_batch_size": 2,
             "group_by_user": True,
             "patience": 1,
+            "soft_labels": {"top_k": 3, "final_weight": 0.1},
         },
         "rl": RL
         | {
@@ -105,7 +106,7 @@ WORLDS = {
     "lora": {
         "model": MODEL
         | {"config": QWEN | {"tie_word_embeddings": True}, "tune": "lora", "lora_rank": 2},
-        "sft": SFT,
+        "sft": SFT | {"soft_labels": {"top_k": 3}},
         "rl": RL | {"epochs": 1.0, "learning_rate": 1e-2, "beta": 0.1},
     },
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minionerec.catalogue.trie import SidTrie
-from minionerec.model.output_head import children_logps, pick_child, vocab_logps
+from minionerec.model.output_head import children_logps, vocab_logps
 from minionerec.training.group_logps import GroupBatch
 from tests.worlds import plain_logps, random_catalogue, tiny_model
 
@@ -72,10 +72,10 @@ def test_a_loss_over_the_legal_children_equals_one_forward_per_row():
     pairs = batch["sid_pairs"]
 
     def readout(hidden, head):
-        legal = children_logps(hidden, head, batch["pair_rows"][pairs], batch["children"])
-        return pick_child(legal, batch["children"], batch["shift_labels"][pairs]), vocab_logps(
-            hidden, head, batch["pair_rows"], batch["shift_labels"]
-        )
+        legal = children_logps(hidden, head, batch["child_rows"], batch["children"])
+        of_sids = legal[batch["child_of_pair"], batch["place"]]
+        everything = vocab_logps(hidden, head, batch["pair_rows"], batch["pair_tokens"])
+        return of_sids, everything
 
     with torch.no_grad():
         found, everything = model(tree=batch["tree"], slots=batch["slots"], readout=readout)

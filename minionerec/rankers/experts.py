@@ -1,0 +1,281 @@
+"""Rankers as probabilities over the catalogue: what a fusion and the teacher of soft labels mix.
+
+A rule's scores are counts of one kind or another, a text's are cosines: they can be added up only
+as probabilities.
+
+* popularity, Markov, item-kNN: ``p(item) = score / sum of the scores``, none of them negative;
+* text-kNN: ``p(item) = exp(cosine / temperature) / sum``, the cosine being the weighted mean over
+  the latest items. Items of the history get nothing: nothing is as alike as an item itself, and
+  whether it is taken again is for the counts to say.
+
+How far a rule looks (reach, window, shrinkage, ...) is what ``rules.choose`` finds on validation
+rows, as for the baseline of the same name.
+
+An expert can be asked *leave-one-out* about a row of train: what the row's own transition (from
+its history to its target) has added to the counts is then taken out of the scores, as if it had
+not been seen. Asked about held-out rows it needs no such care, as no held-out row is ever
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sparse
+
+from minionerec.catalogue.samples import Samples, train_counts
+from minionerec.errors import UserError
+from minionerec.experiment.files import load_array
+from minionerec.experiment.stages import COMMANDS
+from minionerec.rankers import rules
+from minionerec.rankers.scores import popularity_order
+
+LENGTH = 100  # items of a list, where rankers are mixed
+ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
+
+
+class Expert(NamedTuple):
+    """One ranker of a mix.
+
+    Attributes:
+        name: one of ``settings.EXPERTS``.
+        num_items: N.
+        probabilities: histories, and the targets of these train rows or None -> ``(B, N)``, rows
+            that add up to 1, or to 0 where the ranker knows nothing. With targets it is asked
+            leave-one-out.
+        made_with: the choices it was made with, for people.
+    """
+
+    name: str
+    num_items: int
+    probabilities: Callable[[Sequence[Sequence[int]], Sequence[int] | None], np.ndarray]
+    made_with: dict[str, float]
+
+
+def popularity(counts: np.ndarray) -> Expert:
+    """Train interactions per item ``(N,)``; a row's own target counts one less."""
+
+    def probabilities(
+        histories: Sequence[Sequence[int]], targets: Sequence[int] | None = None
+    ) -> np.ndarray:
+        scores = np.tile(counts.astype(float), (len(histories), 1))
+        for row, target in enumerate(targets or ()):
+            scores[row, target] = max(0.0, scores[row, target] - 1.0)
+        return normalised(scores)
+
+    return Expert("popularity", len(counts), probabilities, {})
+
+
+def markov(
+    sequences: Sequence[Sequence[int]], num_items: int, *, reach: int, backward: float, window: int
+) -> Expert:
+    """``rules.transition_counts``, looked up by the latest ``window`` items.
+
+    The row's own transition: its target was counted as a follower of the history item m steps
+    before it with 1/m, for m up to ``reach``, and that item before the target with ``backward /
+    m``. What was counted for an item stands in the score with 1/m' for every place m' of the
+    window at which the item is looked up.
+    """
+    matrix = rules.transition_counts(sequences, num_items, reach, backward)
+
+    def own(history: Sequence[int], target: int) -> dict[int, float]:
+        latest_first = history[::-1]
+        followed: dict[int, float] = {}
+        for ago, item in enumerate(latest_first[:reach], start=1):
+            followed[item] = followed.get(item, 0.0) + 1.0 / ago
+        added = {target: 0.0}
+        for place, looked_up in enumerate(latest_first[:window], start=1):
+            added[target] += followed.get(looked_up, 0.0) / place
+            # a target that the history holds too is looked up itself, and finds what came before it
+            if looked_up == target:
+                for item, count in followed.items():
+                    added[item] = added.get(item, 0.0) + backward * count / place
+        return added
+
+    made_with = {"reach": reach, "backward": backward, "window": window}
+    return _counting("markov", matrix, window, own, made_with)
+
+
+def item_knn(
+    sequences: Sequence[Sequence[int]], num_items: int, *, shrinkage: float, window: int
+) -> Expert:
+    """``rules.item_cosine``, looked up by the latest ``window`` items.
+
+    The row's own transition: its user is one of those who have both the history item and the
+    target. Of a target that the user took several times this is more than the one row has added,
+    never less. Norms stay as they are.
+    """
+    matrix = rules.item_cosine(sequences, num_items, shrinkage)
+    holders = np.zeros(num_items)
+    for sequence in sequences:
+        holders[list(set(sequence))] += 1.0
+
+    def own(history: Sequence[int], target: int) -> dict[int, float]:
+        total = 0.0
+        for place, item in enumerate(history[: -window - 1 : -1], start=1):
+            norm = np.sqrt(holders[item] * holders[target]) + shrinkage
+            total += 1.0 / norm / place
+        return {target: total}
+
+    return _counting("item_knn", matrix, window, own, {"shrinkage": shrinkage, "window": window})
+
+
+def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: float) -> Expert:
+    """Texts count nothing: nothing is taken out; without ``again`` the history gets no weight."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)  # (N, D)
+
+    def probabilities(
+        histories: Sequence[Sequence[int]], _targets: Sequence[int] | None = None
+    ) -> np.ndarray:
+        latest = rules.latest_items(histories, len(unit), window)  # (B, N) sparse
+        total = np.asarray(latest.sum(axis=1)).clip(min=1e-12)  # (B, 1)
+        cosine = (latest @ unit) / total @ unit.T  # (B, N)
+        # no cosine is above 1, so that nothing overflows
+        weights = np.exp((cosine - 1.0) / temperature)
+        for row, history in enumerate(histories):
+            if not again:
+                weights[row, list(history)] = 0.0
+            if not history:
+                weights[row] = 0.0
+        return normalised(weights)
+
+    return Expert(
+        "text_knn",
+        len(unit),
+        probabilities,
+        {"window": window, "again": again, "temperature": temperature},
+    )
+
+
+def mix(
+    experts: Sequence[Expert],
+    weights: Sequence[float],
+    histories: Sequence[Sequence[int]],
+    targets: Sequence[int] | None = None,
+) -> np.ndarray:
+    """``(B, N)`` weighted sum of the experts' probabilities over their best ``LENGTH`` items.
+
+    A rule that gives every item a little would else have hardly anything left for its best.
+    """
+    total = np.zeros((len(histories), experts[0].num_items))
+    for expert, weight in zip(experts, weights, strict=True):
+        total += weight * best_of(expert.probabilities(histories, targets), LENGTH)
+    return total
+
+
+def best_of(probabilities: np.ndarray, length: int) -> np.ndarray:
+    """``(B, N)`` the ``length`` largest of every row, and what equals the least of them; else 0.
+
+    >>> best_of(np.array([[0.5, 0.25, 0.25, 0.0]]), 1).tolist()
+    [[1.0, 0.0, 0.0, 0.0]]
+    """
+    if length >= probabilities.shape[1]:
+        return probabilities
+    least = -np.partition(-probabilities, length - 1, axis=1)[:, length - 1 : length]  # (B, 1)
+    return normalised(np.where(probabilities >= least, probabilities, 0.0))
+
+
+def normalised(scores: np.ndarray) -> np.ndarray:
+    """Rows of ``(B, N)`` scores, none negative, divided by their sum; rows of 0 stay."""
+    total = scores.sum(axis=1, keepdims=True)
+    return scores / np.where(total > 0, total, 1.0)
+
+
+def _counting(
+    name: str,
+    matrix: sparse.csr_matrix,
+    window: int,
+    own: Callable[[Sequence[int], int], dict[int, float]],
+    made_with: dict[str, float],
+) -> Expert:
+    """Scores of ``rules.item_to_item``; ``own``: what a transition has added to which items."""
+    rule = rules.item_to_item(matrix, window)
+
+    def probabilities(
+        histories: Sequence[Sequence[int]], targets: Sequence[int] | None = None
+    ) -> np.ndarray:
+        scores = rule.scores(histories)  # (B, N)
+        for row, target in enumerate(targets or ()):
+            for item, added in own(histories[row], target).items():
+                left = scores[row, item] - added
+                scores[row, item] = left if left > ROUNDING else 0.0
+        return normalised(scores)
+
+    return Expert(name, matrix.shape[0], probabilities, made_with)
+
+
+def build(
+    names: Sequence[str],
+    samples: Samples,
+    *,
+    embeddings_file: Path,
+    temperature: float,
+    unwanted: Sequence[Collection[int]] | None = None,
+) -> list[Expert]:
+    """Experts by name, what they leave open chosen on validation rows as for the baselines.
+
+    Args:
+        names: of ``settings.EXPERTS``.
+        samples: counted are the train sequences, chosen is on the valid rows.
+        embeddings_file: ``(N, D)`` of the items' texts, which ``text_knn`` reads.
+        temperature: of ``text_knn``.
+        unwanted: per valid row, items that are not ranked.
+
+    Raises:
+        UserError: there are no embeddings, or those of other items.
+    """
+    sequences, num_items = samples.train_sequences, len(samples.items)
+    counts = train_counts(sequences, num_items)
+    order = popularity_order(counts)
+
+    def chosen(candidates: Sequence[rules.Rule]) -> dict[str, float]:
+        best, _ = rules.choose(candidates, samples.splits["valid"], order, unwanted)
+        return candidates[best].made_with
+
+    found = []
+    for name in names:
+        match name:
+            case "popularity":
+                found.append(popularity(counts))
+            case "markov":
+                choice = chosen(rules.markov_candidates(sequences, num_items))
+                reach, window = int(choice["reach"]), int(choice["window"])
+                backward = choice["backward"]
+                found.append(
+                    markov(sequences, num_items, reach=reach, backward=backward, window=window)
+                )
+            case "item_knn":
+                choice = chosen(rules.knn_candidates(sequences, num_items))
+                shrinkage, window = choice["shrinkage"], int(choice["window"])
+                found.append(item_knn(sequences, num_items, shrinkage=shrinkage, window=window))
+            case "text_knn":
+                embeddings = read_embeddings(embeddings_file, num_items)
+                candidates = rules.text_candidates(embeddings)
+                choice = chosen([rule for rule in candidates if not rule.made_with["again"]])
+                window = int(choice["window"])
+                found.append(
+                    text_knn(embeddings, window=window, again=False, temperature=temperature)
+                )
+    return found
+
+
+def read_embeddings(file: Path, num_items: int) -> np.ndarray:
+    """``(N, D)`` float32.
+
+    Raises:
+        UserError: they are missing, or those of another catalogue.
+    """
+    if not file.is_file():
+        raise UserError(
+            f"{file} not found, which text_knn reads; run `{COMMANDS['sids']}` with the "
+            "same --config first, or give text_knn no weight"
+        )
+    embeddings = load_array(file).astype(np.float32)
+    if len(embeddings) != num_items:
+        raise UserError(
+            f"{file}: holds {len(embeddings)} rows, expected one for each of {num_items} items"
+        )
+    return embeddings

@@ -1,0 +1,118 @@
+"""Weights for a mix of rankers, tried on validation rows: multiples of a tenth, some temperatures.
+
+``sft.py`` chooses its teacher this way unless ``sft.teacher`` names weights, and
+``baselines/mix.py`` prints the whole table. All rankers are read as lists of ``LENGTH`` items, as
+a fusion reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minionerec.catalogue.samples import Sample, Samples
+from minionerec.rankers import experts, fusion
+from minionerec.rankers.fusion import Lists
+
+RANKERS = ("markov", "item_knn", "text_knn")
+TEMPERATURES = (0.05, 0.07, 0.1, 0.15)  # of text_knn
+STEPS = 10  # weights are multiples of 1 / STEPS
+LENGTH = experts.LENGTH
+
+
+class Mix(NamedTuple):
+    """Weights by the name of the ranker, the temperature of the texts, and what they measured."""
+
+    weights: dict[str, float]
+    temperature: float
+    metrics: dict[str, float]
+
+
+def rankers_lists(
+    samples: Samples,
+    valid: Sequence[Sample],
+    embeddings_file: Path,
+    unwanted: Sequence[Collection[int]] | None,
+) -> dict[float, dict[str, Lists]]:
+    """Temperature -> ranker -> its lists of the rows ``valid``.
+
+    Args:
+        samples: of the experiment.
+        valid: its validation rows.
+        embeddings_file: of the items' texts; without such a file there is no ``text_knn``.
+        unwanted: per row, items that are not ranked.
+    """
+    histories = [sample.history for sample in valid]
+    length = min(LENGTH, len(samples.items))
+    names = [name for name in RANKERS if name != "text_knn" or embeddings_file.is_file()]
+    rules: dict[str, Lists] = {}
+    found: dict[float, dict[str, Lists]] = {}
+    for temperature in TEMPERATURES:
+        # only the texts have a temperature: the rules are asked once
+        made = experts.build(
+            [name for name in names if name not in rules],
+            samples,
+            embeddings_file=embeddings_file,
+            temperature=temperature,
+            unwanted=unwanted,
+        )
+        ranked = {}
+        for expert in made:
+            ranked[expert.name] = fusion.from_expert(expert, histories, length, unwanted)
+        rules |= {name: lists for name, lists in ranked.items() if name != "text_knn"}
+        found[temperature] = rules | ranked
+    return found
+
+
+def tried(
+    model: dict[str, Lists],
+    lists: dict[float, dict[str, Lists]],
+    valid: Sequence[Sample],
+    *,
+    num_items: int,
+    by: str,
+) -> list[Mix]:
+    """Every mix, the best first; of equals the one with more of the first ranker.
+
+    Args:
+        model: the lists of a model under its name; empty for mixes of rankers alone.
+        lists: as ``rankers_lists`` gives them.
+        valid: the rows that all of them rank.
+        num_items: N.
+        by: what the best has most of: ``NDCG@10`` where the mix is to rank, ``log p`` where its
+            probabilities are to be learned from.
+    """
+    targets = np.array([sample.target for sample in valid])
+    found = []
+    for temperature, rankers in lists.items():
+        together = model | rankers
+        united = fusion.union(list(together.values()))
+        for weights in fusion.weight_grid(len(together), STEPS):
+            ranks = fusion.ranks(united, weights, targets)
+            metrics = measured(ranks)
+            shares = fusion.shares_of(united, weights, targets)
+            # a tenth for all items alike: one row without its target must not decide
+            metrics["log p"] = float(np.log(0.9 * shares + 0.1 / num_items).mean())
+            named = dict(zip(together, weights, strict=True))
+            found.append(Mix(named, temperature, metrics))
+    return sorted(found, key=lambda mix: -mix.metrics[by])
+
+
+def measured(ranks: np.ndarray) -> dict[str, float]:
+    """HR@K and NDCG@10 of ``(n,)`` places of the targets, counted from 0.
+
+    >>> measured(np.array([0, 1, 60]))["HR@10"]
+    0.6666666666666666
+    """
+    found = {f"HR@{k}": float((ranks < k).mean()) for k in (1, 10, 50)}
+    gains = np.where(ranks < 10, 1.0 / np.log2(np.minimum(ranks, 10) + 2.0), 0.0)
+    return found | {"NDCG@10": float(gains.mean())}
+
+
+def in_yaml(weights: dict[str, float]) -> str:
+    """``{markov: 0.7, text_knn: 0.3}``: what has a weight."""
+    shown = [f"{name}: {weight:g}" for name, weight in weights.items() if weight]
+    return "{" + ", ".join(shown) + "}"

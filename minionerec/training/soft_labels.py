@@ -1,0 +1,317 @@
+"""Soft labels for SFT: a row's target is one good answer, not the only one.
+
+A row keeps ``1 - weight`` of its label on its own target and spreads ``weight`` over the
+``top_k`` items that a *teacher* ranks first for the same history. They are further completions of
+the same prompt, so that a prefix tree reads the prompt once. This is distillation (Hinton et al.,
+arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose teacher costs nothing to
+train: a mix of counting rules and text neighbours (``minionerec/rankers/experts.py``).
+
+Two promises. The teacher is asked about train rows only and has counted train interactions only:
+nothing held out reaches a label. And it is leave-one-out: what the row's own target has added to
+the counts is taken out before the row is scored, or the teacher would but repeat the target.
+
+Beside the rows of train there is one for every item of the catalogue, which shows that item alone
+and is taught by the teacher alone: the whole table of what leads to what, for items too that no
+train row shows last, and without leaving anything out, as it has no target of its own.
+
+Rows that show one item and ask for that very item (title -> SID) have one right answer and keep
+it, as do titles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.prompts import Renderer
+from minionerec.catalogue.rows import Label, Row
+from minionerec.errors import UserError
+from minionerec.experiment.run import say
+from minionerec.rankers import experts, mixing
+from minionerec.rankers.experts import Expert, mix, normalised
+from minionerec.rankers.scores import top_k as best_of_scores
+
+TASK = "sid_to_sid"  # of rows that show one item
+ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
+
+
+class Recipe(NamedTuple):
+    """``sft.soft_labels`` with its defaults: what ranked validation rows best (docs/LOG.md)."""
+
+    weight: float
+    final_weight: float
+    top_k: int
+    sharpness: float
+    temperature: float
+    items: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, float]) -> Recipe:
+        """The keys that were given, and the defaults of the others."""
+        weight = given.get("weight", 0.5)
+        return cls(
+            weight,
+            given.get("final_weight", weight),
+            int(given.get("top_k", 8)),
+            given.get("sharpness", 1.5),
+            given.get("temperature", 0.07),
+            int(given.get("items", 1)),
+        )
+
+    def weight_at(self, progress: float) -> float:
+        """The teacher's weight when a share ``progress`` of all steps is done.
+
+        It is ``weight`` for half of them and then goes straight to ``final_weight``.
+
+        >>> recipe = Recipe.of({"weight": 0.5, "final_weight": 0.25})
+        >>> [recipe.weight_at(done) for done in (0.0, 0.5, 0.75, 1.0)]
+        [0.5, 0.5, 0.375, 0.25]
+        """
+        return self.weight + (self.final_weight - self.weight) * max(0.0, 2.0 * progress - 1.0)
+
+
+class Labels(NamedTuple):
+    """A teacher's best items for every row; weights add up to 1, or to 0 if it knows none."""
+
+    items: np.ndarray  # (rows, K) item indexes, -1 where there are fewer
+    weights: np.ndarray  # (rows, K)
+
+
+def taught(
+    catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
+) -> list[Row]:
+    """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+
+    Raises:
+        UserError: the teacher lacks what it reads, or more items are asked of it than there are.
+    """
+    experiment = catalogue.experiment
+    num_items = len(catalogue.item_ids)
+    if recipe.top_k > num_items:
+        raise UserError(
+            f"sft.soft_labels: top_k: got {recipe.top_k}, but the catalogue has {num_items} items; "
+            "lower it"
+        )
+    exclude = experiment.evaluate.exclude_history
+    unwanted = catalogue.seen("valid") if exclude else None
+    embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
+    # Weights are given, or those of the mix that expects validation rows best
+    weights = experiment.sft.teacher
+    temperature = recipe.temperature
+    if not weights:
+        valid = catalogue.samples.splits["valid"]
+        lists = mixing.rankers_lists(catalogue.samples, valid, embeddings_file, unwanted)
+        best = mixing.tried({}, lists, valid, num_items=num_items, by="log p")[0]
+        weights = best.weights
+        temperature = best.temperature
+        say(
+            f"teacher: {mixing.in_yaml(weights)} at temperature {temperature:g} expects validation "
+            f"rows best, log p {best.metrics['log p']:.4f}, NDCG@10 {best.metrics['NDCG@10']:.4f}"
+        )
+    shares = {name: weight for name, weight in weights.items() if weight}
+    teacher = experts.build(
+        list(shares),
+        catalogue.samples,
+        embeddings_file=embeddings_file,
+        temperature=temperature,
+        unwanted=unwanted,
+    )
+    for expert in teacher:
+        say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    # Rows of train keep their targets beside the teacher's answers; rows of items have none
+    mixed = list(shares.values())
+    labelled = with_labels(
+        rows,
+        teacher,
+        mixed,
+        recipe.top_k,
+        renderer,
+        sharpness=recipe.sharpness,
+        exclude_history=exclude,
+    )
+    of_items = item_rows(
+        num_items,
+        teacher,
+        mixed,
+        recipe.top_k,
+        renderer,
+        sharpness=recipe.sharpness,
+        exclude_history=exclude,
+    )
+    return labelled + recipe.items * of_items
+
+
+def teacher_labels(
+    teacher: Sequence[Expert],
+    shares: Sequence[float],
+    histories: Sequence[Sequence[int]],
+    targets: Sequence[int] | None,
+    top_k: int,
+    *,
+    sharpness: float = 1.0,
+    exclude_history: bool,
+) -> Labels:
+    """The ``top_k`` best items of every train row by a mix of experts, asked leave-one-out.
+
+    Args:
+        teacher: of the mix.
+        shares: weight of each expert.
+        histories: what the rows show.
+        targets: the rows' own targets, which the experts take out of their counts; None for
+            histories that have none.
+        top_k: K, at most the catalogue.
+        sharpness: weights are probabilities to this power; more than 1 favours the very best.
+        exclude_history: items that a row shows get no weight, as they are never recommended.
+    """
+    items = np.full((len(histories), top_k), -1, dtype=np.int64)
+    weights = np.zeros((len(histories), top_k))
+    for start in range(0, len(histories), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        shown = histories[block]
+        # Leave-one-out: the row's own transition is no evidence for its own label
+        own = None if targets is None else targets[block]
+        probabilities = mix(teacher, shares, shown, own)  # (B, N)
+        # What is never recommended must not be taught either: it would take weight from the rest
+        if exclude_history:
+            for row, history in enumerate(shown):
+                probabilities[row, list(history)] = 0.0
+        best = best_of_scores(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
+        # Renormalised over the K: what the rest of the catalogue had is shared out among them
+        value = np.take_along_axis(probabilities, best, axis=1)
+        # A teacher may know fewer than K items: the other places stay empty
+        items[block] = np.where(value > 0, best, -1)
+        weights[block] = normalised(value**sharpness)
+    return Labels(items, weights)
+
+
+def takes_labels(row: Row) -> bool:
+    """Whether other items could be right: the row shows a history and asks for the next item."""
+    return bool(row.history) and row.task.endswith("to_sid")
+
+
+def with_labels(
+    rows: Sequence[Row],
+    teacher: Sequence[Expert],
+    shares: Sequence[float],
+    top_k: int,
+    renderer: Renderer,
+    *,
+    sharpness: float = 1.0,
+    exclude_history: bool,
+) -> list[Row]:
+    """The rows, those that take labels with the teacher's answers beside their own.
+
+    Several tasks may have rows of the same history and target: the teacher is asked once.
+    """
+    # Equal questions have one number, so that tasks that share a history share the answer
+    asked: dict[tuple[tuple[int, ...], int], int] = {}
+    for row in rows:
+        if takes_labels(row):
+            asked.setdefault((row.history, row.target_item), len(asked))
+    found = teacher_labels(
+        teacher,
+        shares,
+        [history for history, _ in asked],
+        [target for _, target in asked],
+        top_k,
+        sharpness=sharpness,
+        exclude_history=exclude_history,
+    )
+    labelled = []
+    for row in rows:
+        if takes_labels(row):
+            place = asked[row.history, row.target_item]
+            labels = answers(row, found.items[place], found.weights[place], renderer)
+            row = replace(row, labels=labels)
+        labelled.append(row)
+    return labelled
+
+
+def item_rows(
+    num_items: int,
+    teacher: Sequence[Expert],
+    shares: Sequence[float],
+    top_k: int,
+    renderer: Renderer,
+    *,
+    sharpness: float = 1.0,
+    exclude_history: bool,
+) -> list[Row]:
+    """A row for every item: a history of that item alone, and what the teacher says follows it.
+
+    They teach the whole table of which item leads to which, also for items that no train row
+    shows last, and have no target of their own that would have to be taken out of the counts.
+    """
+    histories = [(item,) for item in range(num_items)]
+    found = teacher_labels(
+        teacher,
+        shares,
+        histories,
+        None,
+        top_k,
+        sharpness=sharpness,
+        exclude_history=exclude_history,
+    )
+    rows = []
+    for item, (items, weights) in enumerate(zip(found.items, found.weights, strict=True)):
+        labels = []
+        for other, weight in zip(items.tolist(), weights.tolist(), strict=True):
+            if weight > 0:
+                completion = renderer.completion(TASK, other)
+                labels.append(Label(other, completion, weight, weight))
+        # An item that nothing follows and no text is like teaches nothing
+        if labels:
+            # With equal weights for both sides the teacher's share of the loss changes nothing here
+            first = labels[0]
+            prompt = renderer.prompt(TASK, (item,))
+            rows.append(Row(TASK, "", prompt, first.completion, first.item, (item,), tuple(labels)))
+    return rows
+
+
+def answers(
+    row: Row, items: np.ndarray, weights: np.ndarray, renderer: Renderer
+) -> tuple[Label, ...]:
+    """The row's target and the teacher's items, each once; none where the teacher knows nothing.
+
+    Args:
+        row: with its own target.
+        items: ``(K,)`` item indexes, -1 where there are fewer.
+        weights: ``(K,)``.
+        renderer: of the completions.
+    """
+    teacher = {}
+    for item, weight in zip(items.tolist(), weights.tolist(), strict=True):
+        if weight > 0:
+            teacher[item] = weight
+    if not teacher:
+        return ()
+    # The teacher may name the target too: it is one answer then, with both weights
+    target = row.target_item
+    labels = [Label(target, row.completion, 1.0, teacher.pop(target, 0.0))]
+    for item, weight in teacher.items():
+        labels.append(Label(item, renderer.completion(row.task, item), 0.0, weight))
+    return tuple(labels)
+
+
+def price(
+    rows: Sequence[Row],
+    batches: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[Row]], dict[str, Any]],
+) -> str:
+    """What soft labels cost, in words: tokens of these batches of rows without and with them."""
+    plain, soft = 0, 0
+    for batch in batches:
+        chosen = [rows[i] for i in batch]
+        # The same rows as a plain run would read them
+        alone = [replace(row, labels=()) for row in chosen]
+        plain += collate(alone)["tree"].input_ids.numel()
+        soft += collate(chosen)["tree"].input_ids.numel()
+    return (
+        f"soft labels: {sum(bool(row.labels) for row in rows):,} of {len(rows):,} rows have them; "
+        f"a forward reads {soft / len(batches):,.0f} tokens instead of "
+        f"{plain / len(batches):,.0f}: {soft / plain:.1f} x the plain run"
+    )

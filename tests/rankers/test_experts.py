@@ -1,0 +1,108 @@
+"""Rankers as probabilities: leave-one-out counts against counting again without the row."""
+
+import numpy as np
+import pytest
+
+from minionerec.rankers import experts
+
+NUM_ITEMS = 9
+
+
+def random_sequences(seed: int, users: int = 12) -> list[list[int]]:
+    """Short sequences over few items, so that pairs and items repeat."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, NUM_ITEMS, rng.integers(2, 8)).tolist() for _ in range(users)]
+
+
+def rows_of(sequences):
+    """Every target with all that came before it: user, history, target."""
+    for user, sequence in enumerate(sequences):
+        for place in range(1, len(sequence)):
+            yield user, tuple(sequence[:place]), sequence[place]
+
+
+def markov_without(sequences, user, place, history, reach, backward, window):
+    """Count every pair again but those that end in the row's target, then look up item by item."""
+    matrix = np.zeros((NUM_ITEMS, NUM_ITEMS))
+    for number, sequence in enumerate(sequences):
+        for later in range(len(sequence)):
+            for earlier in range(max(0, later - reach), later):
+                if (number, later) == (user, place):
+                    continue
+                step = 1.0 / (later - earlier)
+                matrix[sequence[earlier], sequence[later]] += step
+                matrix[sequence[later], sequence[earlier]] += backward * step
+    latest = history[::-1][:window]
+    return sum(matrix[item] / m for m, item in enumerate(latest, start=1))
+
+
+@pytest.mark.parametrize(
+    "reach, backward, window", [(10, 0.5, 3), (1, 0.0, 3), (3, 0.5, 10), (2, 0.0, 1)]
+)
+def test_markov_asked_leave_one_out_equals_counting_without_the_rows_transition(
+    reach, backward, window
+):
+    sequences = random_sequences(reach)
+    expert = experts.markov(sequences, NUM_ITEMS, reach=reach, backward=backward, window=window)
+    for user, history, target in rows_of(sequences):
+        expected = markov_without(sequences, user, len(history), history, reach, backward, window)
+        expected = expected / max(expected.sum(), 1e-9)
+        found = expert.probabilities([history], [target])[0]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_item_knn_asked_leave_one_out_does_not_count_the_rows_user():
+    """Counted again without this user's pair with the target; the norms are everybody's."""
+    sequences = [list(dict.fromkeys(sequence)) for sequence in random_sequences(5)]
+    owners = [set(sequence) for sequence in sequences]
+    holders = [sum(item in own for own in owners) for item in range(NUM_ITEMS)]
+    expert = experts.item_knn(sequences, NUM_ITEMS, shrinkage=2.0, window=3)
+    for user, history, target in rows_of(sequences):
+        expected = np.zeros(NUM_ITEMS)
+        for m, item in enumerate(history[::-1][:3], start=1):
+            for other in range(NUM_ITEMS):
+                both = sum(
+                    item in own and other in own and item != other
+                    for number, own in enumerate(owners)
+                    if (number, other) != (user, target)
+                )
+                norm = np.sqrt(holders[item] * holders[other]) + 2.0
+                expected[other] += both / norm / m
+        expected = expected / max(expected.sum(), 1e-9)
+        found = expert.probabilities([history], [target])[0]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_a_pair_that_only_the_row_itself_has_seen_gets_nothing():
+    sequences = [[0, 1], [0, 2], [0, 2]]
+    expert = experts.markov(sequences, 4, reach=1, backward=0.0, window=3)
+    history, target = [(0,)], [1]
+    assert expert.probabilities(history, target).tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    assert expert.probabilities(history, [2])[0].tolist() == [0.0, 0.5, 0.5, 0.0]
+    assert expert.probabilities(history).tolist() == [[0.0, 1 / 3, 2 / 3, 0.0]]
+
+
+def test_popularity_counts_a_rows_own_target_one_less():
+    expert = experts.popularity(np.array([3, 1, 0]))
+    assert expert.probabilities([(0,)], [1]).tolist() == [[1.0, 0.0, 0.0]]
+    assert expert.probabilities([(0,)]).tolist() == [[0.75, 0.25, 0.0]]
+
+
+def test_text_neighbours_are_a_softmax_over_cosines():
+    embeddings = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    expert = experts.text_knn(embeddings, window=1, again=True, temperature=0.5)
+    expected = np.exp(np.array([1.0, 0.0, np.sqrt(0.5)]) / 0.5)
+    found = expert.probabilities([(1, 0)])
+    np.testing.assert_allclose(found[0], expected / expected.sum())
+    without = experts.text_knn(embeddings, window=1, again=False, temperature=0.5)
+    assert without.probabilities([(1, 0)]).tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_an_empty_history_tells_the_lookups_nothing():
+    embeddings = np.eye(3)
+    text = experts.text_knn(embeddings, window=3, again=True, temperature=0.1)
+    chain = experts.markov([[0, 1, 2]], 3, reach=1, backward=0.0, window=3)
+    for expert in (text, chain):
+        assert expert.probabilities([()]).tolist() == [[0.0, 0.0, 0.0]]
+    both = experts.mix([text, chain], [0.5, 0.5], [(0,)])
+    assert both.sum() == pytest.approx(1.0)
