@@ -148,15 +148,14 @@ def make_catalogue(folder: Path, size: int) -> None:
     """A committed data stage of distinct short texts."""
     import pandas as pd
 
-    from minionerec.experiment.artifacts import committed, relevant_settings, stage_path
+    from minionerec.experiment.commit import committed
+    from minionerec.experiment.stages import settings_of, stage_path
 
     rng = np.random.default_rng(0)
     words = np.array(WORDS)[rng.integers(0, len(WORDS), (size, 4))]
     titles = [f"{' '.join(row)} {i // 3600} {i // 60 % 60} {i % 60}" for i, row in enumerate(words)]
     data = stage_path(experiment(folder, size), "data")
-    with committed(
-        data, "data", relevant_settings(experiment(folder, size), "data"), []
-    ) as staging:
+    with committed(data, "data", settings_of(experiment(folder, size), "data"), []) as staging:
         pd.DataFrame(
             {"item_id": [f"i{i}" for i in range(size)], "title": titles, "description": ""}
         ).to_parquet(staging / "items.parquet", row_group_size=2**16)

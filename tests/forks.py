@@ -30,8 +30,9 @@ import rl
 import sft
 from data import prepare
 from minionerec.errors import one_line_errors
-from minionerec.experiment import artifacts
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import sha256_file
+from minionerec.experiment.manifest import verify
 from minionerec.pages import plots
 from rqvae import build_sids, embed_items
 
@@ -218,7 +219,7 @@ def artefacts(folder: Path) -> dict[str, Any]:
             rows = text.splitlines() if file.suffix == ".jsonl" else [text]
             found[str(file.relative_to(folder))] = [_timeless(json.loads(row)) for row in rows]
         else:
-            found[str(file.relative_to(folder))] = artifacts.sha256_file(file)
+            found[str(file.relative_to(folder))] = sha256_file(file)
     return found
 
 
@@ -237,7 +238,7 @@ def check_whole(run: Path) -> int:
     """Verify every directory of an experiment that has a final name; returns how many."""
     found = [run / name for names in MADE_BY.values() for name in names if name != "evaluate"]
     found += [*run.glob("*.partial/checkpoint-*"), *run.glob("evaluate/*-test")]
-    return sum(1 for path in found if path.exists() and artifacts.verify(path))
+    return sum(1 for path in found if path.exists() and verify(path))
 
 
 class Reference:

@@ -13,8 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from minionerec.catalogue.split import statistics
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import sha256_file, write_json
+from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.model.tree_attention import enable_trees
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2", "gemma")
@@ -121,7 +124,7 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
         output_dir=str(folder),
         **{name: values | sections.get(name, {}) for name, values in defaults.items()},
     )
-    if artifacts.stage_path(experiment, "sids").exists():
+    if stage_path(experiment, "sids").exists():
         return experiment
     rng = random.Random(0)
     items = pd.DataFrame(
@@ -143,14 +146,12 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
     interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "split"]).assign(
         rating=float("nan")
     )
-    data = artifacts.stage_path(experiment, "data")
-    with artifacts.committed(
-        data, "data", artifacts.relevant_settings(experiment, "data"), []
-    ) as staging:
+    data = stage_path(experiment, "data")
+    with committed(data, "data", settings_of(experiment, "data"), []) as staging:
         items.to_parquet(staging / "items.parquet")
         interactions.to_parquet(staging / "interactions.parquet")
         codes = [pd.factorize(interactions[name])[0] for name in ("user_id", "item_id")]
-        artifacts.write_json(
+        write_json(
             staging / "stats.json",
             {
                 "source": "tables",
@@ -165,14 +166,12 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
             },
         )
     sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
-    sids_dir = artifacts.stage_path(experiment, "sids")
-    with artifacts.committed(
-        sids_dir, "sids", artifacts.relevant_settings(experiment, "sids"), [artifacts.opened(data)]
-    ) as staging:
-        artifacts.write_json(
+    sids_dir = stage_path(experiment, "sids")
+    with committed(sids_dir, "sids", settings_of(experiment, "sids"), [opened(data)]) as staging:
+        write_json(
             staging / "sids.json", {"sids": sids, "codebook_sizes": [8, 8], "method": "test"}
         )
-        artifacts.write_json(
+        write_json(
             staging / "report.json",
             {
                 "items": 24,
@@ -195,7 +194,7 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
 
 def weights_digest(folder: Path) -> str:
     """Digest of a checkpoint's weights."""
-    return artifacts.sha256_file(folder / "model.safetensors")
+    return sha256_file(folder / "model.safetensors")
 
 
 def plain_logps(model: torch.nn.Module, sequence: Sequence[int], start: int) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from minionerec.catalogue.sources import amazon, embedded, filters, minionerec_c
 from minionerec.catalogue.sources.interactions import members
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS, Source
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import write_json
 from minionerec.experiment.settings import DataSettings, Experiment
 
 
@@ -178,6 +178,6 @@ def write(
             schema=columns,
         )
         pq.write_table(table, staging / f"{name}.parquet")
-    artifacts.write_json(staging / "stats.json", stats)
+    write_json(staging / "stats.json", stats)
     if given_sids is not None:
-        artifacts.write_json(staging / "given_sids.json", given_sids)
+        write_json(staging / "given_sids.json", given_sids)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import fsync, settings_difference
+from minionerec.experiment.files import fsync
+from minionerec.experiment.stages import settings_difference
 
 RUN = "run.json"
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minionerec.experiment import artifacts
-from minionerec.experiment.manifest import Parent
+from minionerec.experiment.commit import cleared_on_error
+from minionerec.experiment.commit import commit as commit_directory
+from minionerec.experiment.files import remove, size_of
+from minionerec.experiment.manifest import Parent, verify
 from minionerec.model.policy import Policy
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
@@ -58,7 +60,7 @@ class CheckpointKeeper:
         Raises:
             UserError: it is damaged.
         """
-        artifacts.verify(self.path(step))
+        verify(self.path(step))
         return self.path(step)
 
     @contextlib.contextmanager
@@ -69,7 +71,7 @@ class CheckpointKeeper:
             UserError: the disk is full; says how much a checkpoint needs and which one is intact.
         """
         self.staging = self.output / ".staging"
-        with artifacts.cleared_on_error(self.path(step), self.staging, self.make_room):
+        with cleared_on_error(self.path(step), self.staging, self.make_room):
             yield self.staging / f"checkpoint-{step}"
         self.staging = None
 
@@ -87,7 +89,7 @@ class CheckpointKeeper:
     def commit(self, staged: Path, step: int) -> None:
         """Give a staged checkpoint its manifest and its name."""
         contents = self.contents
-        artifacts.commit(
+        commit_directory(
             staged, self.path(step), contents.stage, contents.settings, contents.parents
         )
 
@@ -96,7 +98,7 @@ class CheckpointKeeper:
         # The last and the best one stay: one to continue from, one to hand on
         for checkpoint in all_checkpoints(self.output):
             if checkpoint not in keep:
-                artifacts.remove(checkpoint)
+                remove(checkpoint)
 
     def last_good(self) -> str:
         """Which checkpoint is the last good one, in words."""
@@ -109,7 +111,7 @@ class CheckpointKeeper:
         last = last_checkpoint(self.output)
         needed = ""
         if last:
-            needed = f"a checkpoint needs about {artifacts.size_of(last) / 1e6:.1f} MB; "
+            needed = f"a checkpoint needs about {size_of(last) / 1e6:.1f} MB; "
         return f"{needed}{self.last_good()}; make room, then run the same command again"
 
 
@@ -122,7 +124,7 @@ def last_checkpoint(output: Path) -> Path | None:
     found = all_checkpoints(output)
     if not found:
         return None
-    artifacts.verify(found[-1])
+    verify(found[-1])
     return found[-1]
 
 

@@ -18,10 +18,13 @@ from transformers.integrations.integration_utils import (
 )
 
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import TIMING, append_log
+from minionerec.experiment.lineage import check_parents
+from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import partial_path, settings_difference
 from minionerec.model import backbone
 from minionerec.training.checkpoints import last_checkpoint, step_of
 
@@ -63,10 +66,10 @@ def training_arguments(
     report_to = reporters(s.report_to)
     _, bf16 = backbone.precision(experiment.model.dtype)
     os.environ.setdefault(
-        "TENSORBOARD_LOGGING_DIR", str(artifacts.partial_path(experiment, stage) / "tensorboard")
+        "TENSORBOARD_LOGGING_DIR", str(partial_path(experiment, stage) / "tensorboard")
     )
     return TrainingArguments(
-        output_dir=str(artifacts.partial_path(experiment, stage)),
+        output_dir=str(partial_path(experiment, stage)),
         # Every validation is followed by a checkpoint, so that the best step can be handed on
         eval_strategy="steps",
         eval_steps=eval_steps,
@@ -137,14 +140,14 @@ def train_or_resume(trainer: Trainer) -> None:
     """
     last = last_checkpoint(Path(trainer.args.output_dir))
     if last:
-        manifest = artifacts.read_manifest(last)
-        changed = artifacts.settings_difference(manifest["settings"], trainer.contents.settings)
+        manifest = read_manifest(last)
+        changed = settings_difference(manifest["settings"], trainer.contents.settings)
         if changed:
             raise UserError(
                 f"{last.parent}: holds an interrupted run with other settings "
                 f"({'; '.join(changed)}); restore them, or delete it to start again"
             )
-        artifacts.check_parents(last, manifest)
+        check_parents(last, manifest)
         say(f"continuing from {last}")
     # From here on a signal ends in a checkpoint; before, there is nothing to save
     start = time.perf_counter()
@@ -184,4 +187,4 @@ def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: 
         "to_step": to_step,
         "seconds": round(seconds, 3),
     }
-    artifacts.append_log(run / artifacts.TIMING, row)
+    append_log(run / TIMING, row)

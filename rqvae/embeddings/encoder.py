@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import folder_sha256, sha256_file
+from minionerec.experiment.files import folder_sha256, sha256_file
 from minionerec.experiment.settings import Experiment
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import fsync
+from minionerec.experiment.files import fsync
 from rqvae.embeddings.texts import TextStore
 
 # Enough parts to keep processes busy, small enough to lose one.

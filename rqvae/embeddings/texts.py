@@ -22,7 +22,7 @@ import numpy as np
 
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import fsync
+from minionerec.experiment.files import fsync
 
 BATCH_ITEMS = 4096
 DIGEST_BYTES = 16

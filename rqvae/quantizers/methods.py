@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import write_json
 from minionerec.experiment.choices import QUANTIZERS
+from minionerec.experiment.files import write_json
 from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.fsq import add_fsq_level, grid_codes

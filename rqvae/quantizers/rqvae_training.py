@@ -23,7 +23,7 @@ from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import fsync
+from minionerec.experiment.files import fsync
 from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.collisions import colliding

@@ -19,7 +19,9 @@ from minionerec.catalogue.prompts import TEMPLATES, Renderer
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.evaluation import audit_checks
 from minionerec.evaluation.audit_evidence import Evidence, Prompts
-from minionerec.experiment.artifacts import committed, opened, stage_path
+from minionerec.experiment.commit import committed
+from minionerec.experiment.manifest import opened
+from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
 from tests.worlds import tiny_run
 

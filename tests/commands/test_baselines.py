@@ -20,10 +20,13 @@ from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, row_metrics
 from minionerec.evaluation.scoring import score_predictions
-from minionerec.experiment import artifacts
 from minionerec.experiment.baselines import BASELINES
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.files import write_json
+from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import BaselineSettings, Experiment
+from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.rankers import rules
 from minionerec.rankers import scores as scores_of_items
 from minionerec.rankers.baseline import Inputs, rank_test
@@ -89,19 +92,19 @@ def config(tmp_path) -> Path:
         "evaluate: {bootstrap_samples: 20}\n"
     )
     experiment = read_experiment(file)
-    with artifacts.committed(
-        artifacts.stage_path(experiment, "data"),
+    with committed(
+        stage_path(experiment, "data"),
         "data",
-        artifacts.relevant_settings(experiment, "data"),
+        settings_of(experiment, "data"),
         parents=[],
     ) as staging:
         catalogue().to_parquet(staging / "items.parquet")
         cyclic_interactions().to_parquet(staging / "interactions.parquet")
-    with artifacts.committed(
-        artifacts.stage_path(experiment, "sids"),
+    with committed(
+        stage_path(experiment, "sids"),
         "sids",
-        artifacts.relevant_settings(experiment, "sids"),
-        parents=[artifacts.opened(artifacts.stage_path(experiment, "data"))],
+        settings_of(experiment, "sids"),
+        parents=[opened(stage_path(experiment, "data"))],
     ) as staging:
         write_sids(staging)
     return file
@@ -109,7 +112,7 @@ def config(tmp_path) -> Path:
 
 def write_sids(folder: Path) -> None:
     """Twelve SIDs, and embeddings in which items of the ring resemble their neighbours."""
-    artifacts.write_json(
+    write_json(
         folder / "sids.json",
         {"sids": {f"i{n:02d}": [n % 4, n // 4] for n in range(12)}, "codebook_sizes": [4, 4]},
     )
@@ -316,7 +319,7 @@ def test_the_stage_writes_predictions_from_which_its_metrics_can_be_recomputed_a
         assert metrics["num_users"] == metrics["num_rows"] == len(rows) == 40
         assert all(len(row["item_ids"]) == 12 for row in rows)
         assert f"{method:17}  {metrics['HR@1']:.4f}" in printed
-        artifacts.verify(path / method)
+        verify(path / method)
     assert f"written to {path}; next: bash sft.sh" in printed
     assert list(BASELINES) == ALL
     assert (path / "sasrec" / "sasrec.safetensors").is_file()

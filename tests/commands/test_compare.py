@@ -17,7 +17,10 @@ from minionerec.errors import UserError
 from minionerec.evaluation import scoring
 from minionerec.evaluation import statistics as tests_of_significance
 from minionerec.evaluation.rankings import read_predictions
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import committed as commit_directory
+from minionerec.experiment.files import sha256_file, write_json
+from minionerec.experiment.manifest import opened
+from minionerec.experiment.stages import stage_path
 from tests.worlds import tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +60,7 @@ def write(folder, rows, split="test", **facts):
     """A directory with ``predictions.jsonl`` and the ``metrics.json`` that belongs to it."""
     folder.mkdir(parents=True, exist_ok=True)
     scored = scoring.score_predictions(rows, None, ITEMS, {}, bootstrap_samples=0)
-    artifacts.write_json(folder / "metrics.json", scored | {"split": split} | facts)
+    write_json(folder / "metrics.json", scored | {"split": split} | facts)
     (folder / "predictions.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
     )
@@ -66,10 +69,8 @@ def write(folder, rows, split="test", **facts):
 
 def committed(experiment, name, rows, split="test", stage="baselines", **settings):
     """The same as a stage of the pipeline writes it: with a manifest, made from the experiment's data."""
-    data = artifacts.stage_path(experiment, "data")
-    final = (
-        artifacts.stage_path(experiment, "evaluate" if stage == "evaluate" else "baselines") / name
-    )
+    data = stage_path(experiment, "data")
+    final = stage_path(experiment, "evaluate" if stage == "evaluate" else "baselines") / name
     facts = {"method": name}
     settings = {"seed": experiment.seed, **settings}
     if stage == "evaluate":
@@ -78,7 +79,7 @@ def committed(experiment, name, rows, split="test", stage="baselines", **setting
             "evaluate.checkpoint": name.removesuffix(f"-{split}"),
             "evaluate.split": split,
         }
-    with artifacts.committed(final, stage, settings, [artifacts.opened(data)], **facts) as staging:
+    with commit_directory(final, stage, settings, [opened(data)], **facts) as staging:
         write(staging, rows, split)
     return final
 
@@ -87,7 +88,7 @@ def experiment(folder, name="a", seed=42):
     """``tiny_run`` under another name, with its data stage."""
     made = tiny_run(folder / "made")
     named = made.changed({"name": name, "output_dir": str(folder), "seed": seed})
-    shutil.copytree(artifacts.stage_path(made, "data"), artifacts.stage_path(named, "data"))
+    shutil.copytree(stage_path(made, "data"), stage_path(named, "data"))
     return named
 
 
@@ -102,7 +103,7 @@ def world(tmp_path_factory):
     """One experiment with three rankings of its test split and one of its validation split."""
     folder = tmp_path_factory.mktemp("world")
     made = experiment(folder)
-    data = artifacts.stage_path(made, "data")
+    data = stage_path(made, "data")
     for name, seed, skill in (("bad", 0, 0.0), ("alike", 1, 0.0), ("good", 2, 0.7)):
         committed(made, name, lists(rows_of(data), seed, skill))
     committed(
@@ -201,7 +202,7 @@ def three_seeds(tmp_path):
     made = {}
     for name, seed in (("a", 42), ("b", 43), ("c", 44), ("d", 45)):
         made[name] = experiment(tmp_path, name, seed)
-        pairs = rows_of(artifacts.stage_path(made[name], "data"))
+        pairs = rows_of(stage_path(made[name], "data"))
         committed(made[name], "net", lists(pairs, seed, 0.4), width=64 if name == "d" else 32)
         committed(made[name], "rule", lists(pairs, 7, 0.2))
     return tmp_path
@@ -361,7 +362,7 @@ def test_rows_that_are_missing_or_there_twice_are_refused(world, tmp_path):
 def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp_path):
     """Even if the other ranking lacks the same row."""
     made = experiment(tmp_path)
-    data = artifacts.stage_path(made, "data")
+    data = stage_path(made, "data")
     rows = lists(rows_of(data), 0, 0.5)
     user, target = rows[0]["user_id"], rows[0]["target_item_id"]
     short = committed(made, "short", rows[1:])
@@ -375,8 +376,8 @@ def test_a_committed_ranking_must_have_the_rows_and_items_of_its_data(world, tmp
     manifest = foreign / "MANIFEST.json"
     change_line(2, lambda row: row | {"item_ids": ["b00k", *row["item_ids"][1:]]})(foreign)
     manifest.unlink()
-    with artifacts.committed(
-        foreign.with_name("again"), "baselines", {}, [artifacts.opened(data)], method="again"
+    with commit_directory(
+        foreign.with_name("again"), "baselines", {}, [opened(data)], method="again"
     ) as staging:
         for file in foreign.iterdir():
             shutil.copy(file, staging)
@@ -400,17 +401,15 @@ def test_another_split_is_refused(world):
 def test_other_data_is_refused_even_with_the_same_test_rows(world, tmp_path):
     """A train row was dropped: catalogue and test rows are the same, the models have seen other things."""
     made = experiment(tmp_path, "b")
-    old, new = artifacts.stage_path(made, "data"), artifacts.stage_path(made, "other")
+    old, new = stage_path(made, "data"), stage_path(made, "other")
     frame = pd.read_parquet(old / "interactions.parquet")
-    with artifacts.committed(new, "data", {}, []) as staging:
+    with commit_directory(new, "data", {}, []) as staging:
         shutil.copy(old / "items.parquet", staging)
         frame.drop(index=1).to_parquet(staging / "interactions.parquet")
     shutil.rmtree(old)
     new.rename(old)
     other, good = committed(made, "x", lists(rows_of(old), 0, 0.5)), world / "baselines/good"
-    digests = [
-        artifacts.sha256_file(data / "interactions.parquet")[:12] for data in (old, world / "data")
-    ]
+    digests = [sha256_file(data / "interactions.parquet")[:12] for data in (old, world / "data")]
     refused(
         f"{other}: was made from other data than {good}: interactions.parquet of {old} has sha256 {digests[0]}, of {world / 'data'} "
         f"{digests[1]}",
@@ -421,7 +420,7 @@ def test_other_data_is_refused_even_with_the_same_test_rows(world, tmp_path):
 
 def test_a_damaged_ranking_or_one_whose_data_was_made_again_is_refused(tmp_path):
     made = experiment(tmp_path)
-    data = artifacts.stage_path(made, "data")
+    data = stage_path(made, "data")
     path = committed(made, "x", lists(rows_of(data), 0, 0.5))
     content = (path / "predictions.jsonl").read_bytes()
     (path / "predictions.jsonl").write_bytes(content.replace(b"-3.0", b"-4.0", 1))
@@ -433,7 +432,7 @@ def test_a_damaged_ranking_or_one_whose_data_was_made_again_is_refused(tmp_path)
     )
     (path / "predictions.jsonl").write_bytes(content)
     shutil.rmtree(data)
-    with artifacts.committed(data, "data", {}, []) as staging:
+    with commit_directory(data, "data", {}, []) as staging:
         (staging / "items.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match=f"^{path}: was made from another {data} "):
         compare.main([str(path), str(other)])
@@ -582,7 +581,7 @@ def test_as_a_command_it_ends_with_2_and_one_line_and_loads_no_torch(tmp_path):
 def test_a_copy_is_neither_a_method_nor_a_seed_and_a_swap_exchanges_no_rows(tmp_path):
     """Holm over copies would correct too much, swapped folders would name the wrong winner."""
     made = experiment(tmp_path)
-    rows = rows_of(artifacts.stage_path(made, "data"))
+    rows = rows_of(stage_path(made, "data"))
     one, other = (
         committed(made, name, lists(rows, seed, 0.5)) for seed, name in enumerate(("one", "other"))
     )

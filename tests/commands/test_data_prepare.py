@@ -21,7 +21,7 @@ import pytest
 from data import prepare
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import MANIFEST, verify
 from tests.catalogue.test_data_minionerec import WORLD, folder
 
 MAX_HISTORY = 10
@@ -95,7 +95,7 @@ def small_shop(folder: Path, users: int = 12, items: int = 6) -> Path:
 def test_tables_become_a_committed_directory_in_global_order(tmp_path, run, capsys):
     path = run("--data.source", "tables", "--data.path", small_shop(tmp_path))
     items, interactions, stats = read(path)
-    artifacts.verify(path)
+    verify(path)
     assert list(items.columns) == list(ITEM_COLUMNS) and list(interactions.columns) == list(
         INTERACTION_COLUMNS
     )
@@ -231,14 +231,14 @@ def test_a_minionerec_folder_brings_its_rows_and_its_sids(tmp_path, run):
 def test_a_finished_stage_says_so_and_other_settings_are_refused(tmp_path, run, capsys):
     words = ("--data.source", "tables", "--data.path", small_shop(tmp_path))
     path = run(*words)
-    before = (path / artifacts.MANIFEST).read_bytes()
+    before = (path / MANIFEST).read_bytes()
     capsys.readouterr()
     run(*words)
     assert (
         capsys.readouterr().out
         == f"{path} is finished; next: bash rqvae/rqvae.sh with the same --config\n"
     )
-    assert (path / artifacts.MANIFEST).read_bytes() == before
+    assert (path / MANIFEST).read_bytes() == before
     with pytest.raises(UserError, match="data.k_core: 5 -> 2"):
         run(*words, "--data.k_core", "2")
 
@@ -280,7 +280,7 @@ def test_as_a_program_it_runs_from_any_folder_without_torch(tmp_path, root):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    artifacts.verify(tmp_path / "runs" / "c" / "data")
+    verify(tmp_path / "runs" / "c" / "data")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ import rl
 import sft
 from minionerec.catalogue import inputs
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts, processes
+from minionerec.experiment import processes
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.stages import evaluation_path, stage_path
 from minionerec.model import backbone
 from tests.worlds import tiny_run, weights_digest
 
@@ -187,8 +188,8 @@ def alone(tmp_path_factory):
             folder = done[name] = tmp_path_factory.mktemp(f"alone-{name}")
             experiment = read_experiment(world(folder, name), {"evaluate.checkpoint": "rl"})
             for stage in (sft, rl):
-                stage.train(experiment, artifacts.stage_path(experiment, stage.__name__))
-            evaluate.evaluate(experiment, artifacts.evaluation_path(experiment))
+                stage.train(experiment, stage_path(experiment, stage.__name__))
+            evaluate.evaluate(experiment, evaluation_path(experiment))
         return done[name]
 
     return run
@@ -429,8 +430,8 @@ def test_a_deep_copy_of_a_model_runs_its_own_weights(tmp_path):
     experiment = tiny_run(tmp_path)
     samples, sids = inputs.load_catalogue(
         experiment,
-        artifacts.stage_path(experiment, "data"),
-        artifacts.stage_path(experiment, "sids"),
+        stage_path(experiment, "data"),
+        stage_path(experiment, "sids"),
     )
     model, _ = backbone.build(experiment.model, sids, inputs.texts(samples.items), 0)
     twin = copy.deepcopy(model)

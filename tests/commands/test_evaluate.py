@@ -19,10 +19,13 @@ from minionerec.catalogue import inputs
 from minionerec.catalogue.prompts import TEMPLATES
 from minionerec.errors import UserError
 from minionerec.evaluation import run as evaluation_run
-from minionerec.experiment import artifacts, commit, parts
+from minionerec.experiment import commit, parts
+from minionerec.experiment.commit import committed
+from minionerec.experiment.lineage import is_done
+from minionerec.experiment.manifest import MANIFEST, opened, verify
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import EvaluateSettings
-from minionerec.experiment.stages import parts_path
+from minionerec.experiment.stages import evaluation_path, parts_path, settings_of, stage_path
 from minionerec.model import backbone, ranking
 from tests.worlds import tiny_run
 
@@ -36,10 +39,8 @@ def checkpoint(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("checkpoint")
     experiment = tiny_run(folder / "runs")
-    sids_dir = artifacts.stage_path(experiment, "sids")
-    samples, sids = inputs.load_catalogue(
-        experiment, artifacts.stage_path(experiment, "data"), sids_dir
-    )
+    sids_dir = stage_path(experiment, "sids")
+    samples, sids = inputs.load_catalogue(experiment, stage_path(experiment, "data"), sids_dir)
     model, tokenizer = backbone.build(experiment.model, sids, inputs.texts(samples.items), seed=1)
     model.get_output_embeddings().weight.data.normal_(std=0.5)
     (folder / "model").mkdir()
@@ -65,14 +66,14 @@ def world(folder, checkpoint, normalize="vocab", **changes):
     experiment = experiment.changed(
         {"model.normalize": normalize, "evaluate": EvaluateSettings(**(settings | changes))}
     )
-    return experiment, artifacts.evaluation_path(experiment)
+    return experiment, evaluation_path(experiment)
 
 
 def run(folder, checkpoint, **changes):
     """Evaluate in this process; returns the bytes of the predictions and the metrics."""
     experiment, path = world(folder, checkpoint, **changes)
     run_stage("evaluate", evaluate.evaluate, experiment)
-    artifacts.verify(path)
+    verify(path)
     assert not parts_path(path).exists()
     return (path / "predictions.jsonl").read_bytes(), json.loads(
         (path / "metrics.json").read_text()
@@ -124,7 +125,7 @@ def test_predictions_are_one_line_per_row_in_the_order_of_the_rows(whole, tmp_pa
     rows = [json.loads(line) for line in whole[0].decode().splitlines()]
     experiment, _ = world(tmp_path, "none")
     samples, _ = inputs.load_catalogue(
-        experiment, *(artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
+        experiment, *(stage_path(experiment, stage) for stage in ("data", "sids"))
     )
     expected = [(row.user_id, samples.item_ids[row.target]) for row in samples.splits["test"]]
     assert [(row["user_id"], row["target_item_id"]) for row in rows] == expected and len(
@@ -347,7 +348,7 @@ def test_a_finished_evaluation_with_shorter_prompts_is_another_one(tmp_path, che
     with pytest.raises(
         UserError, match="was made with other settings \\(model.max_tokens: 512 -> 20\\)"
     ):
-        artifacts.is_done(shorter, "evaluate", path)
+        is_done(shorter, "evaluate", path)
 
 
 def test_parts_give_back_the_lines_that_were_written_whatever_is_in_them(tmp_path):
@@ -375,7 +376,7 @@ def test_on_request_nothing_that_a_user_had_is_ranked_also_beyond_what_the_promp
     experiment = experiment.changed({"data.max_history": 2})
     run_stage("evaluate", evaluate.evaluate, experiment)
     rows = [json.loads(line) for line in (path / "predictions.jsonl").read_bytes().splitlines()]
-    table = pd.read_parquet(artifacts.stage_path(experiment, "data") / "interactions.parquet")
+    table = pd.read_parquet(stage_path(experiment, "data") / "interactions.parquet")
     had = table[table["split"] != "test"].groupby("user_id")["item_id"].agg(set)
     assert max(map(len, had)) > 2 and len(rows) == USERS
     assert all(
@@ -389,7 +390,7 @@ def test_parts_left_by_a_kill_between_commit_and_end_are_forgotten_when_the_fini
     experiment, path = world(tmp_path, checkpoint)
     run_stage("evaluate", evaluate.evaluate, experiment)
     parts.open_parts(parts_path(path), {"a": 1})
-    assert artifacts.is_done(experiment, "evaluate", path)
+    assert is_done(experiment, "evaluate", path)
     assert parts_path(path).exists()  # a question changes nothing
     run_stage("evaluate", evaluate.evaluate, experiment)
     assert not parts_path(path).exists()
@@ -398,7 +399,7 @@ def test_parts_left_by_a_kill_between_commit_and_end_are_forgotten_when_the_fini
 def test_popularity_and_novelty_count_what_was_taken_in_train(whole, tmp_path):
     """Recomputed from the tables: valid and test interactions make nothing popular."""
     _, metrics = whole
-    data = artifacts.stage_path(world(tmp_path, "none")[0], "data")
+    data = stage_path(world(tmp_path, "none")[0], "data")
     table = pd.read_parquet(data / "interactions.parquet")
     counts = table[table["split"] == "train"]["item_id"].value_counts().to_dict()
     rows = [json.loads(line) for line in whole[0].splitlines()]
@@ -421,7 +422,7 @@ def test_popularity_and_novelty_count_what_was_taken_in_train(whole, tmp_path):
 def test_the_validation_split_is_sliced_by_its_own_histories(tmp_path, checkpoint):
     """A valid history ends before the valid target; the same user's test history is one longer."""
     _, metrics = run(tmp_path, checkpoint, split="valid")
-    data = artifacts.stage_path(world(tmp_path, "none")[0], "data")
+    data = stage_path(world(tmp_path, "none")[0], "data")
     lengths = []
     repeats = 0
     for _, table in pd.read_parquet(data / "interactions.parquet").groupby("user_id"):
@@ -437,14 +438,14 @@ def test_the_validation_split_is_sliced_by_its_own_histories(tmp_path, checkpoin
 
 def remade(experiment):
     """The data with another catalogue order of titles, and SIDs of it with the same codes."""
-    data, sids = (artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
+    data, sids = (stage_path(experiment, stage) for stage in ("data", "sids"))
     for stage, path, parent in (("data", data, None), ("sids", sids, data)):
         before = path.rename(path.with_name(f"{path.name}.before"))
-        settings = artifacts.relevant_settings(experiment, stage)
-        parents = [artifacts.opened(parent)] if parent else []
-        with artifacts.committed(path, stage, settings, parents) as staging:
+        settings = settings_of(experiment, stage)
+        parents = [opened(parent)] if parent else []
+        with committed(path, stage, settings, parents) as staging:
             for file in before.iterdir():
-                if file.name != artifacts.MANIFEST:
+                if file.name != MANIFEST:
                     (staging / file.name).write_bytes(file.read_bytes())
             if stage == "data":
                 table = pd.read_parquet(staging / "interactions.parquet")

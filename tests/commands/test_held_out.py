@@ -16,8 +16,11 @@ import torch
 
 import rl
 import sft
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import commit
+from minionerec.experiment.manifest import MANIFEST
+from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_of, stage_path
 from tests.worlds import tiny_run, weights_digest
 
 TASKS = {
@@ -34,21 +37,21 @@ SETTINGS = {
 
 def other_targets(experiment: Experiment, split: str) -> None:
     """Let every target of a split be another item, in data that is whole by its manifest."""
-    data = artifacts.stage_path(experiment, "data")
-    sids = artifacts.stage_path(experiment, "sids")
+    data = stage_path(experiment, "data")
+    sids = stage_path(experiment, "sids")
     for folder in (data, sids):
         folder.rename(folder.with_name(f"old-{folder.name}"))
-        (folder.with_name(f"old-{folder.name}") / artifacts.MANIFEST).unlink()
+        (folder.with_name(f"old-{folder.name}") / MANIFEST).unlink()
     rows = pd.read_parquet(data.with_name("old-data") / "interactions.parquet")
     held_out = rows["split"] == split
     number = rows.loc[held_out, "item_id"].str[1:].astype(int)
     rows.loc[held_out, "item_id"] = [f"i{(n + 11) % 24}" for n in number]
     rows.to_parquet(data.with_name("old-data") / "interactions.parquet")
     for folder, parents in ((data, []), (sids, [data])):
-        settings = artifacts.relevant_settings(experiment, folder.name)
+        settings = settings_of(experiment, folder.name)
         old = folder.with_name(f"old-{folder.name}")
-        opened = [artifacts.opened(parent) for parent in parents]
-        artifacts.commit(old, folder, folder.name, settings, opened)
+        opened = [opened_directory(parent) for parent in parents]
+        commit(old, folder, folder.name, settings, opened)
 
 
 class Outcome:
@@ -63,7 +66,7 @@ class Outcome:
         self.losses = {}
         self.validations = {}
         for stage, train in (("sft", sft.train), ("rl", rl.train)):
-            path = artifacts.stage_path(experiment, stage)
+            path = stage_path(experiment, stage)
             train(experiment, path)
             self.weights[stage] = weights_digest(path)
             lines = (path / "log.jsonl").read_text().splitlines()

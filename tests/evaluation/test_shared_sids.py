@@ -13,7 +13,10 @@ import torch
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.evaluation import ranking
 from minionerec.evaluation.metrics import row_metrics
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import remove, write_json
+from minionerec.experiment.manifest import opened
+from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.model import ranking as model_ranking
 from minionerec.model.policy import Policy
 from tests.reference import expected_metrics
@@ -28,13 +31,13 @@ def policy(tmp_path_factory):
     """A random model over a catalogue whose items share SIDs."""
     torch.set_num_threads(1)
     experiment = tiny_run(tmp_path_factory.mktemp("shared"))
-    data, sids = (artifacts.stage_path(experiment, stage) for stage in ("data", "sids"))
-    artifacts.remove(sids)
-    settings = artifacts.relevant_settings(experiment, "sids")
-    with artifacts.committed(sids, "sids", settings, [artifacts.opened(data)]) as staging:
+    data, sids = (stage_path(experiment, stage) for stage in ("data", "sids"))
+    remove(sids)
+    settings = settings_of(experiment, "sids")
+    with committed(sids, "sids", settings, [opened(data)]) as staging:
         codes = {f"i{n}": list(sid) for n, sid in enumerate(CODES)}
         made = {"sids": codes, "codebook_sizes": [8, 8], "method": "test"}
-        artifacts.write_json(staging / "sids.json", made)
+        write_json(staging / "sids.json", made)
     policy = Policy.create(Catalogue.open(experiment))
     policy.model.get_output_embeddings().weight.data.normal_(std=0.5)
     policy.model.eval()

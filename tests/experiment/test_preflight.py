@@ -12,11 +12,21 @@ from pathlib import Path
 import pytest
 
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts, preflight
-from minionerec.experiment.artifacts import COMMANDS, committed, relevant_settings, stage_path
+from minionerec.experiment import preflight
 from minionerec.experiment.baselines import BASELINES
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.files import write_json
+from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import (
+    COMMANDS,
+    baseline_path,
+    baseline_stage,
+    evaluation_path,
+    settings_of,
+    stage_path,
+)
 
 EARLIER = {
     "data": (),
@@ -40,23 +50,23 @@ def make(experiment: Experiment, stage: str, path: Path | None = None) -> Path:
     """Commit a stage made from the earlier ones that are there."""
     path = path or stage_path(experiment, stage)
     there = [stage_path(experiment, name) for name in EARLIER[stage]]
-    parents = [artifacts.opened(parent) for parent in there if parent.exists()]
-    with committed(path, stage, relevant_settings(experiment, stage), parents) as staging:
-        artifacts.write_json(staging / "stage.json", stage)
+    parents = [opened(parent) for parent in there if parent.exists()]
+    with committed(path, stage, settings_of(experiment, stage), parents) as staging:
+        write_json(staging / "stage.json", stage)
     return path
 
 
 def make_baseline(experiment: Experiment, method: str, metrics: object = None) -> None:
     """Commit one baseline."""
-    stage, data = artifacts.baseline_stage(method), stage_path(experiment, "data")
+    stage, data = baseline_stage(method), stage_path(experiment, "data")
     with committed(
-        artifacts.baseline_path(experiment, method),
+        baseline_path(experiment, method),
         stage,
-        relevant_settings(experiment, stage),
-        [artifacts.opened(data)] if data.exists() else [],
+        settings_of(experiment, stage),
+        [opened(data)] if data.exists() else [],
         method=method,
     ) as staging:
-        artifacts.write_json(staging / "metrics.json", metrics)
+        write_json(staging / "metrics.json", metrics)
 
 
 def look(*words: str) -> int:
@@ -91,11 +101,7 @@ def test_a_finished_stage_says_so_and_what_comes_next(experiment, capsys, stage,
     for name in EARLIER[stage]:
         make(experiment, name)
     assert look(stage) == 0
-    path = (
-        artifacts.evaluation_path(experiment)
-        if stage == "evaluate"
-        else stage_path(experiment, stage)
-    )
+    path = evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
     if stage == "baselines":
         for method in BASELINES:
             assert look(stage) == 0

@@ -11,8 +11,9 @@ import sft
 from minionerec.catalogue.prompts import TEMPLATES
 from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import write_json
 from minionerec.experiment.settings import ModelSettings
+from minionerec.experiment.stages import evaluation_path, stage_path
 from minionerec.model import backbone, vocabulary
 from tests.worlds import ARCHITECTURES, tiny_model, tiny_run
 
@@ -38,7 +39,7 @@ def hub_folder(path, model_type="qwen2", padding_rows=0, **changes):
 
 def sids(tmp_path):
     file = tmp_path / "sids.json"
-    artifacts.write_json(file, {"sids": {"x": [0, 1], "y": [1, 0]}, "codebook_sizes": [3, 4]})
+    write_json(file, {"sids": {"x": [0, 1], "y": [1, 0]}, "codebook_sizes": [3, 4]})
     return load_sids(file)
 
 
@@ -98,7 +99,7 @@ def test_every_architecture_runs_sft_and_evaluation_from_a_folder(tmp_path, mode
         },
         evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 0},
     )
-    path = artifacts.stage_path(experiment, "sft")
+    path = stage_path(experiment, "sft")
     sft.train(experiment, path)
     names = {p.name for p in path.iterdir()}
     assert {
@@ -118,12 +119,12 @@ def test_every_architecture_runs_sft_and_evaluation_from_a_folder(tmp_path, mode
     )
     assert not model.generation_config.do_sample and model.generation_config.top_k is None
     assert len(tokenizer("<a_0><b_7>", add_special_tokens=False)["input_ids"]) == 2
-    evaluate.evaluate(experiment, artifacts.evaluation_path(experiment))
-    assert (artifacts.evaluation_path(experiment) / "metrics.json").is_file()
+    evaluate.evaluate(experiment, evaluation_path(experiment))
+    assert (evaluation_path(experiment) / "metrics.json").is_file()
 
 
 def test_a_checkpoint_of_other_sids_is_refused_with_both_named(tmp_path):
-    artifacts.write_json(
+    write_json(
         tmp_path / "other.json", {"sids": {"x": [0, 2], "y": [1, 0]}, "codebook_sizes": [3, 4]}
     )
     (tmp_path / "ckpt").mkdir()

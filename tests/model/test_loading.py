@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMa
 
 from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.files import write_json
 from minionerec.experiment.settings import Experiment, ModelSettings, SidSettings
 from minionerec.model import backbone
 from minionerec.model.loading import check_encoder
@@ -73,7 +73,7 @@ def refusal(work) -> str:
 
 def sid_table(tmp_path: Path):
     file = tmp_path / "sids.json"
-    artifacts.write_json(file, {"sids": {"x": [0, 1], "y": [1, 0]}, "codebook_sizes": [3, 4]})
+    write_json(file, {"sids": {"x": [0, 1], "y": [1, 0]}, "codebook_sizes": [3, 4]})
     return load_sids(file)
 
 
@@ -325,7 +325,7 @@ def test_a_backbone_that_has_sid_tokens_already_says_what_they_meant(
     tokenizer.save_pretrained(tmp_path / "trained")
     if theirs:
         content = {"sids": theirs, "codebook_sizes": [3, 4]}
-        artifacts.write_json(tmp_path / "trained/sids.json", content)
+        write_json(tmp_path / "trained/sids.json", content)
     backbone.build(ModelSettings(backbone=str(tmp_path / "trained")), table, [], 1)
     assert capsys.readouterr().out == (
         f"model '{tmp_path / 'trained'}': has 7 of the 7 SID tokens already and keeps their rows; "

@@ -21,9 +21,11 @@ from minionerec.errors import UserError
 from minionerec.evaluation.results import Result, comparisons, results
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.evaluation.statistics import compare
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import committed, relevant_settings, stage_path
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import write_json
+from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import baseline_path, baseline_stage, settings_of, stage_path
 from minionerec.pages import examples, experiment_page, number_sections
 from minionerec.pages.charts import Dot, dot_chart
 from tests.browser import NASTY, browse, parsed, widths
@@ -88,18 +90,16 @@ def rank(
     final = (
         stage_path(experiment, "evaluate") / f"{name}-test"
         if is_model
-        else artifacts.baseline_path(experiment, name)
+        else baseline_path(experiment, name)
     )
-    stage, parents = (
-        ("evaluate", [data, sids]) if is_model else (artifacts.baseline_stage(name), [data])
-    )
-    settings = relevant_settings(experiment, stage)
+    stage, parents = ("evaluate", [data, sids]) if is_model else (baseline_stage(name), [data])
+    settings = settings_of(experiment, stage)
     facts = {} if is_model else {"method": name}
     if is_model:
         settings |= {"evaluate.checkpoint": checkpoint or name}
-    opened = [artifacts.opened(parent) for parent in parents]
+    opened = [opened_directory(parent) for parent in parents]
     with committed(final, stage, settings, opened, **facts) as staging:
-        artifacts.write_json(
+        write_json(
             staging / "metrics.json",
             metrics | ({"cost": COST, "sids_sha256": "one"} if is_model else {}),
         )
@@ -111,9 +111,9 @@ def rank(
 
 def train(experiment: Experiment, stage: str, log: list[dict]) -> None:
     """Commit a training stage of which there is nothing but its log."""
-    parents = [artifacts.opened(stage_path(experiment, name)) for name in ("data", "sids")]
+    parents = [opened_directory(stage_path(experiment, name)) for name in ("data", "sids")]
     with committed(
-        stage_path(experiment, stage), stage, relevant_settings(experiment, stage), parents
+        stage_path(experiment, stage), stage, settings_of(experiment, stage), parents
     ) as staging:
         (staging / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
 
@@ -208,10 +208,10 @@ def test_damaged_stale_and_foreign_results_are_refused_in_one_line(tmp_path):
     with committed(
         tiny_sids,
         "sids",
-        relevant_settings(experiment, "sids"),
-        [artifacts.opened(stage_path(experiment, "data"))],
+        settings_of(experiment, "sids"),
+        [opened_directory(stage_path(experiment, "data"))],
     ) as staging:
-        artifacts.write_json(staging / "sids.json", {"sids": {}})
+        write_json(staging / "sids.json", {"sids": {}})
     with pytest.raises(
         UserError, match=rf"^{metrics.parent.parent}/rl-test: was made from another {tiny_sids} "
     ):

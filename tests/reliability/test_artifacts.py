@@ -22,17 +22,14 @@ import numpy as np
 import pytest
 
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts, stages
-from minionerec.experiment.artifacts import (
-    MANIFEST,
-    committed,
-    is_done,
-    locked,
-    require_stage,
-    stage_path,
-    verify,
-)
+from minionerec.experiment import stages
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import append_log, remove, write_json
+from minionerec.experiment.lineage import is_done, require_stage
+from minionerec.experiment.lock import locked
+from minionerec.experiment.manifest import MANIFEST, opened, verify
 from minionerec.experiment.settings import EvaluateSettings, Experiment, SFTSettings
+from minionerec.experiment.stages import evaluation_path, settings_of, stage_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,11 +42,11 @@ def write_files(folder: Path, seed: int = 0) -> None:
     """Five files as stages write them: rows of numbers, JSON, a log, an empty file and a nested one."""
     numbers = np.random.default_rng(seed)
     np.save(folder / "embeddings.npy", numbers.normal(size=(40, 8)).astype(np.float32))
-    artifacts.write_json(
+    write_json(
         folder / "sids.json",
         {"sids": {f"item-{i}": numbers.integers(0, 8, 3).tolist() for i in range(40)}},
     )
-    artifacts.append_log(folder / "log.jsonl", {"step": 1, "loss": 0.1 + 0.2})
+    append_log(folder / "log.jsonl", {"step": 1, "loss": 0.1 + 0.2})
     (folder / "empty.txt").write_text("")
     (folder / "nested").mkdir()
     (folder / "nested" / MANIFEST).write_text('{"a manifest": "of a copied checkpoint"}')
@@ -60,8 +57,8 @@ def make(
 ) -> Path:
     """Commit a stage of ``experiment`` made from the named earlier stages."""
     path = path or stage_path(experiment, stage)
-    folders = [artifacts.opened(stage_path(experiment, parent)) for parent in parents]
-    with committed(path, stage, artifacts.relevant_settings(experiment, stage), folders) as staging:
+    folders = [opened(stage_path(experiment, parent)) for parent in parents]
+    with committed(path, stage, settings_of(experiment, stage), folders) as staging:
         write_files(staging, seed)
     return path
 
@@ -81,7 +78,7 @@ def test_the_manifest_says_what_the_directory_holds_and_where_it_comes_from(tmp_
         stage_path(experiment, "sids"),
         "sids",
         {"seed": 42},
-        [artifacts.opened(data)],
+        [opened(data)],
         sids_sha256="abc",
     ) as staging:
         write_files(staging)
@@ -256,7 +253,7 @@ def test_kill_9_at_any_moment_of_a_save_leaves_it_whole_or_absent(tmp_path, kill
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from minionerec.experiment.artifacts import locked
+from minionerec.experiment.lock import locked
 with locked(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
@@ -319,7 +316,7 @@ def test_a_stage_made_with_other_settings_lists_them(tmp_path):
 
 def test_settings_that_never_change_a_result_may_change(tmp_path):
     experiment = demo(tmp_path)
-    path = make(experiment, "evaluate", path=artifacts.evaluation_path(experiment))
+    path = make(experiment, "evaluate", path=evaluation_path(experiment))
     assert is_done(experiment.changed({"evaluate.batch_size": 7}), "evaluate", path)
     with pytest.raises(UserError, match="evaluate.num_beams: 50 -> 7"):
         is_done(
@@ -345,7 +342,7 @@ def test_settings_that_the_stage_table_names_exist(tmp_path):
 )
 def test_an_evaluation_is_named_after_its_checkpoint_and_split(tmp_path, checkpoint, folder):
     experiment = demo(tmp_path, evaluate=EvaluateSettings(checkpoint=checkpoint))
-    assert artifacts.evaluation_path(experiment) == tmp_path / "runs" / "demo" / "evaluate" / folder
+    assert evaluation_path(experiment) == tmp_path / "runs" / "demo" / "evaluate" / folder
 
 
 # ----------------------------------------------------------------------------------------------------- lineage of stages
@@ -381,7 +378,7 @@ def pipeline(folder: Path) -> Experiment:
     make(experiment, "sids", "data", seed=2)
     make(experiment, "sft", "data", "sids", seed=3)
     make(experiment, "rl", "data", "sids", "sft", seed=4)
-    make(experiment, "evaluate", "data", "sids", "rl", path=artifacts.evaluation_path(experiment))
+    make(experiment, "evaluate", "data", "sids", "rl", path=evaluation_path(experiment))
     return experiment
 
 
@@ -420,7 +417,7 @@ def test_a_stage_made_from_another_parent_is_refused(tmp_path, remade, parents, 
 def test_an_evaluation_of_another_checkpoint_is_refused(tmp_path):
     """Its parents lie two folders up."""
     experiment = pipeline(tmp_path)
-    path = artifacts.evaluation_path(experiment)
+    path = evaluation_path(experiment)
     assert is_done(experiment, "evaluate", path)
     stage_path(experiment, "rl").rename(tmp_path / "before")
     make(experiment, "rl", "data", "sids", "sft", seed=99)
@@ -450,7 +447,7 @@ def test_an_experiment_folder_can_be_moved(tmp_path):
     moved = demo(tmp_path / "there")
     for stage in ("data", "sids", "sft", "rl"):
         assert is_done(moved, stage)
-    assert is_done(moved, "evaluate", artifacts.evaluation_path(moved))
+    assert is_done(moved, "evaluate", evaluation_path(moved))
 
 
 def test_a_directory_loses_its_name_before_its_first_file_is_deleted(tmp_path, monkeypatch):
@@ -458,9 +455,9 @@ def test_a_directory_loses_its_name_before_its_first_file_is_deleted(tmp_path, m
     (tmp_path / "checkpoint-1" / "file").write_text("x")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before anything is deleted
-        artifacts.remove(tmp_path / "checkpoint-1")
+        remove(tmp_path / "checkpoint-1")
     assert not (tmp_path / "checkpoint-1").exists() and [
         path.name for path in tmp_path.iterdir()
     ] == [".checkpoint-1.gone"]
-    artifacts.remove(tmp_path / "checkpoint-1")
+    remove(tmp_path / "checkpoint-1")
     assert not list(tmp_path.iterdir())

@@ -23,9 +23,12 @@ import sft
 from data import prepare
 from minionerec import summary
 from minionerec.errors import one_line_errors
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import commit
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.files import write_json
+from minionerec.experiment.manifest import MANIFEST
 from minionerec.experiment.settings import DataSettings
+from minionerec.experiment.stages import evaluation_path, settings_of, stage_path
 from tests.catalogue import test_data_amazon, test_data_minionerec, test_data_tables
 from tests.experiment.test_config import MALFORMED, expected_lines
 from tests.worlds import tiny_run
@@ -157,7 +160,7 @@ def sids(**changes: object) -> Callable[[Path], object]:
         content = json.loads((folder / "sids.json").read_text())
         content["sids"] |= {item: codes for item, codes in changes.items() if item.islower()}
         content |= {key.lower(): value for key, value in changes.items() if key.isupper()}
-        artifacts.write_json(folder / "sids.json", content)
+        write_json(folder / "sids.json", content)
 
     return work
 
@@ -257,20 +260,20 @@ def test_a_mistake_in_what_an_earlier_stage_made_names_the_row_or_the_item(tmp_p
     """In directories that are whole by their manifests, as if the earlier stage had made the mistake."""
     stage, change, message = HANDED_ON[case]
     experiment = tiny_run(tmp_path)
-    folders = {name: artifacts.stage_path(experiment, name) for name in ("data", "sids")}
+    folders = {name: stage_path(experiment, name) for name in ("data", "sids")}
     for name, parents in (("data", []), ("sids", [folders["data"]])):
         folders[name].rename(tmp_path / name)
-        (tmp_path / name / artifacts.MANIFEST).unlink()
+        (tmp_path / name / MANIFEST).unlink()
         if name == stage:
             change(tmp_path / name)
-        artifacts.commit(
+        commit(
             tmp_path / name,
             folders[name],
             name,
-            artifacts.relevant_settings(experiment, name),
+            settings_of(experiment, name),
             parents,
         )
-    said = ended(capsys, lambda: sft.train(experiment, artifacts.stage_path(experiment, "sft")))
+    said = ended(capsys, lambda: sft.train(experiment, stage_path(experiment, "sft")))
     assert said == message.format(**folders) + "\n"
 
 
@@ -279,7 +282,7 @@ def trained(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
     experiment = tiny_run(folder, sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "eval_rows": 10})
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     return folder
 
 
@@ -300,7 +303,7 @@ def test_a_bad_file_of_a_checkpoint_of_ones_own_is_one_line(
     trained, tmp_path, capsys, name, content, message
 ):
     folder = tmp_path / "foreign"
-    shutil.copytree(trained / "tiny/sft", folder, ignore=shutil.ignore_patterns(artifacts.MANIFEST))
+    shutil.copytree(trained / "tiny/sft", folder, ignore=shutil.ignore_patterns(MANIFEST))
     (folder / name).write_text(content)
     experiment = tiny_run(
         trained, evaluate={"checkpoint": str(folder), "num_beams": 10, "bootstrap_samples": 0}
@@ -315,11 +318,11 @@ def test_a_changed_number_in_a_results_file_is_not_shown(trained, tmp_path, caps
     experiment = tiny_run(
         tmp_path, evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 0}
     )
-    path = artifacts.evaluation_path(experiment)
+    path = evaluation_path(experiment)
     evaluate.evaluate(experiment, path)
     summary.main(experiment)
     metrics = json.loads((path / "metrics.json").read_text())
-    artifacts.write_json(path / "metrics.json", metrics | {"HR@10": metrics["HR@10"] + 0.1})
+    write_json(path / "metrics.json", metrics | {"HR@10": metrics["HR@10"] + 0.1})
     assert ended(capsys, lambda: summary.main(experiment)).startswith(
         f"{path / 'metrics.json'}: is damaged"
     )

@@ -17,9 +17,11 @@ import pytest
 
 from minionerec import summary
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts, preflight
-from minionerec.experiment.artifacts import COMMANDS, locked
+from minionerec.experiment import preflight
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.lock import locked
+from minionerec.experiment.manifest import MANIFEST, verify
+from minionerec.experiment.stages import COMMANDS
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,8 +194,8 @@ def test_the_real_quickstart_runs_and_ends_with_its_table(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert re.search(r"== results on the test split\n.*\bRL\b", done.stdout, re.S)
     made = [
-        artifacts.verify(manifest.parent)["stage"]
-        for manifest in (tmp_path / "runs/quickstart").rglob(artifacts.MANIFEST)
+        verify(manifest.parent)["stage"]
+        for manifest in (tmp_path / "runs/quickstart").rglob(MANIFEST)
     ]
     assert {"data", "embeddings", "sids", "baselines", "sft", "rl"} <= set(made) and made.count(
         "evaluate"

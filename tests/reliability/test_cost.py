@@ -18,10 +18,13 @@ import torch
 import minionerec_trainer
 import sft
 from data import prepare
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import committed, relevant_settings, stage_path
+from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.files import size_of, write_json
+from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_of, stage_path
+from minionerec.training import checkpoints
 from minionerec.training.checkpoints import CheckpointKeeper
 from minionerec_trainer import RankingTrainer
 
@@ -75,10 +78,10 @@ def quickstart(folder: Path, monkeypatch) -> Experiment:
     with committed(
         stage_path(experiment, "sids"),
         "sids",
-        relevant_settings(experiment, "sids"),
-        [artifacts.opened(data)],
+        settings_of(experiment, "sids"),
+        [opened(data)],
     ) as staging:
-        artifacts.write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": sizes})
+        write_json(staging / "sids.json", {"sids": sids, "codebook_sizes": sizes})
     return experiment
 
 
@@ -93,8 +96,8 @@ def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them
     experiment = quickstart(tmp_path, monkeypatch)
     ours, stock, training_time, validation = Clock(), Clock(), Clock(), Clock()
     for owner, name, clock in (
-        (artifacts, "commit", ours),
-        (artifacts, "verify", ours),
+        (checkpoints, "commit_directory", ours),
+        (checkpoints, "verify", ours),
         (minionerec_trainer, "refuse_spoilt", ours),
         (CheckpointKeeper, "complete", ours),
         (CheckpointKeeper, "forget_older", ours),
@@ -125,11 +128,11 @@ def test_a_gigabyte_is_verified_in_about_a_second_of_processor_time(tmp_path):
             with open(staging / f"part-{number}", "wb") as handle:
                 for _ in range(250):
                     handle.write(block)
-    size = artifacts.size_of(tmp_path / "sft") / 1e9
+    size = size_of(tmp_path / "sft") / 1e9
     seconds = []
     for _ in range(3):
         started = time.process_time()
-        artifacts.verify(tmp_path / "sft")
+        verify(tmp_path / "sft")
         seconds.append(time.process_time() - started)
     print(
         f"verified {size:.2f} GB in {min(seconds):.2f} s of processor time: "

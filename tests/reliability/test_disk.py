@@ -23,8 +23,9 @@ import evaluate
 import rl
 import sft
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import locked, stage_path, verify
+from minionerec.experiment.lock import locked
+from minionerec.experiment.manifest import verify
+from minionerec.experiment.stages import evaluation_path, partial_path, stage_path
 from minionerec.pages import plots
 from minionerec.training.checkpoints import last_checkpoint
 from tests import forks
@@ -104,7 +105,6 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from minionerec.experiment import artifacts
 from minionerec.errors import one_line_errors
 
 rows = np.zeros((1000, 64), np.float32)                                  # 256,000 bytes, more than a file may have below
@@ -125,13 +125,13 @@ def with_text(folder):
 
 def with_log(folder):
     for step in range(20_000):
-        artifacts.append_log(folder / "log.jsonl", {"step": step})
+        append_log(folder / "log.jsonl", {"step": step})
 
 final, writer = Path(sys.argv[1]), globals()["with_" + sys.argv[2]]
-with artifacts.committed(final.parent / "warm-up", "sids", {}, []) as staging:      # imports what it needs, and must stay intact
+with committed(final.parent / "warm-up", "sids", {}, []) as staging:      # imports what it needs, and must stay intact
     (staging / "a.txt").write_text("a")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-with one_line_errors(), artifacts.committed(final, "sids", {}, []) as staging:
+with one_line_errors(), committed(final, "sids", {}, []) as staging:
     writer(staging)
 """
 
@@ -196,7 +196,7 @@ def test_failing_any_single_disk_operation_of_a_checkpoint_leaves_the_one_before
     )
     for name in (sft, rl)[: 1 + (stage is rl)]:
         name.train(experiment, stage_path(experiment, name.__name__))
-    trainer, partial = trainers[-1], artifacts.partial_path(experiment, stage.__name__)
+    trainer, partial = trainers[-1], partial_path(experiment, stage.__name__)
     for fail_at in itertools.count(1):
         before = check_checkpoints(partial)
         trainer.state.global_step += 1
@@ -231,7 +231,7 @@ def test_failing_any_single_disk_operation_of_an_evaluation_leaves_no_results_or
         evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 5},
     )
     sft.train(experiment, stage_path(experiment, "sft"))
-    path, predictions = artifacts.evaluation_path(experiment), set()
+    path, predictions = evaluation_path(experiment), set()
     for fail_at in itertools.count(1):
         disk, code = with_failing_disk(fail_at, path, lambda: evaluate.evaluate(experiment, path))
         said = capsys.readouterr().err

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import evaluate
 import rl
 import sft
-from minionerec.experiment import artifacts
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import evaluation_path, stage_path
 from minionerec.pages import plots
 from tests.worlds import tiny_run
 
@@ -49,7 +49,7 @@ def no_pictures(monkeypatch):
 
 
 def trained(stage, experiment: Experiment) -> Path:
-    path = artifacts.stage_path(experiment, stage.__name__)
+    path = stage_path(experiment, stage.__name__)
     stage.train(experiment, path)
     return path
 
@@ -151,7 +151,7 @@ def test_an_evaluation_does_not_depend_on_its_batches(tmp_path):
                 "batch_size": size,
             },
         )
-        path = artifacts.evaluation_path(sized)
+        path = evaluation_path(sized)
         evaluate.evaluate(sized, path)
         metrics = json.loads((path / "metrics.json").read_text())
         records = [

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from minionerec.experiment import artifacts, run
+from minionerec.experiment import run
+from minionerec.experiment.manifest import verify
 from minionerec.training.batches import MicroBatchSeeds
 from minionerec.training.callbacks import StopSignal
 from tests import forks
@@ -97,7 +98,7 @@ def test_a_stop_signal_ends_the_step_saves_it_and_the_same_command_ends_in_the_s
         said,
     )
     assert "Traceback" not in said
-    artifacts.verify(tmp_path / f"runs/shop/{stage}.partial/checkpoint-{step + 1}")
+    verify(tmp_path / f"runs/shop/{stage}.partial/checkpoint-{step + 1}")
     code, said = forks.run(stage, config)
     assert (
         code == 0

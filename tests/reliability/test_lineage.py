@@ -20,10 +20,13 @@ import minionerec_trainer
 import rl
 import sft
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import MANIFEST, stage_path, verify
+from minionerec.experiment.commit import commit
+from minionerec.experiment.files import sha256_file, write_json
+from minionerec.experiment.lineage import is_done
+from minionerec.experiment.manifest import MANIFEST, opened, read_manifest, verify
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import evaluation_path, partial_path, settings_of, stage_path
 from minionerec.training.checkpoints import last_checkpoint
 from tests.worlds import tiny_run
 
@@ -121,12 +124,12 @@ def remake(experiment: Experiment, stage: str, parents: tuple[str, ...], change)
     shutil.copytree(path, path.with_name("work"), ignore=shutil.ignore_patterns(MANIFEST))
     shutil.rmtree(path)
     change(path.with_name("work"))
-    artifacts.commit(
+    commit(
         path.with_name("work"),
         path,
         stage,
-        artifacts.relevant_settings(experiment, stage),
-        [artifacts.opened(stage_path(experiment, parent)) for parent in parents],
+        settings_of(experiment, stage),
+        [opened(stage_path(experiment, parent)) for parent in parents],
     )
 
 
@@ -134,12 +137,12 @@ def other_sids(folder: Path) -> None:
     """The first two items change their codes; names and numbers of tokens stay the same."""
     content = json.loads((folder / "sids.json").read_text())
     content["sids"]["i0"], content["sids"]["i1"] = content["sids"]["i1"], content["sids"]["i0"]
-    artifacts.write_json(folder / "sids.json", content)
+    write_json(folder / "sids.json", content)
 
 
 def larger_codebooks(folder: Path) -> None:
     content = json.loads((folder / "sids.json").read_text())
-    artifacts.write_json(folder / "sids.json", content | {"codebook_sizes": [8, 9]})
+    write_json(folder / "sids.json", content | {"codebook_sizes": [8, 9]})
 
 
 def other_data(folder: Path) -> None:
@@ -147,7 +150,7 @@ def other_data(folder: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    return artifacts.read_manifest(path)["manifest_sha256"][:12]
+    return read_manifest(path)["manifest_sha256"][:12]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_a_model_is_not_used_with_data_or_sids_that_were_made_again(
     shutil.rmtree(stage_path(experiment, "rl"))
     for work in (
         lambda: rl.train(experiment, stage_path(experiment, "rl")),
-        lambda: evaluate.evaluate(experiment, artifacts.evaluation_path(experiment)),
+        lambda: evaluate.evaluate(experiment, evaluation_path(experiment)),
     ):
         said, parent = refused(work), stage_path(experiment, stage)
         assert said == (
@@ -202,7 +205,7 @@ def test_a_checkpoint_of_other_sids_is_refused_with_paths_and_digests_of_both(
     theirs, ours = checkpoint / "sids.json", stage_path(experiment, "sids") / "sids.json"
     assert refused(lambda: evaluate.evaluate(experiment, tmp_path / "results")) == (
         f"{checkpoint}: was trained on other SIDs than this experiment's ({difference} between {theirs}, sha256 "
-        f"{artifacts.sha256_file(theirs)[:12]}, and {ours}, sha256 {artifacts.sha256_file(ours)[:12]}); use the checkpoint that was "
+        f"{sha256_file(theirs)[:12]}, and {ours}, sha256 {sha256_file(ours)[:12]}); use the checkpoint that was "
         "trained on them, or train again"
     )
 
@@ -253,7 +256,7 @@ def test_an_interrupted_run_is_not_continued_with_another_model_below(made, tmp_
     """RL stopped halfway; SFT was made again; RL's checkpoint belongs to the old one."""
     experiment = world(made, tmp_path)
     shutil.rmtree(stage_path(experiment, "rl"))
-    partial = artifacts.partial_path(experiment, "rl")
+    partial = partial_path(experiment, "rl")
     partial.mkdir()
     step = json.loads((made / "checkpoint/trainer_state.json").read_text())["global_step"]
     shutil.copytree(made / "checkpoint", partial / f"checkpoint-{step}")
@@ -270,19 +273,17 @@ def test_results_of_another_checkpoint_are_not_taken_for_this_ones(made, tmp_pat
     experiment = world(
         made, tmp_path, evaluate={"checkpoint": "rl", "num_beams": 10, "bootstrap_samples": 0}
     )
-    path = artifacts.evaluation_path(experiment)
+    path = evaluation_path(experiment)
     evaluate.evaluate(experiment, path)
-    assert artifacts.is_done(experiment, "evaluate", path)
+    assert is_done(experiment, "evaluate", path)
     remake(
         experiment,
         "rl",
         ("data", "sids", "sft"),
         lambda folder: os.truncate(folder / "log.jsonl", 0),
     )
-    assert refused(lambda: artifacts.is_done(experiment, "evaluate", path)).startswith(
+    assert refused(lambda: is_done(experiment, "evaluate", path)).startswith(
         f"{path}: was made from another {stage_path(experiment, 'rl')} (manifest "
     )
     changed = experiment.changed({"evaluate.num_beams": 12})
-    assert "evaluate.num_beams: 10 -> 12" in refused(
-        lambda: artifacts.is_done(changed, "evaluate", path)
-    )
+    assert "evaluate.num_beams: 10 -> 12" in refused(lambda: is_done(changed, "evaluate", path))

@@ -18,7 +18,10 @@ import evaluate
 import rl
 import sft
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment import artifacts
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import link_or_copy
+from minionerec.experiment.manifest import MANIFEST, opened, verify
+from minionerec.experiment.stages import evaluation_path, partial_path, settings_of, stage_path
 from minionerec.model import backbone
 from minionerec.training import run
 from minionerec_trainer import RankingTrainer
@@ -80,12 +83,12 @@ def stopped(stage, experiment: object, monkeypatch, capsys, plant: Plant | None 
             self.add_callback(plant)
 
     monkeypatch.setattr(RankingTrainer, "__init__", init)
-    path = artifacts.stage_path(experiment, stage.__name__)
+    path = stage_path(experiment, stage.__name__)
     with pytest.raises(SystemExit) as ended, one_line_errors():
         stage.train(experiment, path)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and not path.exists()
-    check_finite(artifacts.partial_path(experiment, stage.__name__))
+    check_finite(partial_path(experiment, stage.__name__))
     return said
 
 
@@ -94,7 +97,7 @@ def check_finite(partial: Path) -> None:
     state is one.
     """
     for checkpoint in partial.glob("checkpoint-*"):
-        artifacts.verify(checkpoint)
+        verify(checkpoint)
         states = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"].values()
         tensors = [
             *load_file(checkpoint / "model.safetensors").values(),
@@ -127,7 +130,7 @@ def test_sft_stops_at_the_next_step_and_names_parameter_and_last_good_checkpoint
     """
     experiment = tiny_run(tmp_path, sft=SFT)
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
-    good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
+    good = partial_path(experiment, "sft") / "checkpoint-2"
     assert re.fullmatch(
         rf"{found}; the last good checkpoint is {good}; lower the learning rate or check the "
         rf"data\n",
@@ -147,7 +150,7 @@ def test_spoilt_weights_are_not_saved_even_where_no_loss_shows_them(
     experiment = tiny_run(tmp_path, sft=SFT)
     monkeypatch.setattr(RankingTrainer, "evaluate", lambda self, *_, **__: {"eval_NDCG@10": 0.0})
     said = stopped(sft, experiment, monkeypatch, capsys, Plant(at, change))
-    good = artifacts.partial_path(experiment, "sft") / "checkpoint-2"
+    good = partial_path(experiment, "sft") / "checkpoint-2"
     assert said == (
         f"step 4: parameter '{name}' has 1 values that are not finite; it was not saved; the last "
         f"good checkpoint is {good}; "
@@ -168,23 +171,21 @@ def spoil_embeddings(experiment) -> None:
     """One item's embedding is NaN, in a directory that is whole: as if an earlier stage had written
     it so.
     """
-    folder = artifacts.stage_path(experiment, "sids")
+    folder = stage_path(experiment, "sids")
     embeddings = np.load(folder / "embeddings.npy")
     embeddings[:, 0] = np.nan
     np.save(folder / "embeddings.npy", embeddings)
     folder.rename(folder.with_name("spoilt"))
-    data = artifacts.stage_path(experiment, "data")
-    with artifacts.committed(
-        folder, "sids", artifacts.relevant_settings(experiment, "sids"), [artifacts.opened(data)]
-    ) as staging:
+    data = stage_path(experiment, "data")
+    with committed(folder, "sids", settings_of(experiment, "sids"), [opened(data)]) as staging:
         for name in ("sids.json", "embeddings.npy"):
-            artifacts.link_or_copy(folder.with_name("spoilt") / name, staging / name)
+            link_or_copy(folder.with_name("spoilt") / name, staging / name)
 
 
 def test_rl_names_the_reward_that_is_not_a_number(tmp_path, monkeypatch, capsys):
     experiment = tiny_run(tmp_path, sft=SFT, rl=RL | {"rewards": {"rule": 1.0, "semantic": 0.5}})
     spoil_embeddings(experiment)
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     said = stopped(rl, experiment, monkeypatch, capsys)
     assert said == (
         "step 1: the loss is nan, reward is nan, reward/semantic is nan; all parameters are "
@@ -195,7 +196,7 @@ def test_rl_names_the_reward_that_is_not_a_number(tmp_path, monkeypatch, capsys)
 
 def test_rl_names_the_kl_of_a_reference_that_is_spoilt(tmp_path, monkeypatch, capsys):
     experiment = tiny_run(tmp_path, sft=SFT, rl=RL)
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     loaded = []
 
     def load(*args):
@@ -215,9 +216,9 @@ def test_rl_names_the_kl_of_a_reference_that_is_spoilt(tmp_path, monkeypatch, ca
 
 def test_rl_stops_in_the_step_after_its_policy_was_spoilt(tmp_path, monkeypatch, capsys):
     experiment = tiny_run(tmp_path, sft=SFT, rl=RL | {"evals": 3})
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     said = stopped(rl, experiment, monkeypatch, capsys, Plant(3, nan_in_layer))
-    good = artifacts.partial_path(experiment, "rl") / "checkpoint-2"
+    good = partial_path(experiment, "rl") / "checkpoint-2"
     assert said == (
         f"step 4: the model's scores are not numbers; parameter '{LAYER}' has 1 values that are "
         "not finite; the last good "
@@ -229,10 +230,10 @@ def test_an_evaluation_of_a_spoilt_checkpoint_is_refused_instead_of_scoring_0(tm
     experiment = tiny_run(
         tmp_path, sft=SFT, evaluate={"num_beams": 10, "checkpoint": str(tmp_path / "foreign")}
     )
-    made = artifacts.stage_path(experiment, "sft")
+    made = stage_path(experiment, "sft")
     sft.train(experiment, made)
     made.rename(tmp_path / "foreign")
-    (tmp_path / "foreign" / artifacts.MANIFEST).unlink()
+    (tmp_path / "foreign" / MANIFEST).unlink()
     weights = load_file(tmp_path / "foreign/model.safetensors")
     weights[LAYER][3, 3] = float("nan")
     save_file(weights, tmp_path / "foreign/model.safetensors", metadata={"format": "pt"})
@@ -241,8 +242,8 @@ def test_an_evaluation_of_a_spoilt_checkpoint_is_refused_instead_of_scoring_0(tm
         match="^the model's scores are not numbers: one of its weights is NaN or infinite; "
         "use an earlier ",
     ):
-        evaluate.evaluate(experiment, artifacts.evaluation_path(experiment))
-    assert not artifacts.evaluation_path(experiment).exists()
+        evaluate.evaluate(experiment, evaluation_path(experiment))
+    assert not evaluation_path(experiment).exists()
 
 
 def test_no_number_of_a_log_is_replaced(tmp_path):
@@ -250,7 +251,7 @@ def test_no_number_of_a_log_is_replaced(tmp_path):
     not to.
     """
     experiment = tiny_run(tmp_path, sft=SFT)
-    path = artifacts.stage_path(experiment, "sft")
+    path = stage_path(experiment, "sft")
     sft.train(experiment, path)
     assert (
         run.training_arguments(

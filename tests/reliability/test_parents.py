@@ -23,7 +23,7 @@ from data import prepare
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import load_samples
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts, files, lineage, preflight
+from minionerec.experiment import files, lineage, preflight
 from minionerec.experiment.commit import committed
 from minionerec.experiment.manifest import MANIFEST, opened, read_manifest
 from minionerec.experiment.run import run_stage
@@ -31,6 +31,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import (
     STAGES,
     evaluation_path,
+    partial_path,
     settings_of,
     stage_path,
 )
@@ -395,7 +396,7 @@ def test_a_commit_syncs_files_then_the_manifest_then_folders_renames_and_syncs_t
 def test_a_question_changes_nothing_on_the_disk(made, tmp_path):
     """Leftovers of a killed run are there, and stay when one only asks."""
     experiment = copied(made, tmp_path, **{"evaluate.checkpoint": "sft"})
-    partial = artifacts.partial_path(experiment, "sft")
+    partial = partial_path(experiment, "sft")
     partial.mkdir()
     (partial / "x").write_text("x")
     (tmp_path / "tiny/.sft.parts").mkdir()
@@ -416,7 +417,7 @@ def test_a_finished_stage_forgets_what_a_killed_run_left_when_its_command_is_giv
     made, tmp_path, capsys
 ):
     experiment = copied(made, tmp_path)
-    partial = artifacts.partial_path(experiment, "sft")
+    partial = partial_path(experiment, "sft")
     partial.mkdir()
     assert preflight.main(["sft", "--config", str(as_yaml(experiment))]) == preflight.NOTHING_TO_DO
     assert not partial.exists()

@@ -19,7 +19,8 @@ import minionerec_trainer
 import rl
 import sft
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.manifest import MANIFEST
+from minionerec.experiment.stages import partial_path, stage_path
 from minionerec.pages import plots
 from minionerec.training.checkpoints import last_checkpoint
 from tests.forks import artefacts
@@ -66,7 +67,7 @@ def world(folder: Path, stage, settings: dict):
     torch.set_num_threads(1)
     experiment = tiny_run(folder, **{"sft": SFT | {"epochs": 1}, stage.__name__: settings})
     if stage is rl:
-        sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+        sft.train(experiment, stage_path(experiment, "sft"))
     return experiment
 
 
@@ -97,13 +98,13 @@ def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case
     stage, settings, steps = CASES[case]
     experiment = world(tmp_path, stage, settings)
     saves.clear()
-    path = artifacts.stage_path(experiment, stage.__name__)
+    path = stage_path(experiment, stage.__name__)
     stage.train(experiment, path)
     expected, after = artefacts(path), dict(saves)
     assert list(after) == list(steps)
     for step in reversed(sorted(after, reverse=True)[::every]):
         shutil.rmtree(path)
-        shutil.copytree(after[step], artifacts.partial_path(experiment, stage.__name__))
+        shutil.copytree(after[step], partial_path(experiment, stage.__name__))
         torch.rand(17)  # whatever another process did before
         stage.train(experiment, path)
         assert artefacts(path) == expected, step
@@ -114,7 +115,7 @@ def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, sav
     the last step instead.
     """
     experiment = world(tmp_path / "here", sft, SFT | {"learning_rate": 3e-2})
-    path = artifacts.stage_path(experiment, "sft")
+    path = stage_path(experiment, "sft")
     sft.train(experiment, path)
     assert (
         json.loads((saves[12] / "checkpoint-12/trainer_state.json").read_text())["best_global_step"]
@@ -122,11 +123,11 @@ def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, sav
     )
     expected = artefacts(path)
     shutil.rmtree(path)
-    shutil.copytree(saves[12], artifacts.partial_path(experiment, "sft"))
+    shutil.copytree(saves[12], partial_path(experiment, "sft"))
     (tmp_path / "here").rename(tmp_path / "there")
     moved = world(tmp_path / "there", sft, SFT | {"learning_rate": 3e-2})
-    sft.train(moved, artifacts.stage_path(moved, "sft"))
-    assert artefacts(artifacts.stage_path(moved, "sft")) == expected
+    sft.train(moved, stage_path(moved, "sft"))
+    assert artefacts(stage_path(moved, "sft")) == expected
 
 
 def test_every_piece_of_a_checkpoint_that_is_missing_is_named(tmp_path, saves):
@@ -134,11 +135,11 @@ def test_every_piece_of_a_checkpoint_that_is_missing_is_named(tmp_path, saves):
     reads.
     """
     experiment = world(tmp_path, rl, RL | {"epochs": 0.4, "evals": 3})
-    rl.train(experiment, artifacts.stage_path(experiment, "rl"))
+    rl.train(experiment, stage_path(experiment, "rl"))
     checkpoint = saves[3] / "checkpoint-3"
     files = {
         str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file()
-    } - {artifacts.MANIFEST}
+    } - {MANIFEST}
     assert {
         "model.safetensors",
         "optimizer.pt",
@@ -166,10 +167,10 @@ def test_every_piece_of_a_checkpoint_that_is_missing_is_named(tmp_path, saves):
 def test_a_damaged_best_checkpoint_is_never_handed_on(tmp_path, saves):
     """It is not the one that a run continues from, so that nothing else looks at it."""
     experiment = world(tmp_path, sft, SFT | {"learning_rate": 3e-2})
-    path = artifacts.stage_path(experiment, "sft")
+    path = stage_path(experiment, "sft")
     sft.train(experiment, path)
     shutil.rmtree(path)
-    partial = artifacts.partial_path(experiment, "sft")
+    partial = partial_path(experiment, "sft")
     shutil.copytree(saves[12], partial)
     state = json.loads((partial / "checkpoint-12/trainer_state.json").read_text())
     best = partial / f"checkpoint-{state['best_global_step']}"

@@ -21,8 +21,10 @@ from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.sids import load_sids
 from minionerec.catalogue.sources import cells
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts, config
-from minionerec.experiment.manifest import Parent
+from minionerec.experiment import config
+from minionerec.experiment.commit import commit
+from minionerec.experiment.manifest import MANIFEST, Parent, read_manifest
+from minionerec.experiment.stages import partial_path, stage_path
 from minionerec.model import backbone
 from minionerec.training.checkpoints import CheckpointKeeper, last_checkpoint
 from minionerec.training.weighted_rewards import weighted_rewards
@@ -200,14 +202,14 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     torch.set_num_threads(1)
     experiment = tiny_run(folder, sft=SFT)
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     return folder
 
 
 def checkpoint_with(trained: Path, tmp_path: Path) -> tuple[Path, object]:
     """A copy of the checkpoint as a foreign folder, and a function that evaluates it."""
     folder = tmp_path / "foreign"
-    shutil.copytree(trained / "tiny/sft", folder, ignore=shutil.ignore_patterns(artifacts.MANIFEST))
+    shutil.copytree(trained / "tiny/sft", folder, ignore=shutil.ignore_patterns(MANIFEST))
     experiment = tiny_run(
         trained,
         sft=SFT,
@@ -289,8 +291,8 @@ def test_the_state_of_a_resumed_checkpoint_is_not_unpickled(tmp_path, canary, mo
     """Even in a directory that is whole by its manifest: somebody may have made one."""
     experiment = tiny_run(tmp_path / "w", sft=SFT | {"epochs": 2})
     path, partial = (
-        artifacts.stage_path(experiment, "sft"),
-        artifacts.partial_path(experiment, "sft"),
+        stage_path(experiment, "sft"),
+        partial_path(experiment, "sft"),
     )
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(
@@ -298,13 +300,11 @@ def test_the_state_of_a_resumed_checkpoint_is_not_unpickled(tmp_path, canary, mo
         )  # after the first save
         sft.train(experiment, path)
     checkpoint = last_checkpoint(partial)
-    manifest = artifacts.read_manifest(checkpoint)
-    shutil.copytree(
-        checkpoint, tmp_path / "staging", ignore=shutil.ignore_patterns(artifacts.MANIFEST)
-    )
+    manifest = read_manifest(checkpoint)
+    shutil.copytree(checkpoint, tmp_path / "staging", ignore=shutil.ignore_patterns(MANIFEST))
     torch.save({"state": Planted(canary)}, tmp_path / "staging" / name)
     shutil.rmtree(checkpoint)
-    artifacts.commit(
+    commit(
         tmp_path / "staging",
         checkpoint,
         "sft",
@@ -318,7 +318,7 @@ def test_object_arrays_are_not_unpickled(tmp_path, canary):
     experiment = tiny_run(
         tmp_path / "w", sft=SFT, rl={"rewards": {"semantic": 1.0}, "num_generations": 4}
     )
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     folder = tmp_path / "embeddings"
     folder.mkdir()
     np.save(
@@ -375,7 +375,7 @@ def encoder_with(tmp_path: Path) -> tuple[Path, object]:
     (tmp_path / "made").mkdir()
     folder = save_encoder(tmp_path / "made", ["drill", "saw"])
     experiment = sids_world(tmp_path / "shop", encoder=str(folder))
-    shutil.rmtree(artifacts.stage_path(experiment, "embeddings"), ignore_errors=True)
+    shutil.rmtree(stage_path(experiment, "embeddings"), ignore_errors=True)
     return folder, lambda: embed_items.main(experiment)
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 import rl
 import sft
-from minionerec.experiment import artifacts
+from minionerec.experiment.stages import stage_path
 from minionerec_trainer import RankingTrainer
 from tests.worlds import tiny_run
 
@@ -64,7 +64,7 @@ def test_500_steps_of_rl_keep_their_memory(tmp_path, monkeypatch):
             "sync_ref_steps": 50,
         },
     )
-    sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+    sft.train(experiment, stage_path(experiment, "sft"))
     watch, original = Watch(), RankingTrainer.__init__
 
     def init(self, *args, **kwargs):
@@ -72,7 +72,7 @@ def test_500_steps_of_rl_keep_their_memory(tmp_path, monkeypatch):
         self.add_callback(watch)
 
     monkeypatch.setattr(RankingTrainer, "__init__", init)
-    rl.train(experiment, artifacts.stage_path(experiment, "rl"))
+    rl.train(experiment, stage_path(experiment, "rl"))
     after_warm_up = {step: memory for step, memory in watch.memory.items() if step >= WARM_UP}
     assert max(watch.memory) == 500
     growth = max(after_warm_up.values()) / after_warm_up[WARM_UP] - 1

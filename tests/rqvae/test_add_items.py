@@ -19,9 +19,11 @@ from benchmarks.encoder import save_encoder
 from minionerec.catalogue.sids import load_sids
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
-from minionerec.experiment.artifacts import stage_path, verify
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.files import sha256_file
+from minionerec.experiment.lineage import is_done
+from minionerec.experiment.manifest import verify
+from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
 from rqvae import add_items, build_sids, embed_items
 from tests.rqvae.test_sids_stage import WORDS, world
@@ -81,7 +83,7 @@ def sids_of(name: str) -> dict:
 
 def files_of(folder: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(folder)): artifacts.sha256_file(path)
+        str(path.relative_to(folder)): sha256_file(path)
         for path in folder.rglob("*")
         if path.is_file() and not path.name.endswith(".lock")
     }
@@ -129,19 +131,17 @@ def test_the_extended_experiment_is_whole_and_says_what_it_was_made_from(here):
     here()
     extend()
     experiment = read_experiment("demo.yaml", {"name": "demo-extended"})
-    assert artifacts.is_done(experiment, "data") and artifacts.is_done(experiment, "sids")
+    assert is_done(experiment, "data") and is_done(experiment, "sids")
     manifest, folder = verify(stage_path(experiment, "sids")), stage_path(experiment, "sids")
     assert (
         set(manifest["parents"]) == {"../data", "../../demo/sids"}
         and manifest["made_by"] == "python rqvae/add_items.py"
     )
-    assert manifest["sids_sha256"] == artifacts.sha256_file(folder / "sids.json")
+    assert manifest["sids_sha256"] == sha256_file(folder / "sids.json")
     rows = np.load(folder / "embeddings.npy")
     assert rows.shape == (50, 16) and (rows[:40] == np.load("runs/demo/sids/embeddings.npy")).all()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    assert sids_of("demo-extended")["embeddings_sha256"] == artifacts.sha256_file(
-        folder / "embeddings.npy"
-    )
+    assert sids_of("demo-extended")["embeddings_sha256"] == sha256_file(folder / "embeddings.npy")
     items = pd.read_parquet("runs/demo-extended/data/items.parquet")
     assert (
         items["item_id"].tolist() == json.loads((folder / "item_ids.json").read_text())

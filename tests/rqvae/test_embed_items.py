@@ -23,14 +23,10 @@ import pytest
 from benchmarks.encoder import save_encoder
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import (
-    commit,
-    committed,
-    relevant_settings,
-    stage_path,
-    verify,
-)
+from minionerec.experiment.commit import commit, committed
+from minionerec.experiment.manifest import verify
 from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import settings_of, stage_path
 from rqvae import embed_items
 from rqvae.embeddings import encoder, parts, texts
 from tests.rqvae.test_sids_stage import WORDS, world
@@ -414,7 +410,7 @@ def remake_data(experiment: Experiment, title: str | None = None) -> None:
     items.loc[0, "title"] = title or items.loc[0, "title"]
     interactions = pd.read_parquet(data / "interactions.parquet")
     shutil.rmtree(data)
-    with committed(data, "data", relevant_settings(experiment, "data"), []) as staging:
+    with committed(data, "data", settings_of(experiment, "data"), []) as staging:
         items.to_parquet(staging / "items.parquet")
         interactions.to_parquet(staging / "interactions.parquet")
 
@@ -500,7 +496,7 @@ def test_vectors_of_another_experiment_are_passed_over_unless_all_agrees(
     if fault in ("ids", "text"):
         (change_ids if fault == "ids" else change_text)(made)
     (tmp_path / "runs" / "second").mkdir()
-    commit(made, tmp_path / "runs/second/data", "data", relevant_settings(second, "data"), [])
+    commit(made, tmp_path / "runs/second/data", "data", settings_of(second, "data"), [])
     if fault == "encoder files":
         (encoder_folder / "README.md").write_text("retrained")
     if fault == "damaged":

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.artifacts import committed, relevant_settings, stage_path, write_json
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment, SidSettings
+from minionerec.experiment.stages import settings_of, stage_path
 from rqvae import build_sids
 
 NUM_ITEMS = 20
@@ -48,13 +50,13 @@ def world(
         }
     )
     data = stage_path(experiment, "data")
-    with committed(data, "data", relevant_settings(experiment, "data"), []) as staging:
+    with committed(data, "data", settings_of(experiment, "data"), []) as staging:
         items.to_parquet(staging / "items.parquet")
         interactions.to_parquet(staging / "interactions.parquet")
     with committed(
         stage_path(experiment, "embeddings"),
         "embeddings",
-        relevant_settings(experiment, "embeddings"),
+        settings_of(experiment, "embeddings"),
         [opened(data)],
     ) as staging:
         np.save(staging / "embeddings.npy", embeddings)

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import relevant_settings, stage_path
+from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.pages.charts import Line, chart, nice_step
 from rqvae import build_sids, compare, embed_items
 from rqvae.report import crowd_curves, usage_curve
@@ -272,7 +272,7 @@ def test_methods_are_compared_on_one_page_and_built_once(tmp_path, monkeypatch, 
         and list(json.loads((folder / "compare.json").read_text()))[-1] == "rqvae"
     )
     made = json.loads((folder / "rqkmeans" / "MANIFEST.json").read_text())
-    assert made["settings"] == relevant_settings(experiment, "sids")
+    assert made["settings"] == settings_of(experiment, "sids")
     build_sids.main(experiment)  # to go on with a method gives the same SIDs
     assert (stage_path(experiment, "sids") / "sids.json").read_bytes() == (
         folder / "rqkmeans" / "sids.json"

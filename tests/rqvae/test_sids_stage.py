@@ -20,15 +20,11 @@ from safetensors.numpy import load_file
 
 from minionerec.errors import UserError
 from minionerec.evaluation.exposure import gini
-from minionerec.experiment.artifacts import (
-    committed,
-    relevant_settings,
-    stage_path,
-    verify,
-    write_json,
-)
-from minionerec.experiment.manifest import opened
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import write_json
+from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import Experiment, SidSettings
+from minionerec.experiment.stages import settings_of, stage_path
 from rqvae import build_sids, embed_items
 from rqvae.quantizers.rqkmeans import nearest, relative_error
 from rqvae.report import (
@@ -96,7 +92,7 @@ def world(folder: Path, num_items: int = 40, seed: int = 0, **sids) -> Experimen
         ]
     )
     data = stage_path(experiment, "data")
-    with committed(data, "data", relevant_settings(experiment, "data"), []) as staging:
+    with committed(data, "data", settings_of(experiment, "data"), []) as staging:
         items.to_parquet(staging / "items.parquet")
         interactions.to_parquet(staging / "interactions.parquet")
         write_json(staging / "stats.json", {})
@@ -120,7 +116,7 @@ def embed_by_hand(
         )
     final, settings = (
         stage_path(experiment, "embeddings"),
-        relevant_settings(experiment, "embeddings"),
+        settings_of(experiment, "embeddings"),
     )
     with committed(final, "embeddings", settings, [opened(data)]) as staging:
         np.save(staging / "embeddings.npy", embeddings)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from minionerec.errors import UserError
-from minionerec.experiment.artifacts import committed
+from minionerec.experiment.commit import committed
 from minionerec.training.checkpoints import CheckpointContents, CheckpointKeeper, last_checkpoint
 
 

@@ -7,7 +7,7 @@ from transformers.integrations import integration_utils
 
 import sft
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
+from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
 from minionerec.training import run
 from tests.worlds import tiny_run
@@ -32,4 +32,4 @@ def test_a_tracker_that_is_missing_is_found_before_the_model_is_built(tmp_path, 
     monkeypatch.setattr(backbone, "build", lambda *_, **__: pytest.fail("a model was built"))
     experiment = tiny_run(tmp_path, sft={"report_to": "wandb"})
     with pytest.raises(UserError, match=r"^sft.report_to: 'wandb' is not installed"):
-        sft.train(experiment, artifacts.stage_path(experiment, "sft"))
+        sft.train(experiment, stage_path(experiment, "sft"))

@@ -15,8 +15,8 @@ from minionerec.catalogue import inputs
 from minionerec.catalogue.rows import Row
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.experiment import artifacts
 from minionerec.experiment.settings import RL_PRESETS, RLSettings
+from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
 from minionerec.pages import plots
 from minionerec.training.batches import GlobalBatches, GroupedSampler
@@ -235,7 +235,7 @@ def test_kl_estimates_are_zero_at_equality_and_positive_elsewhere():
 
 def train(stage, experiment):
     torch.set_num_threads(1)
-    path = artifacts.stage_path(experiment, stage.__name__)
+    path = stage_path(experiment, stage.__name__)
     stage.train(experiment, path)
     return path
 
@@ -352,8 +352,8 @@ def test_adapters_train_what_they_should_and_are_merged_into_a_plain_checkpoint(
     )
     samples, sids = inputs.load_catalogue(
         experiment,
-        artifacts.stage_path(experiment, "data"),
-        artifacts.stage_path(experiment, "sids"),
+        stage_path(experiment, "data"),
+        stage_path(experiment, "sids"),
     )
     before, _ = backbone.build(experiment.model, sids, inputs.texts(samples.items), experiment.seed)
     new = set(tokenizer.convert_tokens_to_ids(sids.tokens()))
