@@ -819,7 +819,7 @@ class BaselineSettings(Settings):
         ),
     )
     tiger_epochs: int = Field(
-        15,
+        12,
         ge=1,
         description=(
             "tiger: most passes over the train sequences; the step size falls to 0 over them"

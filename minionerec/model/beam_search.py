@@ -96,6 +96,7 @@ def constrained_beam_search(
         )
     hidden = decoder.prefill(prompts)[:, None]  # (B, 1, D)
     device = hidden.device
+    # In a model of lower precision the normaliser takes these tokens' logits exactly, as scores do
     sid_tokens = torch.cat(trie.level_tokens)
     # Draws with replacement are W independent walks; all others start as one beam that branches
     state = _start(len(prompts), num_beams if rollout == "sample" else 1, device)
@@ -368,6 +369,8 @@ def search_batches(
     was_training = model.training
     model.eval()
     try:
+        # The common beginning is that of all prompts, so that it does not depend on who takes which
+        # batch
         decoder = make_decoder(model)
         if batches:
             with torch.inference_mode():

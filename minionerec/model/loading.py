@@ -90,25 +90,30 @@ def load_causal_lm(
         )
 
 
-def check_encoder(source: str | Path, trust_remote_code: bool = False) -> dict[str, str]:
+def check_encoder(
+    source: str | Path,
+    model_class: type[AutoModel] | type[PreTrainedModel] = AutoModel,
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
     """Check that a text encoder's weights are all there and all known.
 
     No weight is read into memory.
 
     Args:
-        source: folder or hub name of the transformer itself, inside a sentence-transformers folder
-            often ``0_Transformer``.
+        source: folder or hub name of the transformer itself, which inside a sentence-transformers
+            folder may be a folder of its own.
+        model_class: what the encoder was loaded as, such as ``T5EncoderModel``.
         trust_remote_code: run the code that comes with it.
 
     Returns:
-        ``key_mapping`` for ``AutoModel.from_pretrained`` (``model_kwargs`` of
-        ``SentenceTransformer``); empty unless a wrapper's prefix must be stripped.
+        ``key_mapping`` for ``from_pretrained`` (``model_kwargs`` of ``SentenceTransformer``); empty
+        unless a wrapper's prefix must be stripped.
 
     Raises:
         UserError: weights are missing, unknown or of other sizes, or it cannot be loaded.
     """
     look_into(source)
-    return check_weights(AutoModel, source, trust_remote_code)
+    return check_weights(model_class, source, trust_remote_code, is_encoder=True)
 
 
 def look_into(source: str | Path) -> None:
@@ -160,11 +165,18 @@ def look_into(source: str | Path) -> None:
 
 
 def check_weights(
-    auto_class: type[AutoModel] | type[AutoModelForCausalLM],
+    auto_class: Any,
     source: str | Path,
     trust_remote_code: bool = False,
+    is_encoder: bool = False,
 ) -> dict[str, str]:
     """Compare names and sizes of a checkpoint's weights with those of its model; none is read.
+
+    Args:
+        auto_class: whose ``from_pretrained`` will load it.
+        source: folder or hub name.
+        trust_remote_code: run the code that comes with it.
+        is_encoder: a pooler may be missing, and a head for another task may be there.
 
     Returns:
         ``key_mapping`` for ``from_pretrained``, which strips a wrapper's prefix; empty if there is
@@ -186,7 +198,7 @@ def check_weights(
         key_mapping = {f"^{stripped}": ""}
     # Tied weights and buffers that are computed are not among the missing ones
     missing = set(report["missing_keys"])
-    if auto_class is AutoModel:
+    if is_encoder:
         missing = {name for name in missing if not UNUSED_BY_ENCODERS.search(name)}
         unknown = _inside_body(unknown, model)
     _refuse(source, missing, unknown, report["mismatched_keys"])
@@ -197,7 +209,7 @@ def check_weights(
 
 
 def _on_meta(
-    auto_class: type[AutoModel] | type[AutoModelForCausalLM],
+    auto_class: Any,
     source: str | Path,
     trust_remote_code: bool,
     key_mapping: dict[str, str],

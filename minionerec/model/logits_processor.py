@@ -41,6 +41,7 @@ class CatalogueLogitsProcessor(LogitsProcessor):
             nodes = torch.where(at_leaf, nodes, child.gather(1, which)[:, 0])
 
         # What may come next: children, or the end behind a whole SID
+        # (behind the last level only the end is allowed: any level's table will do)
         level = min(generated.shape[1], trie.num_levels - 1)
         _, legal, tokens = self._children(nodes, level)
         at_leaf = trie.leaf[nodes] >= 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from minionerec.errors import UserError
 from minionerec.experiment.artifacts import folder_sha256, sha256_file
@@ -32,23 +34,65 @@ def load_encoder(experiment: Experiment, device: torch.device) -> SentenceTransf
     import torch
     from sentence_transformers import SentenceTransformer
 
+    from minionerec.model.loading import check_encoder, look_into
+
     name = encoder_folder(experiment.sids.encoder)
-    try:
-        model = SentenceTransformer(
-            name,
-            device=str(device),
-            trust_remote_code=experiment.model.trust_remote_code,
-            model_kwargs={"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32},
+    transformer = transformer_folder(Path(name))
+    if transformer:
+        look_into(transformer)
+    trust = experiment.model.trust_remote_code
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
+
+    def load() -> SentenceTransformer:
+        return SentenceTransformer(
+            name, device=str(device), trust_remote_code=trust, model_kwargs=options
         )
-    except (OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+
+    try:
+        model = load()
+        if transformer:
+            # Of whatever class it was loaded as; the library fills what is missing with random
+            # numbers
+            mapping = check_encoder(transformer, type(model[0].auto_model), trust)
+            if mapping:
+                options["key_mapping"] = mapping
+                model = load()
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"sids.encoder: '{experiment.sids.encoder}' cannot be loaded ({reason}); "
+            f"sids.encoder: '{experiment.sids.encoder}' cannot be loaded ({lines[0]}); "
             "give a sentence-transformers model by hub name, or the folder of one"
         ) from error
     limit = model.max_seq_length or experiment.sids.max_text_tokens
     model.max_seq_length = min(limit, experiment.sids.max_text_tokens)
     return model.eval()
+
+
+def transformer_folder(folder: Path) -> Path | None:
+    """Where in a sentence-transformers folder the transformer's weights are.
+
+    None for a hub name, and for an encoder that is no transformer.
+    """
+    if not folder.is_dir():
+        return None
+    file = folder / "modules.json"
+    if not file.is_file():
+        return folder  # a plain transformer, which the library completes with mean pooling
+    try:
+        first = json.loads(file.read_text(encoding="utf-8"))[0]
+        is_transformer = first["type"].endswith(".Transformer")
+        return folder / first["path"] if is_transformer else None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"sids.encoder: {file}: is no list of modules") from error
 
 
 def encoder_folder(encoder: str) -> str:

@@ -16,12 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMa
 from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
 from minionerec.experiment import artifacts
-from minionerec.experiment.settings import ModelSettings
+from minionerec.experiment.settings import Experiment, ModelSettings, SidSettings
 from minionerec.model import backbone
 from minionerec.model.loading import check_encoder
 from minionerec.model.probes import mixes_tokens_otherwise
 from minionerec.model.vocabulary import train_tokenizer
-from tests.worlds import tiny_model
+from rqvae.embeddings.encoder import load_encoder
+from tests.worlds import save_encoder, tiny_model
 
 TEXTS = ["red drill for walls", "blue saw for wood"] * 5
 BERT = {
@@ -168,6 +169,33 @@ def test_an_encoder_with_weights_too_few_or_too_many_is_refused(tmp_path, layers
     BertModel(BertConfig(**BERT)).save_pretrained(tmp_path)
     configure(tmp_path, num_hidden_layers=layers)
     assert found in refusal(lambda: check_encoder(tmp_path))
+
+
+def encoder_world(tmp_path: Path) -> tuple[Path, Experiment]:
+    folder = save_encoder(tmp_path, ["red", "drill"])
+    return folder, Experiment(name="x", sids=SidSettings(encoder=str(folder)))
+
+
+def test_a_sentence_encoder_with_a_wrappers_prefix_gives_the_same_vectors(tmp_path):
+    folder, experiment = encoder_world(tmp_path)
+    cpu = torch.device("cpu")
+    expected = load_encoder(experiment, cpu).encode(["red drill"])
+    weights = next(folder.rglob("model.safetensors")).parent
+    rewrite(weights, lambda found: {f"_orig_mod.{name}": v for name, v in found.items()})
+    assert (load_encoder(experiment, cpu).encode(["red drill"]) == expected).all()
+
+
+def test_a_sentence_encoder_without_a_layers_weights_or_its_pooling_file_is_one_line(tmp_path):
+    folder, experiment = encoder_world(tmp_path)
+    pooling = next(folder.glob("*Pooling")) / "config.json"
+    text = pooling.read_text()
+    pooling.unlink()
+    assert "cannot be loaded" in refusal(lambda: load_encoder(experiment, torch.device("cpu")))
+    pooling.write_text(text)
+    weights = next(folder.rglob("model.safetensors")).parent
+    rewrite(weights, lambda found: {n: v for n, v in found.items() if "attention.self" not in n})
+    said = refusal(lambda: load_encoder(experiment, torch.device("cpu")))
+    assert "6 weights are missing (encoder.layer.0.attention.self.key.bias" in said
 
 
 # ------------------------------------------------------------------------ what else a folder may be

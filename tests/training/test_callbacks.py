@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from minionerec.training.callbacks import SyncReference
+from minionerec.training.callbacks import StopSignal, SyncReference
 
 
 def filled(value: float) -> nn.Module:
@@ -28,3 +28,17 @@ def test_the_reference_moves_towards_the_policy_by_alpha_after_every_so_many_ste
         found.append(reference.weight[0, 0].item())
     assert found == pytest.approx([0, 0.25, 0.25, 0.4375, 0.4375, 0.578125])
     assert (policy.weight == 1).all() and torch.equal(reference.weight[0], reference.bias)
+
+
+def test_a_run_stops_only_between_two_batches_of_rollouts():
+    """What is reused for several steps is not saved, so a signal waits for the last of them."""
+    stop = StopSignal()
+    stop.every = 3
+    stop.received = 15
+    saved = []
+    for step in range(1, 7):
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        stop.on_step_end(SimpleNamespace(device="cpu"), SimpleNamespace(global_step=step), control)
+        assert control.should_save == control.should_training_stop
+        saved.append(control.should_save)
+    assert saved == [False, False, True, False, False, True]
