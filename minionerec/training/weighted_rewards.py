@@ -30,8 +30,7 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
     settings = catalogue.experiment.rl.rewards
     weights = {name: weight for name, weight in settings.items() if weight}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    embeddings = codes = None
-    score: Callable[[Sequence[Sequence[int]]], Tensor]  # made where the reward is asked for
+    embeddings = codes = score = None
     models = []
     if "semantic" in weights:
         embeddings = normalize(torch.from_numpy(catalogue.embeddings()).to(device), dim=-1)
