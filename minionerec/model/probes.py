@@ -78,6 +78,9 @@ def reads_from_left_to_right(model: PreTrainedModel) -> bool:
     with _probing(model):
         before = _logits(model, one)[:3]
         after = _logits(model, other)[:3]
+    # Spoilt weights are refused where they are used, by a message that says so
+    if not (before.isfinite().all() and after.isfinite().all()):
+        return True
     return _equal(before, after, 1e-4 if model.dtype == torch.float32 else 2e-2)
 
 

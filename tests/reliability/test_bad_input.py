@@ -26,7 +26,7 @@ from minionerec.errors import one_line_errors
 from minionerec.experiment.commit import commit
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
-from minionerec.experiment.manifest import MANIFEST
+from minionerec.experiment.manifest import MANIFEST, opened
 from minionerec.experiment.settings import DataSettings
 from minionerec.experiment.stages import evaluation_path, settings_of, stage_path
 from tests.catalogue import test_data_amazon, test_data_minionerec, test_data_tables
@@ -271,17 +271,20 @@ def test_a_mistake_in_what_an_earlier_stage_made_names_the_row_or_the_item(tmp_p
             folders[name],
             name,
             settings_of(experiment, name),
-            parents,
+            [opened(parent) for parent in parents],
         )
     said = ended(capsys, lambda: sft.train(experiment, stage_path(experiment, "sft")))
     assert said == message.format(**folders) + "\n"
+
+
+TRAINED = {"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "eval_rows": 10}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
-    experiment = tiny_run(folder, sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "eval_rows": 10})
+    experiment = tiny_run(folder, sft=TRAINED)
     sft.train(experiment, stage_path(experiment, "sft"))
     return folder
 
@@ -290,8 +293,8 @@ def trained(tmp_path_factory) -> Path:
     "name, content, message",
     [
         ("sids.json", "{", "{0}/sids.json: is not a SID file (JSONDecodeError: "),
-        ("config.json", "{", "model '{0}': cannot be loaded: "),
-        ("config.json", "[]", "model '{0}': cannot be loaded: "),
+        ("config.json", "{", "model '{0}': config.json is not a JSON object"),
+        ("config.json", "[]", "model '{0}': config.json is not a JSON object"),
         ("tokenizer.json", "{", "model '{0}': cannot be loaded: "),
         ("tokenizer_config.json", "[", "model '{0}': cannot be loaded: "),
         ("model.safetensors", "", "model '{0}': cannot be loaded: "),
@@ -316,7 +319,9 @@ def test_a_bad_file_of_a_checkpoint_of_ones_own_is_one_line(
 def test_a_changed_number_in_a_results_file_is_not_shown(trained, tmp_path, capsys):
     shutil.copytree(trained / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns(".*"))
     experiment = tiny_run(
-        tmp_path, evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 0}
+        tmp_path,
+        sft=TRAINED,
+        evaluate={"checkpoint": "sft", "num_beams": 10, "bootstrap_samples": 0},
     )
     path = evaluation_path(experiment)
     evaluate.evaluate(experiment, path)

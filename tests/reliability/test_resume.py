@@ -89,6 +89,13 @@ def saves(monkeypatch, tmp_path):
     return kept
 
 
+def interrupted(experiment, stage: str, kept: Path) -> None:
+    """Leave a stage as it was after a save: what lay on disk then, and no finished directory."""
+    partial = partial_path(experiment, stage)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(kept, partial)
+
+
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case, every):
@@ -104,7 +111,7 @@ def test_a_run_resumed_from_any_step_ends_in_the_same_bits(tmp_path, saves, case
     assert list(after) == list(steps)
     for step in reversed(sorted(after, reverse=True)[::every]):
         shutil.rmtree(path)
-        shutil.copytree(after[step], partial_path(experiment, stage.__name__))
+        interrupted(experiment, stage.__name__, after[step])
         torch.rand(17)  # whatever another process did before
         stage.train(experiment, path)
         assert artefacts(path) == expected, step
@@ -123,7 +130,7 @@ def test_a_run_whose_folder_was_moved_still_hands_on_its_best_step(tmp_path, sav
     )
     expected = artefacts(path)
     shutil.rmtree(path)
-    shutil.copytree(saves[12], partial_path(experiment, "sft"))
+    interrupted(experiment, "sft", saves[12])
     (tmp_path / "here").rename(tmp_path / "there")
     moved = world(tmp_path / "there", sft, SFT | {"learning_rate": 3e-2})
     sft.train(moved, stage_path(moved, "sft"))
@@ -171,7 +178,7 @@ def test_a_damaged_best_checkpoint_is_never_handed_on(tmp_path, saves):
     sft.train(experiment, path)
     shutil.rmtree(path)
     partial = partial_path(experiment, "sft")
-    shutil.copytree(saves[12], partial)
+    interrupted(experiment, "sft", saves[12])
     state = json.loads((partial / "checkpoint-12/trainer_state.json").read_text())
     best = partial / f"checkpoint-{state['best_global_step']}"
     weights = bytearray((best / "model.safetensors").read_bytes())

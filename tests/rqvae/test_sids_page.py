@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from minionerec.errors import UserError
+from minionerec.experiment.manifest import Parent, read_manifest
 from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.pages.charts import Line, chart, nice_step
 from rqvae import build_sids, compare, embed_items
@@ -39,9 +40,13 @@ def nasty_world(folder: Path, **sids):
 
 
 def test_the_report_page_stands_alone_and_escapes_titles(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        build_sids, "require_stage", stage_path
-    )  # the data was edited behind its manifest's back
+
+    def open_unseen(experiment, stage):
+        """As ``open_stage``, but the data was edited behind its manifest's back."""
+        path = stage_path(experiment, stage)
+        return Parent(path, read_manifest(path)["manifest_sha256"])
+
+    monkeypatch.setattr(build_sids, "open_stage", open_unseen)
     experiment = nasty_world(tmp_path)
     build_sids.main(experiment)
     text, links = parsed(stage_path(experiment, "sids") / "report.html")

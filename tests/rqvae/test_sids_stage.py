@@ -23,7 +23,7 @@ from minionerec.evaluation.exposure import gini
 from minionerec.experiment.commit import committed
 from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened, verify
-from minionerec.experiment.settings import Experiment, SidSettings
+from minionerec.experiment.settings import DataSettings, Experiment, SidSettings
 from minionerec.experiment.stages import settings_of, stage_path
 from rqvae import build_sids, embed_items
 from rqvae.quantizers.rqkmeans import nearest, relative_error
@@ -56,7 +56,11 @@ WORDS = [
 
 def world(folder: Path, num_items: int = 40, seed: int = 0, **sids) -> Experiment:
     """An experiment with a committed data directory: two items are listed twice, one has no description."""
+    # Only this source brings SIDs; the files are written by hand all the same
+    given = sids.get("method") == "given"
+    source = {"source": "minionerec", "path": str(folder)} if given else {}
     experiment = Experiment(
+        data=DataSettings(**source),
         name="demo",
         output_dir=str(folder / "runs"),
         seed=seed,
