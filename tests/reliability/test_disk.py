@@ -106,6 +106,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from minionerec.errors import one_line_errors
+from minionerec.experiment.commit import committed
+from minionerec.experiment.files import append_log
 
 rows = np.zeros((1000, 64), np.float32)                                  # 256,000 bytes, more than a file may have below
 
