@@ -7,7 +7,9 @@ that every later stage reads an ordinary checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +119,12 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             "model.backbone: reading GGUF files needs the package gguf; run `pip install gguf`"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        quantised = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype
-        )
+        # The library's progress bars cannot be switched off, and fill a log file with one long line
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            quantised = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype
+            )
     except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model.backbone: {file}: cannot be loaded: {reason}") from error
