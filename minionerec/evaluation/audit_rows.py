@@ -54,8 +54,8 @@ def cold_targets(evidence: Evidence) -> Check:
     cold = evidence.train_counts[evidence.targets] == 0  # (B,)
     rows = evidence.interactions
     elsewhere = rows.loc[rows["split"] != "test", "item_id"].unique()
-    target_ids = np.array(evidence.samples.item_ids)[evidence.targets]
-    unseen = ~np.isin(target_ids, elsewhere)
+    target_ids = evidence.samples.items["item_id"].iloc[evidence.targets]
+    unseen = ~target_ids.isin(elsewhere).to_numpy()  # (B,)
     return Check(
         name="cold targets",
         verdict=grade(float(cold.mean()), 0.01, 0.1),

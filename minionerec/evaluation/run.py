@@ -121,14 +121,13 @@ def joined(folder: Path, parts: Parts) -> list[str]:
             the folder.
     """
     lines: dict[int, str] = {}
-    for number, part in enumerate(parts):
-        found = kept.read_part(folder, number)
+    for number, found in enumerate(kept.read_parts(folder, len(parts))):
         if found is None:
             raise UserError(
                 f"{folder}: part {number} is missing or damaged, though it was written; run the "
                 "same command again (several machines must share this folder)"
             )
-        rows = [row for batch in part for row in batch]
+        rows = [row for batch in parts[number] for row in batch]
         lines |= zip(rows, found, strict=True)
     return [lines[row] for row in range(len(lines))]
 

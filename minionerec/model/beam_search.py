@@ -158,7 +158,10 @@ def _start(batch: int, width: int, device: torch.device) -> _State:
 
 
 def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """``(B, X)`` nodes under which nothing but excluded leaves is left, padded with -1."""
+    """``(B, X)`` nodes under which nothing but excluded leaves is left, ascending.
+
+    Padded with a number that no node has.
+    """
     parent = trie.parent.cpu().numpy()
     first_child = trie.first_child.cpu().numpy()
     leaf_node = trie.leaf_node.cpu().numpy()
@@ -177,10 +180,20 @@ def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.
             dead |= frontier
         rows.append(sorted(dead))
     longest = max(len(row) for row in rows)
-    table = torch.full((len(rows), longest), -1, dtype=torch.long)
+    table = torch.full((len(rows), longest), len(parent), dtype=torch.long)
     for row, nodes in zip(table, rows, strict=True):
         row[: len(nodes)] = torch.tensor(nodes, dtype=torch.long)
     return table.to(device)
+
+
+def _is_among(child: Tensor, dead: Tensor) -> Tensor:
+    """``(B, W, F)`` whether a child is one of its prompt's ``(B, X)`` dead nodes.
+
+    A binary search: comparing each with each is slow where somebody had hundreds of items.
+    """
+    wanted = child.flatten(1).long()  # (B, W * F)
+    place = torch.searchsorted(dead, wanted).clamp(max=dead.shape[1] - 1)
+    return (dead.gather(1, place) == wanted).view(child.shape)
 
 
 def _expand(
@@ -212,8 +225,7 @@ def _expand(
         total = head.logsumexp(hidden, sid_tokens)[..., None]
     if dead is not None:
         # After the total: what is left out must not lend its probability to what shares its prefix
-        is_dead = (child[..., None] == dead[:, None, None, :]).any(-1)  # (B, W, F)
-        logits = logits.masked_fill(is_dead, -torch.inf)
+        logits = logits.masked_fill(_is_among(child, dead), -torch.inf)
     # -inf - (-inf) is NaN: what has no child is masked again after every subtraction
     dead_end = logits == -torch.inf
     logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
