@@ -23,7 +23,8 @@ from minionerec.catalogue.sids import SIDS_FILE, load_sids
 from minionerec.errors import UserError, one_line_errors
 from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
-from minionerec.evaluation.scoring import score_predictions
+from minionerec.evaluation.rows import as_table, rows_of_samples
+from minionerec.evaluation.scoring import score_rows
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
@@ -87,10 +88,10 @@ def run_method(method: str, inputs: Inputs, output: Output, parents: list[Parent
         )
         if ranking.log:
             write_log(ranking.log, staging)
-        predictions = list(records(ranking, inputs.samples))
-        metrics = measure(predictions, ranking, inputs)
+        metrics = measure(ranking, inputs)
         with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+            for row in records(ranking, inputs.samples):
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
         write_json(
             staging / "metrics.json",
             metrics | {"method": method, "split": "test", **ranking.facts, "cost": spent},
@@ -116,25 +117,19 @@ def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
         }
 
 
-def measure(predictions: list[dict[str, Any]], ranking: Ranking, inputs: Inputs) -> dict[str, Any]:
+def measure(ranking: Ranking, inputs: Inputs) -> dict[str, Any]:
     """``metrics.json`` as ``evaluate.py`` writes it."""
     samples = inputs.samples
     item_ids = samples.item_ids
-    counts = train_counts(samples.train_sequences, len(item_ids))
-    histories = []
-    for history in inputs.test_histories:
-        histories.append([item_ids[item] for item in history])
     sid_of = None
     if ranking.sids_tie and inputs.sids is not None:
         sid_of = dict(zip(inputs.sids.item_ids, inputs.sids.codes, strict=True))
-    return score_predictions(
-        predictions,
+    return score_rows(
+        rows_of_samples(samples.splits["test"], as_table(ranking.items), item_ids),
         sid_of,
-        item_ids,
-        dict(zip(item_ids, counts.tolist(), strict=True)),
-        histories,
-        bootstrap_samples=inputs.experiment.evaluate.bootstrap_samples,
-        seed=inputs.experiment.seed,
+        train_counts(samples.train_sequences, len(item_ids)),
+        inputs.experiment.evaluate.bootstrap_samples,
+        inputs.experiment.seed,
     )
 
 

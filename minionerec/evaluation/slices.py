@@ -3,65 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from minionerec.evaluation.metrics import Prediction, mean
+from minionerec.evaluation.metrics import mean
+from minionerec.evaluation.rows import Histories
 
 # Items in the history, inclusive bounds.
 HISTORY_BUCKETS = ((1, 1), (2, 4), (5, 9), (10, math.inf))
 SHOWN = ("HR@10", "NDCG@10")
 THIRDS = ("head", "mid", "tail")
-YES_NO = {True: "yes", False: "no"}
+COLD = "cold"
 
 Slices = dict[str, dict[str, dict[str, float]]]  # kind -> name -> metrics and count
 
 
 def slice_names(
-    predictions: Sequence[Prediction],
-    histories: Sequence[Sequence[str]] | None,
-    train_counts: Mapping[str, int],
-) -> dict[str, list[str]]:
-    """For every kind of slice the slice each row belongs to: kind -> ``(rows,)`` names.
+    targets: np.ndarray, histories: Histories | None, train_counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """For every kind of slice the slice each row belongs to: kind -> ``(n,)`` names.
 
     ``target_popularity`` splits by train interactions: items are ordered by count, and a third of
     all interactions each makes head, mid and tail (items with equal counts stay together); cold
     items have none.
+
+    Args:
+        targets: ``(n,)`` item indexes.
+        histories: what came before them; None: no slices by it.
+        train_counts: ``(N,)``.
     """
-    third_of = popularity_thirds(train_counts)
-    names = defaultdict(list)
-    for number, row in enumerate(predictions):
-        target = row["target_item_id"]
-        names["target_popularity"].append(third_of.get(target, "cold"))
-        if histories is None:
-            continue
-        history = histories[number]
-        names["history_length"].append(bucket(len(history)))
-        names["target_in_history"].append(YES_NO[target in history])
-        names["target_repeats_last"].append(YES_NO[list(history[-1:]) == [target]])
-    return dict(names)
+    names = {"target_popularity": popularity_thirds(train_counts)[targets]}
+    if histories is None:
+        return names
+    buckets = [bucket(length) for length in range(int(histories.lengths.max(initial=0)) + 1)]
+    names["history_length"] = np.array(buckets)[histories.lengths]
+    rows = histories.rows  # (T,)
+    found = rows[histories.items == targets[rows]]
+    names["target_in_history"] = yes_no(np.bincount(found, minlength=len(targets)) > 0)
+    names["target_repeats_last"] = yes_no(histories.last == targets)
+    return names
 
 
-def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
-    """head, mid or tail for every item with a train interaction.
+def yes_no(flags: np.ndarray) -> np.ndarray:
+    """``(n,)`` yes where a flag is set, else no."""
+    return np.where(flags, "yes", "no")
+
+
+def popularity_thirds(train_counts: np.ndarray) -> np.ndarray:
+    """``(N,)`` head, mid or tail for every item with a train interaction, else cold.
 
     It is the third of all interactions in which the item's count lies.
 
     >>> # of 10 interactions, more popular items have 0, 5, 5, 9
-    >>> popularity_thirds({"a": 5, "b": 2, "c": 2, "d": 1, "e": 0})
-    {'a': 'head', 'b': 'mid', 'c': 'mid', 'd': 'tail'}
+    >>> popularity_thirds(np.array([5, 2, 2, 1, 0])).tolist()
+    ['head', 'mid', 'mid', 'tail', 'cold']
     """
-    total = sum(train_counts.values())
-    items_with = Counter(train_counts.values())  # count -> number of items that have it
-    third = {}
+    total = int(train_counts.sum())
+    counts, of_item, items_with = np.unique(train_counts, return_inverse=True, return_counts=True)
+    third = np.full(len(counts), COLD)
     above = 0  # interactions of more popular items
-    for count in sorted(items_with, reverse=True):
+    for place in range(len(counts) - 1, -1, -1):
+        count = int(counts[place])
         if count > 0:
-            third[count] = THIRDS[3 * above // total]
-            above += count * items_with[count]
-    return {item: third[count] for item, count in train_counts.items() if count > 0}
+            third[place] = THIRDS[3 * above // total]
+            above += count * int(items_with[place])
+    return third[of_item]
 
 
 def bucket(length: int) -> str:
@@ -76,19 +83,17 @@ def bucket(length: int) -> str:
     return f"{low}-{high}" if high < math.inf else f"{low}+"
 
 
-def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> Slices:
+def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, np.ndarray]) -> Slices:
     """HR@10, NDCG@10 (where they are measured) and the number of rows of every slice with rows."""
     shown = [key for key in SHOWN if key in values]
     table: Slices = {}
     for kind, of_row in names.items():
-        rows = defaultdict(list)
-        for index, name in enumerate(of_row):
-            rows[name].append(index)
         table[kind] = {}
-        for name in sorted(rows):
+        for name in np.unique(of_row).tolist():
+            inside = of_row == name
             figures: dict[str, float] = {}
             for key in shown:
-                figures[key] = mean(values[key][rows[name]])
-            figures["count"] = len(rows[name])
+                figures[key] = mean(values[key][inside])
+            figures["count"] = int(inside.sum())
             table[kind][name] = figures
     return table

@@ -21,10 +21,11 @@ from minionerec.evaluation.metrics import Prediction, SidOf, mean, row_metrics
 BOOTSTRAP_CHUNK = 2_000_000  # numbers drawn at a time: bounds memory at about 50 MB
 
 RowKey = tuple[str, str, int]
+Users = Sequence[str] | np.ndarray  # whose row it is: names, or numbers in the order of the names
 
 
 def bootstrap_intervals(
-    values: Mapping[str, np.ndarray], users: Sequence[str], samples: int, seed: int
+    values: Mapping[str, np.ndarray], users: Users, samples: int, seed: int
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of row means when users are drawn anew, each with all its rows.
 
@@ -39,7 +40,7 @@ def bootstrap_intervals(
     """
     if not samples:
         return {}
-    sums, sizes = user_sums(np.stack(list(values.values()), axis=1), users)  # (U, M), (U,)
+    sums, sizes = user_sums(list(values.values()), users)  # (U, M), (U,)
     blocks = []
     for weights in resamples(len(sizes), samples, seed):  # (chunk, U) how often each is drawn
         rows_drawn = weights @ sizes  # (chunk,)
@@ -80,7 +81,7 @@ def compare(
 def paired_difference(
     values_a: Mapping[str, np.ndarray],
     values_b: Mapping[str, np.ndarray],
-    users: Sequence[str],
+    users: Users,
     samples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, dict[str, Any]]:
@@ -103,7 +104,7 @@ def paired_difference(
     intervals = bootstrap_intervals(differences, users, samples, seed)
     found = {}
     for key, rows in differences.items():
-        of_users, _ = user_sums(rows[:, None], users)  # (U, 1)
+        of_users, _ = user_sums([rows], users)  # (U, 1)
         found[key] = {
             "a": mean(values_a[key]),
             "b": mean(values_b[key]),
@@ -155,16 +156,18 @@ def randomisation_p_value(differences: np.ndarray, samples: int, seed: int) -> f
     return (extreme + 1) / (samples + 1)
 
 
-def user_sums(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``(rows, M)`` added up per user, users sorted.
+def user_sums(values: Sequence[np.ndarray], users: Users) -> tuple[np.ndarray, np.ndarray]:
+    """M arrays of ``(rows,)`` added up per user, users sorted.
 
     Returns:
         ``(U, M)`` sums, and the number of rows of each user ``(U,)``.
     """
-    _, owner = np.unique(np.array(users), return_inverse=True)  # (rows,)
-    sums = np.zeros((owner.max() + 1, values.shape[1]))
-    np.add.at(sums, owner, values)
-    return sums, np.bincount(owner).astype(float)
+    _, owner = np.unique(np.asarray(users), return_inverse=True)  # (rows,)
+    sizes = np.bincount(owner).astype(float)
+    sums = np.empty((len(sizes), len(values)))
+    for column, rows in enumerate(values):
+        sums[:, column] = np.bincount(owner, weights=rows)  # in the order of the rows
+    return sums, sizes
 
 
 def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
