@@ -30,7 +30,8 @@ class Mask:
 
         A row is one copy of a run of the table, not F look-ups.
         """
-        runs = self.nodes.as_strided((len(self.nodes) - fan_out + 1, fan_out), (1, 1))
+        starts = len(self.nodes) - fan_out + 1
+        runs = self.nodes.as_strided((starts, fan_out), (1, 1))
         return runs.index_select(0, first_child)
 
 
@@ -41,7 +42,10 @@ class MaskBuilder:
         self._device = trie.leaf_node.device
         self._num_nodes = len(trie.parent)
         self._padding = max(1, *trie.fan_out)
-        self._leaf_node = trie.leaf_node.cpu().numpy()
+        # SIDs of one length have the last nodes, and a slice is far faster than a list
+        self._leaf_nodes: slice | np.ndarray = slice(trie.depth_start[-2], self._num_nodes)
+        if trie.has_short_sids:
+            self._leaf_nodes = trie.leaf_node.cpu().numpy()
 
         # Nearly always a leaf has one item, so its first one is looked up, then the few others
         first_item, other_items = trie.first_and_other_items()
@@ -52,29 +56,27 @@ class MaskBuilder:
         # Per depth, deepest first: the nodes with children, and where their children begin
         first_child = trie.first_child.cpu().numpy()
         self._levels = []
-        depths = list(zip(trie.depth_start, trie.depth_start[1:], strict=False))
-        for start, end in reversed(depths[:-1]):
-            has_children = first_child[start + 1 : end + 1] > first_child[start:end]
-            inner = start + np.flatnonzero(has_children)
+        for depth in reversed(range(trie.num_levels)):
+            start = trie.depth_start[depth]
+            end = trie.depth_start[depth + 1]
+            num_children = np.diff(first_child[start : end + 1])
+            inner = start + np.flatnonzero(num_children)
+            children = slice(int(first_child[start]), int(first_child[end]))
+            begins = first_child[inner] - children.start
             if len(inner):
-                children = slice(int(first_child[start]), int(first_child[end]))
-                begins = first_child[inner] - children.start
-                is_run = len(inner) == end - start  # then a slice is faster than a list
-                self._levels.append((slice(start, end) if is_run else inner, children, begins))
+                self._levels.append((inner, children, begins))
 
     def build(self, items: np.ndarray) -> Mask:
         """The mask of the items that may be recommended, ``(N,)`` bool."""
         # A SID may be used as soon as one of its items may
         leaves = torch.from_numpy(items).index_select(0, self._first_item).numpy()
         if len(self._other_items):
-            leaves[self._leaf_of_other[items[self._other_items]]] = True
+            others = items[self._other_items]
+            leaves[self._leaf_of_other[others]] = True
         nodes = np.zeros(self._num_nodes + self._padding, dtype=bool)
-        last = self._num_nodes - len(leaves)
-        if self._leaf_node[0] == last:  # all leaves are as deep: they are the last nodes
-            nodes[last : self._num_nodes] = leaves
-        else:
-            nodes[self._leaf_node] = leaves
+        nodes[self._leaf_nodes] = leaves
         # Upwards: a node may be used as soon as one of its children may
         for parents, children, begins in self._levels:
             nodes[parents] = np.logical_or.reduceat(nodes[children], begins)
-        return Mask(items, torch.from_numpy(nodes).to(self._device))
+        on_device = torch.from_numpy(nodes).to(self._device)
+        return Mask(items, on_device)

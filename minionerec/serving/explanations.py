@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.experiment.files import load_array
@@ -33,16 +34,14 @@ class Explainer:
     def __init__(self, catalogue: Catalogue):
         self._catalogue = catalogue
         self._titles = catalogue.items["title"]
-        longest = max(map(len, catalogue.sids.codes))
-        self._codes = np.full((len(self._titles), longest), -1, dtype=np.int32)
-        for row, sid in zip(self._codes, catalogue.sids.codes, strict=True):
-            row[: len(sid)] = sid
+        self._codes = pd.DataFrame(catalogue.sids.codes).to_numpy()  # (N, L), NaN behind short SIDs
         everything = np.arange(len(self._titles))
         self._usual = self._shares(everything)
         self._words_of = lru_cache(maxsize=100_000)(self._find_words)
+        self._embeddings = None
         file = catalogue.sids_stage.path / "embeddings.npy"
-        embeddings = load_array(file) if file.is_file() else None
-        self._embeddings = embeddings
+        if file.is_file():
+            self._embeddings = load_array(file)
 
     def explain(self, item: int, history: Sequence[int]) -> Explanation:
         """Why an item may be next after a history, both as item indexes."""
@@ -58,30 +57,39 @@ class Explainer:
         shown = list(dict.fromkeys(history))
         vectors = self._embeddings[shown].astype(np.float32)  # (H, D)
         own = self._embeddings[item].astype(np.float32)  # (D,)
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(own)
-        cosine = vectors @ own / np.maximum(lengths, 1e-12)
+        lengths = np.linalg.norm(vectors, axis=1)
+        lengths *= np.linalg.norm(own)
+        cosine = vectors @ own
+        cosine /= np.maximum(lengths, 1e-12)
+        order = np.argsort(-cosine, kind="stable")
         found = []
-        for place in np.argsort(-cosine, kind="stable")[:NEAREST].tolist():
+        for place in order[:NEAREST].tolist():
             item_id = self._catalogue.item_ids[shown[place]]
-            found.append((item_id, round(float(cosine[place]), 3)))
+            similarity = round(float(cosine[place]), 3)
+            found.append((item_id, similarity))
         return tuple(found)
 
     def _find_words(self, prefix: tuple[int, ...]) -> tuple[str, ...]:
         """Words that titles below a prefix have and others have not."""
-        items = np.flatnonzero((self._codes[:, : len(prefix)] == prefix).all(axis=1))
+        depth = len(prefix)
+        is_below = (self._codes[:, :depth] == prefix).all(axis=1)
+        items = np.flatnonzero(is_below)
         least = 1.0 / MOST_TITLES
         gain = {}
         for word, share in self._shares(items).items():
+            usual = self._usual.get(word, least)
             # How much knowing the prefix says about a title having the word
-            gain[word] = share * np.log(share / self._usual.get(word, least))
+            gain[word] = share * np.log(share / usual)
         best = sorted(gain, key=lambda word: (-gain[word], word))
         return tuple(best[:WORDS])
 
     def _shares(self, items: np.ndarray) -> dict[str, float]:
         """Word -> share of these items' titles that have it."""
         if len(items) > MOST_TITLES:
-            items = np.random.default_rng(0).choice(items, MOST_TITLES, replace=False)
+            rng = np.random.default_rng(0)
+            items = rng.choice(items, MOST_TITLES, replace=False)
         counts: Counter[str] = Counter()
         for title in self._titles.iloc[items]:
-            counts.update(set(WORD.findall(title.lower())))
+            words = WORD.findall(title.lower())
+            counts.update(set(words))
         return {word: count / len(items) for word, count in counts.items()}

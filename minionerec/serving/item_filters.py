@@ -40,7 +40,9 @@ class ItemFilters:
         self._table = items
         if attributes is not None:
             by_id = attributes.set_index("item_id").reindex(items["item_id"])
-            self._table = items.assign(**{name: by_id[name].to_numpy() for name in by_id})
+            self._table = items.copy(deep=False)
+            for name in by_id.columns:
+                self._table[name] = by_id[name].to_numpy()
         self._index = pd.Index(items["item_id"])
         # Made when a column is first asked for: most never are
         self._numbers: dict[str, np.ndarray] = {}
