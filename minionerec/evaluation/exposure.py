@@ -14,7 +14,6 @@ from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.rows import ROWS_AT_ONCE
 
 
-
 def exposure(
     items: np.ndarray, train_counts: np.ndarray, ks: Sequence[int] = KS
 ) -> dict[str, float]:

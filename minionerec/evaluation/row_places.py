@@ -11,7 +11,6 @@ from minionerec.evaluation.rows import NOTHING, ROWS_AT_ONCE, RankedRows
 from minionerec.rankers.places import NOWHERE, Place
 
 
-
 class RowPlaces(NamedTuple):
     """Where each row's list holds its target: rows have few different places."""
 

@@ -19,6 +19,8 @@ from minionerec.errors import UserError
 from minionerec.evaluation.metrics import Prediction, SidOf, mean, row_metrics
 
 BOOTSTRAP_CHUNK = 2_000_000  # numbers drawn at a time: bounds memory at about 50 MB
+FEWEST = 16  # resamples at a time, also of very many users: sums are read once for all of them
+USERS_AT_ONCE = 2**17  # of very many users: bounds what is a float at a time
 
 RowKey = tuple[str, str, int]
 Users = Sequence[str] | np.ndarray  # whose row it is: names, or numbers in the order of the names
@@ -43,8 +45,8 @@ def bootstrap_intervals(
     sums, sizes = user_sums(list(values.values()), users)  # (U, M), (U,)
     blocks = []
     for weights in resamples(len(sizes), samples, seed):  # (chunk, U) how often each is drawn
-        rows_drawn = weights @ sizes  # (chunk,)
-        blocks.append(weights @ sums / rows_drawn[:, None])  # (chunk, M)
+        rows_drawn = weighted_sums(weights, sizes)  # (chunk,)
+        blocks.append(weighted_sums(weights, sums) / rows_drawn[:, None])  # (chunk, M)
     low, high = np.percentile(np.concatenate(blocks), [2.5, 97.5], axis=0)  # (M,), (M,)
     intervals = {}
     for place, key in enumerate(values):
@@ -173,13 +175,22 @@ def user_sums(values: Sequence[np.ndarray], users: Users) -> tuple[np.ndarray, n
 def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each user is drawn, ``(chunk, U)`` at a time."""
     rng = np.random.default_rng(seed)
-    step = max(1, BOOTSTRAP_CHUNK // num_users)
+    step = max(FEWEST, BOOTSTRAP_CHUNK // num_users)
     for start in range(0, samples, step):
-        drawn = []
-        for _ in range(min(step, samples - start)):
+        drawn = np.empty((min(step, samples - start), num_users), dtype=np.int32)
+        for row in drawn:
             users = rng.integers(num_users, size=num_users)
-            drawn.append(np.bincount(users, minlength=num_users))
-        yield np.stack(drawn).astype(float)
+            row[:] = np.bincount(users, minlength=num_users)
+        yield drawn
+
+
+def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``weights @ values`` of whole numbers ``(chunk, U)`` and ``(U, M)`` or ``(U,)``."""
+    total = np.zeros((len(weights), *values.shape[1:]))
+    for start in range(0, len(values), USERS_AT_ONCE):
+        block = slice(start, start + USERS_AT_ONCE)
+        total += weights[:, block].astype(float) @ values[block]
+    return total
 
 
 def row_keys(predictions: Sequence[Prediction]) -> list[RowKey]:
