@@ -94,8 +94,8 @@ class StepProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step."""
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows_per_second = f"{rows * self.progress.rate():.3g}"
-        self.progress.update(**self.figures, **{"rows/s": rows_per_second})
+        figures = self.figures | {"rows/s": f"{rows * self.progress.rate():.3g}"}
+        self.progress.update(1, **figures)
 
     def on_log(
         self,

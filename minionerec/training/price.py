@@ -55,6 +55,7 @@ def count_tokens(
         num_rows: of the epoch.
         tokens_of: tokens of the forward over one of the batches.
     """
+    # Rows are counted too: a process without rows in a step has an empty batch
     counted = [batch for batch in itertools.islice(batches, COUNTED_BATCHES) if batch]
     found = [tokens_of(batch) for batch in counted]
     share = sum(map(len, counted)) / num_rows
@@ -73,6 +74,8 @@ class Weights(NamedTuple):
 def count_weights(model: nn.Module) -> Weights:
     """Count the weights of a model, adapters included."""
     inner = base_causal_lm(model)
+    # The embeddings are looked up and the output layer reads labelled slots only: neither is body.
+    # Tied tables are one and the same tensor
     tables = {inner.get_input_embeddings().weight, inner.get_output_embeddings().weight}
     total = 0
     trained = 0
@@ -97,6 +100,7 @@ def operations(weights: Weights, tokens: float, passes: float = 0.0) -> float:
         passes: further forwards over the same tokens without a backward: rollouts, a reference,
             checkpointed activations.
     """
+    # Frozen matrices pass the gradient on, which is one product, and have none of their own
     backward = 2 if weights.frozen else 4
     return (2 + backward + 2 * passes) * weights.body * tokens
 
@@ -115,6 +119,7 @@ def memory(
         copies: further models beside it, such as a reference.
     """
     states = FLOAT * (weights.total * (1 + copies) + (1 + ADAM) * weights.trained)
+    # Autocast keeps its copies of the matrices until the step is over
     if bf16:
         states += 2 * weights.body
     config = base_causal_lm(model).config.get_text_config()
@@ -194,17 +199,20 @@ class TimedSteps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the time; on enough steps tell what it means."""
         now = time.perf_counter()
+        # Also a step that is due for both: nothing may be written
         if self.only:
             control.should_evaluate = False
             control.should_save = False
         if self.seconds is not None:
             return
+        # The clock starts when the first step is over
         if self._started == 0.0:
             self._started = now
         else:
             self._steps += 1
         passed = now - self._started
         least, most = TIMED_STEPS
+        # A run may be over before there are enough
         is_enough = self._steps >= least and (passed >= TIMED_SECONDS or self._steps >= most)
         if not is_enough and state.global_step < state.max_steps:
             return
@@ -235,7 +243,9 @@ def of(trainer: Any) -> str:
         checkpointing=args.activation_checkpointing,
         copies=trainer.copies(),
     )
+    # Several passes over the same rollouts are steps, so that they are in the epochs already
     work = operations(weights, tokens.per_epoch, trainer.further_forwards())
+    # RL is told in steps, SFT in epochs
     epochs = args.num_train_epochs
     if args.max_steps > 0:
         epochs = args.max_steps * trainer.batches.global_batch_size / len(trainer.train_dataset)
