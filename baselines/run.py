@@ -25,6 +25,7 @@ from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.rows import as_table, rows_of_samples
 from minionerec.evaluation.scoring import score_rows
+from minionerec.evaluation.slices import pairs_of
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
@@ -130,6 +131,7 @@ def measure(ranking: Ranking, inputs: Inputs) -> dict[str, Any]:
         train_counts(samples.train_sequences, len(item_ids)),
         inputs.experiment.evaluate.bootstrap_samples,
         inputs.experiment.seed,
+        train_pairs=pairs_of(samples.train_sequences, len(item_ids)),
     )
 
 

@@ -23,6 +23,7 @@ from minionerec.evaluation.metrics import SidOf
 from minionerec.evaluation.ranking import ranked_items, record, sid_of
 from minionerec.evaluation.rows import NOTHING, as_table, rows_of_samples
 from minionerec.evaluation.scoring import score_rows
+from minionerec.evaluation.slices import pairs_of
 from minionerec.experiment import parts as kept
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
@@ -97,7 +98,7 @@ def rank_in_parts(
     start = time.perf_counter()
     mine = todo[state.process_index :: state.num_processes]
     batches = [batch for number in mine for batch in parts[number]]
-    found = ranker.rank(batches, progress="ranking" if state.is_main_process else None)
+    found = ranker.rank(batches, progress="ranking")
     for number in mine:
         lines = []
         lists = []
@@ -231,6 +232,7 @@ def measure_lists(
         s.bootstrap_samples,
         experiment.seed,
         depth=s.num_beams if s.num_beams < num_choices else len(ids),
+        train_pairs=pairs_of(catalogue.samples.train_sequences, len(ids)),
     )
     if metrics["invalid"] or metrics["duplicates"]:
         raise UserError(

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from minionerec.evaluation.exposure import exposure
-from minionerec.evaluation.metrics import KS, SidOf, as_string, mean, measured_ks, values_of
+from minionerec.evaluation.metrics import (
+    KS,
+    SidOf,
+    Values,
+    as_string,
+    mean,
+    measured_ks,
+    values_of,
+)
 from minionerec.evaluation.row_places import find_targets, repeats, tie_groups
 from minionerec.evaluation.rows import (
     NOTHING,
@@ -17,8 +25,15 @@ from minionerec.evaluation.rows import (
     RankedRows,
     rows_of_records,
 )
-from minionerec.evaluation.slices import slice_names, sliced
-from minionerec.evaluation.statistics import bootstrap_intervals
+from minionerec.evaluation.slices import (
+    Intervals,
+    Pairs,
+    slice_columns,
+    slice_intervals_of,
+    slice_names,
+    sliced,
+)
+from minionerec.evaluation.statistics import Users, intervals_by, resampled_sums, user_sums
 
 
 def score_predictions(
@@ -30,6 +45,7 @@ def score_predictions(
     bootstrap_samples: int = 1000,
     seed: int = 42,
     depth: int | None = None,
+    train_pairs: Pairs | None = None,
 ) -> dict[str, Any]:
     """What ``metrics.json`` says about the rows of a ``predictions.jsonl``.
 
@@ -43,6 +59,7 @@ def score_predictions(
         bootstrap_samples: resamples of the intervals; 0 leaves ``intervals`` empty.
         seed: of the resampling.
         depth: how many items a list was asked for; by default the longest list counts.
+        train_pairs: items that follow each other directly in train; None: no slice by them.
 
     Returns:
         As ``score_rows``.
@@ -52,7 +69,9 @@ def score_predictions(
     """
     rows = rows_of_records(predictions, catalogue, histories)
     counts = [train_counts.get(item, 0) for item in rows.item_ids[: rows.num_items]]
-    return score_rows(rows, sid_of, np.array(counts), bootstrap_samples, seed, depth)
+    return score_rows(
+        rows, sid_of, np.array(counts), bootstrap_samples, seed, depth, train_pairs=train_pairs
+    )
 
 
 def score_rows(
@@ -62,6 +81,7 @@ def score_rows(
     bootstrap_samples: int = 1000,
     seed: int = 42,
     depth: int | None = None,
+    train_pairs: Pairs | None = None,
 ) -> dict[str, Any]:
     """What ``metrics.json`` says about a ranking.
 
@@ -72,13 +92,14 @@ def score_rows(
         bootstrap_samples: resamples of the intervals; 0 leaves ``intervals`` empty.
         seed: of the resampling.
         depth: how many items a list was asked for; by default the longest list counts.
+        train_pairs: items that follow each other directly in train; None: no slice by them.
 
     Returns:
         ``HR@K``, ``NDCG@K``, ``MRR@K``, ``Recall@K`` for the K of ``measured_ks`` and, with the
         last of ``KS`` among them, ``MRR`` over the whole list; the same under ``sid_level`` and, as
         difference to the item level, ``inflation``; ``num_users``, ``num_rows``; what ``exposure``
         says of each K; ``invalid`` and ``duplicates``; ``intervals`` key -> [low, high]; ``slices``
-        kind -> name -> HR@10, NDCG@10, count.
+        kind -> name -> HR@10, NDCG@10, count; their intervals in ``slice_intervals``.
     """
     if depth is None:
         depth = int((rows.items != NOTHING).sum(axis=1).max())
@@ -103,8 +124,9 @@ def score_rows(
         means[key] = mean(item_level[key])
         sid_means[key] = mean(table_of_sids[key][of_row])
         inflation[key] = sid_means[key] - means[key]
-    names = slice_names(rows.targets, rows.histories, train_counts)
+    names = slice_names(rows.targets, rows.histories, train_counts, train_pairs)
     names = {kind: of_kind[order] for kind, of_kind in names.items()}
+    intervals, slice_intervals = intervals_of(item_level, names, users, bootstrap_samples, seed)
     return {
         **means,
         "sid_level": sid_means,
@@ -114,9 +136,38 @@ def score_rows(
         **exposure(rows.items, train_counts, ks),
         "invalid": int((rows.items >= rows.num_items).sum()),
         "duplicates": count_duplicates(rows.items),
-        "intervals": bootstrap_intervals(item_level, users, bootstrap_samples, seed),
+        "intervals": intervals,
         "slices": sliced(item_level, names),
+        "slice_intervals": slice_intervals,
     }
+
+
+def intervals_of(
+    values: Values, names: Mapping[str, np.ndarray], users: Users, samples: int, seed: int
+) -> tuple[dict[str, list[float]], Intervals]:
+    """95 % bootstrap intervals of the metrics and of their slices, all from the same draws.
+
+    Args:
+        values: key -> ``(rows,)``.
+        names: kind -> ``(rows,)`` the slice of each row.
+        users: whose row it is, ``(rows,)``.
+        samples: number of resamples; 0 gives empty dicts.
+        seed: of the draws.
+    """
+    if not samples or not values:
+        return {}, {}
+    columns = slice_columns(values, names)
+    sums, sizes = user_sums(values.values(), users)
+    tables = [sums, sizes]
+    if columns:
+        of_slices, _ = user_sums((make() for _, make in columns), users)
+        tables.append(of_slices)
+    # The same draws serve everything: drawing is what takes the time
+    drawn = resampled_sums(tables, samples, seed)
+    intervals = intervals_by(values, drawn[0], drawn[1])
+    if not columns:
+        return intervals, {}
+    return intervals, slice_intervals_of([place for place, _ in columns], drawn[2])
 
 
 def is_measured(key: str, ks: Sequence[int]) -> bool:

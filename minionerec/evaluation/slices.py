@@ -1,13 +1,18 @@
-"""Metrics of parts of the test rows: by the target's popularity, by the history."""
+"""Metrics of parts of the test rows: by the target's popularity, by the history.
+
+``pair_in_train`` parts what can be remembered from what cannot: whether some train sequence goes
+from the row's last item straight to its target. Counting rules live of the rows where one does.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from minionerec.evaluation.metrics import mean
+from minionerec.evaluation.metrics import Values, mean
 from minionerec.evaluation.rows import Histories
 
 # Items in the history, inclusive bounds.
@@ -17,10 +22,17 @@ THIRDS = ("head", "mid", "tail")
 COLD = "cold"
 
 Slices = dict[str, dict[str, dict[str, float]]]  # kind -> name -> metrics and count
+Place = tuple[str, str, str]  # kind, name, metric
+Column = tuple[Place, Callable[[], np.ndarray]]
+Intervals = dict[str, dict[str, dict[str, list[float]]]]  # kind -> name -> key -> [low, high]
+Pairs = np.ndarray  # of items, the second straight after the first: first * N + second
 
 
 def slice_names(
-    targets: np.ndarray, histories: Histories | None, train_counts: np.ndarray
+    targets: np.ndarray,
+    histories: Histories | None,
+    train_counts: np.ndarray,
+    train_pairs: Pairs | None = None,
 ) -> dict[str, np.ndarray]:
     """For every kind of slice the slice each row belongs to: kind -> ``(n,)`` names.
 
@@ -32,6 +44,7 @@ def slice_names(
         targets: ``(n,)`` item indexes.
         histories: what came before them; None: no slices by it.
         train_counts: ``(N,)``.
+        train_pairs: as ``pairs_of`` numbers them; None: no slices by them.
     """
     names = {"target_popularity": popularity_thirds(train_counts)[targets]}
     if histories is None:
@@ -42,7 +55,22 @@ def slice_names(
     found = rows[histories.items == targets[rows]]
     names["target_in_history"] = yes_no(np.bincount(found, minlength=len(targets)) > 0)
     names["target_repeats_last"] = yes_no(histories.last == targets)
+    if train_pairs is not None:
+        pairs = histories.last * len(train_counts) + targets  # negative of an empty history
+        names["pair_in_train"] = yes_no(np.isin(pairs, train_pairs))
     return names
+
+
+def pairs_of(sequences: Sequence[Sequence[int]], num_items: int) -> Pairs:
+    """Every item with every one that follows it directly in some sequence, as numbers, ascending.
+
+    >>> pairs_of([[0, 1, 1]], 2).tolist()  # 0 then 1, 1 then 1
+    [1, 3]
+    """
+    shown = Histories.of(sequences)
+    users = shown.rows
+    same = users[1:] == users[:-1]
+    return np.unique((shown.items[:-1] * num_items + shown.items[1:])[same])
 
 
 def yes_no(flags: np.ndarray) -> np.ndarray:
@@ -97,3 +125,41 @@ def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, np.ndarray]) ->
             figures["count"] = int(inside.sum())
             table[kind][name] = figures
     return table
+
+
+def slice_columns(values: Values, names: Mapping[str, np.ndarray]) -> list[Column]:
+    """What the bootstrap adds up for the means of every slice.
+
+    First for every slice and key of ``SHOWN`` the ``(rows,)`` metric where a row is in the slice,
+    else 0; then as many ``(rows,)`` of 1 where it is. Each is made when it is asked for.
+    """
+    shown = [key for key in SHOWN if key in values]
+    columns: list[Column] = []
+    members: list[Column] = []
+    for kind, of_row in names.items():
+        for name in np.unique(of_row).tolist():
+            for key in shown:
+                place = (kind, name, key)
+                columns.append((place, partial(_inside, of_row, name, values[key])))
+                members.append((place, partial(_inside, of_row, name, None)))
+    return [*columns, *members]
+
+
+def _inside(of_row: np.ndarray, name: str, values: np.ndarray | None) -> np.ndarray:
+    inside = (of_row == name).astype(float)
+    return inside if values is None else values * inside
+
+
+def slice_intervals_of(places: Sequence[Place], drawn: np.ndarray) -> Intervals:
+    """95 % intervals from the ``(samples, 2 M)`` sums of ``slice_columns``.
+
+    A slice's mean in a resample is over the rows of the slice that were drawn.
+    """
+    total, rows = np.split(drawn, 2, axis=1)  # (samples, M), (samples, M)
+    # A slice of one user may not be drawn at all: no mean, rather than one of 0
+    means = np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0)
+    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)  # (M,), (M,)
+    found: Intervals = {}
+    for (kind, name, key), *ends in zip(places, low.tolist(), high.tolist(), strict=False):
+        found.setdefault(kind, {}).setdefault(name, {})[key] = ends
+    return found

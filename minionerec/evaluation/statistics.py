@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,15 @@ def bootstrap_intervals(
     """
     if not samples:
         return {}
-    sums, sizes = user_sums(list(values.values()), users)  # (U, M), (U,)
-    blocks = []
-    for weights in resamples(len(sizes), samples, seed):  # (chunk, U) how often each is drawn
-        rows_drawn = weighted_sums(weights, sizes)  # (chunk,)
-        blocks.append(weighted_sums(weights, sums) / rows_drawn[:, None])  # (chunk, M)
-    low, high = np.percentile(np.concatenate(blocks), [2.5, 97.5], axis=0)  # (M,), (M,)
+    sums, sizes = user_sums(values.values(), users)  # (U, M), (U,)
+    return intervals_by(values, *resampled_sums([sums, sizes], samples, seed))
+
+
+def intervals_by(keys: Iterable[str], sums: np.ndarray, rows: np.ndarray) -> dict[str, list[float]]:
+    """95 % percentile intervals of ``(samples, M)`` sums over ``(samples,)`` rows, by key."""
+    low, high = np.percentile(sums / rows[:, None], [2.5, 97.5], axis=0)  # (M,), (M,)
     intervals = {}
-    for place, key in enumerate(values):
+    for place, key in enumerate(keys):
         intervals[key] = [float(low[place]), float(high[place])]
     return intervals
 
@@ -158,18 +159,26 @@ def randomisation_p_value(differences: np.ndarray, samples: int, seed: int) -> f
     return (extreme + 1) / (samples + 1)
 
 
-def user_sums(values: Sequence[np.ndarray], users: Users) -> tuple[np.ndarray, np.ndarray]:
+def user_sums(values: Iterable[np.ndarray], users: Users) -> tuple[np.ndarray, np.ndarray]:
     """M arrays of ``(rows,)`` added up per user, users sorted.
 
     Returns:
         ``(U, M)`` sums, and the number of rows of each user ``(U,)``.
     """
     _, owner = np.unique(np.asarray(users), return_inverse=True)  # (rows,)
-    sizes = np.bincount(owner).astype(float)
-    sums = np.empty((len(sizes), len(values)))
-    for column, rows in enumerate(values):
-        sums[:, column] = np.bincount(owner, weights=rows)  # in the order of the rows
-    return sums, sizes
+    columns = []
+    for rows in values:
+        columns.append(np.bincount(owner, weights=rows))  # in the order of the rows
+    return np.stack(columns, axis=1), np.bincount(owner).astype(float)
+
+
+def resampled_sums(tables: Sequence[np.ndarray], samples: int, seed: int) -> list[np.ndarray]:
+    """Tables ``(U, ...)`` added up over users that are drawn anew, ``(samples, ...)`` each."""
+    blocks: list[list[np.ndarray]] = [[] for _ in tables]
+    for weights in resamples(len(tables[0]), samples, seed):  # (chunk, U) how often each is drawn
+        for table, sums in zip(tables, blocks, strict=True):
+            sums.append(weighted_sums(weights, table))
+    return [np.concatenate(sums) for sums in blocks]
 
 
 def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
