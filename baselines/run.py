@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minionerec.catalogue.samples import Samples, load_samples, seen_items, train_counts
 from minionerec.catalogue.sids import SIDS_FILE, load_sids
 from minionerec.errors import UserError, one_line_errors
@@ -106,7 +108,7 @@ def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
     for sample, items, scores in rows:
         ranked = []
         rounded = []
-        for item, score in zip(items, scores, strict=True):
+        for item, score in zip(np.asarray(items).tolist(), scores, strict=True):
             if item >= 0:
                 ranked.append(item_ids[item])
                 rounded.append(round(float(score), 6))

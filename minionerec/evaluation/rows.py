@@ -7,9 +7,9 @@ Shapes: n rows, W items of the longest list, N items of the catalogue, T items o
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,10 +35,12 @@ class Histories(NamedTuple):
     @classmethod
     def of(cls, histories: Iterable[Sequence[int]]) -> Histories:
         """The histories end to end."""
-        kept = list(histories)
-        lengths = np.fromiter(map(len, kept), np.int64, len(kept))
-        items = np.fromiter(chain.from_iterable(kept), np.int64, int(lengths.sum()))
-        return cls(items, lengths)
+        items = array("q")
+        lengths = array("q")
+        for history in histories:
+            items.extend(history)
+            lengths.append(len(history))
+        return cls(np.frombuffer(items, np.int64), np.frombuffer(lengths, np.int64))
 
     @property
     def rows(self) -> np.ndarray:

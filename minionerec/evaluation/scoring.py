@@ -157,14 +157,17 @@ def intervals_of(
     if not samples or not values:
         return {}, {}
     columns = slice_columns(values, names)
-    sums, sizes = user_sums(values.values(), users)
+    # One relevant item a row: Recall@K is HR@K, and drawn once
+    distinct = [key for key in values if not key.startswith("Recall")]
+    sums, sizes = user_sums((values[key] for key in distinct), users)
     tables = [sums, sizes]
     if columns:
         of_slices, _ = user_sums((make() for _, make in columns), users)
         tables.append(of_slices)
     # The same draws serve everything: drawing is what takes the time
     drawn = resampled_sums(tables, samples, seed)
-    intervals = intervals_by(values, drawn[0], drawn[1])
+    found = intervals_by(distinct, drawn[0], drawn[1])
+    intervals = {key: list(found[key.replace("Recall", "HR")]) for key in values}
     if not columns:
         return intervals, {}
     return intervals, slice_intervals_of([place for place, _ in columns], drawn[2])

@@ -20,6 +20,7 @@ from minionerec.evaluation.metrics import Prediction, SidOf, mean, row_metrics
 
 BOOTSTRAP_CHUNK = 2_000_000  # numbers drawn at a time: bounds memory at about 50 MB
 FEWEST = 16  # resamples at a time, also of very many users: sums are read once for all of them
+BLOCK = 2**12  # users of a table that is filled at a time
 USERS_AT_ONCE = 2**17  # of very many users: bounds what is a float at a time
 
 RowKey = tuple[str, str, int]
@@ -169,7 +170,13 @@ def user_sums(values: Iterable[np.ndarray], users: Users) -> tuple[np.ndarray, n
     columns = []
     for rows in values:
         columns.append(np.bincount(owner, weights=rows))  # in the order of the rows
-    return np.stack(columns, axis=1), np.bincount(owner).astype(float)
+    sizes = np.bincount(owner).astype(float)
+    sums = np.empty((len(sizes), len(columns)))
+    # Column by column, every number of a large table would be a cache line of its own
+    for start in range(0, len(sums), BLOCK):
+        block = slice(start, start + BLOCK)
+        sums[block] = np.stack([column[block] for column in columns], axis=1)
+    return sums, sizes
 
 
 def resampled_sums(tables: Sequence[np.ndarray], samples: int, seed: int) -> list[np.ndarray]:
