@@ -110,7 +110,7 @@ def test_a_finished_stage_says_so_and_what_comes_next(experiment, capsys, stage,
         make(experiment, stage, path)
     assert look(stage) == preflight.NOTHING_TO_DO
     assert capsys.readouterr().out == (
-        f"{path} is there already, made with these settings; delete it to make it again. "
+        f"{path} is there already, made with these settings; --redo {stage} makes it again. "
         f"Next: `{upcoming}` with the same --config\n"
     )
 
@@ -120,8 +120,9 @@ def test_a_finished_stage_with_other_settings_is_refused(experiment):
     with pytest.raises(UserError) as caught:
         look("data", "--data.k_core", "3")
     assert str(caught.value) == (
-        "runs/demo/data: was made with other settings (data.k_core: 5 -> 3); delete it, "
-        "or give this experiment another name with --name NAME"
+        "runs/demo/data: was made with other settings (data.k_core: 5 -> 3); restore them, "
+        "or run again with --redo data (makes it and what follows again), or with --name NAME "
+        "--from runs/demo (another experiment that shares what is the same)"
     )
 
 
