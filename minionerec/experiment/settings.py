@@ -767,6 +767,18 @@ class EvaluateSettings(Settings):
             "(0.1); `python baselines/mix.py` tries weights on validation rows; {}: none"
         ),
     )
+    beam_widths: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        description=(
+            "also rank a sample of the rows at these numbers of beams; 0: as many as the catalogue "
+            "has SIDs, which scores every item exactly (for thousands of items); []: none"
+        ),
+    )
+    beam_rows: int = Field(
+        1000,
+        ge=0,
+        description="beam_widths only: rows ranked at each, a fixed random sample; 0: all",
+    )
     bootstrap_samples: int = Field(
         1000, ge=0, description="resamples of the 95 % intervals; 0: none"
     )
