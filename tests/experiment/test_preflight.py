@@ -13,7 +13,6 @@ import pytest
 
 from minionerec.errors import UserError
 from minionerec.experiment import preflight
-from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_experiment
 from minionerec.experiment.files import write_json
@@ -103,7 +102,7 @@ def test_a_finished_stage_says_so_and_what_comes_next(experiment, capsys, stage,
     assert look(stage) == 0
     path = evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
     if stage == "baselines":
-        for method in BASELINES:
+        for method in experiment.baselines.methods:
             assert look(stage) == 0
             make_baseline(experiment, method)
     else:

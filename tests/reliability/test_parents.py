@@ -296,7 +296,7 @@ def test_another_checkpoint_at_the_same_path_is_not_taken_for_the_one_that_was_e
     (folder / "model.safetensors").write_bytes(weights)
     said = refused(lambda: lineage.is_finished(experiment, "evaluate"))
     path = evaluation_path(experiment)
-    assert said.startswith(f"{path}: {folder} has changed since it was read; delete {path} and run")
+    assert said.startswith(f"{path}: {folder} has changed since it was read; run `bash")
 
 
 def test_rows_appended_to_a_table_after_stage_0_are_noticed(tmp_path, monkeypatch, capsys):
