@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,12 @@ from minionerec.experiment.run import say
 from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
+from minionerec.training.guard import GUARDED
 
-SHOWN_BESIDE_THE_BAR = ("loss", "reward", "groups_with_hit")
+SHOWN_BESIDE_THE_BAR = ("reward", "groups_with_signal", "loss")
+# What says whether a stage learns: GRPO's loss is 0 by construction, its rewards are not
+SHOWN_OF_RL = (("reward", "reward"), ("groups_with_signal", "groups with signal"))
+GUARDED_METRIC = f"eval_{GUARDED}"
 SHOWN_AT_VALIDATION = ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC)
 
 
@@ -85,12 +89,12 @@ class QuietProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show loss and, in RL, reward."""
+        """Show the loss, in RL reward and share of groups with signal instead."""
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if logs and "loss" in logs:
-            shown = {key: f"{logs[key]:.4g}" for key in SHOWN_BESIDE_THE_BAR if key in logs}
-            self.training_bar.set_postfix(shown)
+            names = SHOWN_BESIDE_THE_BAR[:2] if "reward" in logs else SHOWN_BESIDE_THE_BAR[2:]
+            self.training_bar.set_postfix({name: f"{logs[name]:.4g}" for name in names})
 
 
 class Narrator(TrainerCallback):
@@ -103,21 +107,43 @@ class Narrator(TrainerCallback):
         if not state.is_world_process_zero:
             return
         # The loss was logged some steps ago, or never in a very short run
-        losses = [row["loss"] for row in state.log_history if "loss" in row]
-        loss = f"loss {losses[-1]:.4f}  " if losses else ""
+        logged = [row for row in state.log_history if "loss" in row]
+        learns = progress_of(logged[-1]) if logged else ""
         numbers = "  ".join(
             f"{key.removeprefix('eval_')} {metrics[key]:.4f}"
             for key in SHOWN_AT_VALIDATION
             if key in metrics
         )
         with tqdm.external_write_mode():
-            say(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}")
+            say(
+                f"step {state.global_step}/{state.max_steps}  {learns}validation {numbers}"
+                f"{guard_of(metrics)}"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""
         if state.global_step == state.max_steps:
             control.should_evaluate = True
             control.should_save = True
+
+
+def progress_of(row: Mapping[str, float]) -> str:
+    """The numbers of a logged step by which one sees that it learns, each with two blanks behind.
+
+    >>> progress_of({"loss": 2.5}), progress_of({"loss": 0.0, "reward": 0.1, "groups_with_signal": 1})
+    ('loss 2.5000  ', 'reward 0.1000  groups with signal 1.0000  ')
+    """
+    if "reward" not in row:
+        return f"loss {row['loss']:.4f}  "
+    return "".join(f"{title} {row[key]:.4f}  " for key, title in SHOWN_OF_RL)
+
+
+def guard_of(metrics: Mapping[str, float]) -> str:
+    """Whether RL's guard lets this validation pass; "" where none watches."""
+    if GUARDED_METRIC not in metrics:
+        return ""
+    refused = metrics[GUARDED_METRIC] < metrics[BEST_METRIC]
+    return "  guard refuses" if refused else "  guard passes"
 
 
 class SyncReference(TrainerCallback):

@@ -23,7 +23,7 @@ from minionerec.experiment.lineage import check_parents
 from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
-from minionerec.experiment.settings import Experiment
+from minionerec.experiment.settings import Experiment, RLSettings
 from minionerec.experiment.stages import partial_path, settings_difference
 from minionerec.model import backbone
 from minionerec.training.checkpoints import last_checkpoint, step_of
@@ -48,6 +48,11 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
     return micro, own // micro
 
 
+def has_reference(settings: RLSettings) -> bool:
+    """Whether the objective looks at a reference at all."""
+    return settings.beta > 0 or settings.objective == "sdpo"
+
+
 def adapters_off_is_reference(experiment: Experiment) -> bool:
     """Whether RL's reference is the policy without its adapters: the SFT model below them.
 
@@ -59,9 +64,24 @@ def adapters_off_is_reference(experiment: Experiment) -> bool:
 
 
 def training_arguments(
-    experiment: Experiment, stage: str, *, eval_steps: int, total_steps: int, **specific: Any
+    experiment: Experiment,
+    stage: str,
+    *,
+    eval_steps: int,
+    total_steps: int,
+    chosen_by: str = "NDCG@10",
+    **specific: Any,
 ) -> TrainingArguments:
-    """``TrainingArguments`` from the ``sft`` or ``rl`` section."""
+    """``TrainingArguments`` from the ``sft`` or ``rl`` section.
+
+    Args:
+        experiment: its settings.
+        stage: ``sft`` or ``rl``.
+        eval_steps: optimiser steps between two validations.
+        total_steps: of the whole run.
+        chosen_by: the validation metric of which the checkpoint handed on has most.
+        specific: what differs between the stages.
+    """
     s = getattr(experiment, stage)
     report_to = reporters(s.report_to)
     _, bf16 = backbone.precision(experiment.model.dtype)
@@ -76,7 +96,7 @@ def training_arguments(
         save_strategy="steps",
         save_steps=eval_steps,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_NDCG@10",
+        metric_for_best_model=f"eval_{chosen_by}",
         greater_is_better=True,
         # The patience that is used up survives an interruption
         restore_callback_states_from_checkpoint=True,
