@@ -2,7 +2,7 @@
 
 SIDs for what joined the catalogue later, without moving anybody's.
 
-    python rqvae/add_items.py --config C --items new.csv [--to NAME]
+    python rqvae/add_items.py --config C --items new.csv [--to NAME] [--vectors FILE]
 
 ``new.csv`` (or .tsv, .jsonl, .parquet) has the item columns of the data stage, under the names of
 ``data.columns``. The items are embedded with the experiment's encoder, quantised with its codebooks
@@ -32,11 +32,11 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue import prepared
+from minionerec.catalogue.item_text import item_texts
 from minionerec.catalogue.sources.interactions import members
 from minionerec.catalogue.sources.items import convert_items, read_items
 from minionerec.catalogue.sources.source import ITEM_COLUMNS
 from minionerec.catalogue.sources.table import complain
-from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -48,6 +48,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import STAGES, next_command, settings_of, stage_path
 from minionerec.pages.html import render
 from rqvae import build_sids, embed_items
+from rqvae.embeddings.own import beside_text, read_own_vectors
 from rqvae.embeddings.parts import join_parts
 from rqvae.quantizers.collisions import Sid, as_tuples, colliding, nearest_free
 from rqvae.quantizers.methods import Quantizer, load_quantizer
@@ -61,9 +62,9 @@ FOREIGN = 2.0  # times the old items' error; 300 items held out of Amazon Indust
 
 def main() -> None:
     """Read, embed, assign, commit: from top to bottom."""
-    experiment, flags = read_command_line(__doc__, own=("items", "to"))
+    experiment, flags = read_command_line(__doc__, own=("items", "to", "vectors"))
     name = flags.get("to", f"{experiment.name}-extended")
-    check_names(experiment, name, flags.get("items", ""))
+    check_names(experiment, name, flags)
     target = experiment.changed({"name": name})
     parents = [open_stage(experiment, stage) for stage in ("data", "sids")]
     data, sids = (parent.path for parent in parents)
@@ -76,7 +77,8 @@ def main() -> None:
         if is_finished(target, new, data, sids):
             print(f"{stage_path(target, 'sids')}: is there already, with these {len(new)} items")
             return
-        embeddings, twins = embed_new(experiment, target, new, old, sids)
+        vectors = flags.get("vectors", "")
+        embeddings, twins = embed_new(experiment, target, new, old, sids, vectors)
         stored = json.loads((sids / "sids.json").read_text(encoding="utf-8"))
         quantizer = load_quantizer(sids)
         quantised = quantizer.quantise(embeddings)
@@ -111,9 +113,20 @@ def main() -> None:
     print(summary(facts, target, experiment))
 
 
-def check_names(experiment: Experiment, name: str, items: str) -> None:
+def check_names(experiment: Experiment, name: str, flags: dict[str, str]) -> None:
     """Refuse flags that cannot work before anything is read."""
     problems = []
+    items = flags.get("items", "")
+    own = experiment.sids.embeddings
+    if own and "vectors" not in flags:
+        problems.append(
+            f"--vectors is missing: these SIDs were made from the vectors of {own}; name a file "
+            "like it with those of the new items"
+        )
+    if "vectors" in flags and not own:
+        problems.append(
+            "--vectors: these SIDs were made from texts alone (sids.embeddings); leave it out"
+        )
     if not items:
         problems.append("--items is missing; name a file with new items, e.g. --items new.csv")
     elif not Path(items).is_file():
@@ -181,12 +194,35 @@ def items_sha256(items: pd.DataFrame) -> str:
 
 
 def embed_new(
-    experiment: Experiment, target: Experiment, new: pd.DataFrame, old: pd.DataFrame, sids: Path
+    experiment: Experiment,
+    target: Experiment,
+    new: pd.DataFrame,
+    old: pd.DataFrame,
+    sids: Path,
+    vectors: str,
 ) -> tuple[np.ndarray, int]:
     """``(M, D)`` embeddings of the new items, and how many have the text of an old item.
 
-    Those get the old item's vector, to the bit.
+    Those get the old item's vector, to the bit, unless ``vectors`` (a file, maybe "") decides.
     """
+    if not vectors:
+        embeddings = embed_new_texts(experiment, target, new)
+        return same_as_old(experiment, embeddings, new, old, sids)
+    embeddings = read_own_vectors(vectors, new["item_id"].tolist())
+    weight = experiment.sids.embeddings_weight
+    if weight < 1:
+        embeddings = beside_text(embeddings, embed_new_texts(experiment, target, new), weight)
+    width = np.load(sids / "embeddings.npy", mmap_mode="r").shape[1]
+    if embeddings.shape[1] != width:
+        raise UserError(
+            f"--vectors: {vectors}: gives {embeddings.shape[1]} numbers an item, expected {width} "
+            f"as {experiment.sids.embeddings} did"
+        )
+    return embeddings, 0
+
+
+def embed_new_texts(experiment: Experiment, target: Experiment, new: pd.DataFrame) -> np.ndarray:
+    """``(M, D)`` embeddings of the new items' texts."""
     import torch
     from accelerate import PartialState
 
@@ -194,27 +230,33 @@ def embed_new(
     items = folder / ".new-items.parquet"
     new.to_parquet(items)
     scratch = embed_items.scratch_folder(experiment, items, stage_path(target, "embeddings"))
-    store = embed_items.embed_texts(
+    store, _ = embed_items.embed_texts(
         experiment, items, scratch, PartialState(cpu=not torch.accelerator.is_available())
     )
     join_parts(store, scratch, scratch / "embeddings.npy")
-    embeddings = np.load(scratch / "embeddings.npy", allow_pickle=False)
-    row_of_text = {text: row for row, text in reversed(list(enumerate(texts_of(old))))}
-    twins = [
-        (row, row_of_text[text]) for row, text in enumerate(texts_of(new)) if text in row_of_text
-    ]
+    return np.load(scratch / "embeddings.npy", allow_pickle=False)
+
+
+def same_as_old(
+    experiment: Experiment,
+    embeddings: np.ndarray,
+    new: pd.DataFrame,
+    old: pd.DataFrame,
+    sids: Path,
+) -> tuple[np.ndarray, int]:
+    """The embeddings, of items with the text of an old one that one's; how many these are."""
+    parts = experiment.sids.text
+    row_of_text: dict[str, int] = {}
+    for row, text in enumerate(item_texts(old, parts)):
+        row_of_text.setdefault(text, row)
+    twins = []
+    for row, text in enumerate(item_texts(new, parts)):
+        if text in row_of_text:
+            twins.append((row, row_of_text[text]))
     if twins:
         rows, old_rows = map(list, zip(*twins, strict=True))
         embeddings[rows] = np.load(sids / "embeddings.npy", mmap_mode="r")[old_rows]
     return embeddings, len(twins)
-
-
-def texts_of(items: pd.DataFrame) -> list[str]:
-    """The texts as they are embedded."""
-    return [
-        clean_text(f"{title} {description}")
-        for title, description in zip(items["title"], items["description"], strict=True)
-    ]
 
 
 def forget_scratch(target: Experiment) -> None:

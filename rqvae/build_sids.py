@@ -93,6 +93,7 @@ def build(experiment: Experiment, final: Path) -> dict:
     report = {
         "method": experiment.sids.method,
         "collision": experiment.sids.collision,
+        "unknown_tokens": unknown_tokens(embedded),
         **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed),
     }
     report["verdict"] = verdict(report)
@@ -143,6 +144,14 @@ def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
             "run `bash rqvae/rqvae.sh` again"
         )
     return load_array(folder / "embeddings.npy")
+
+
+def unknown_tokens(folder: Path) -> float | None:
+    """The share of the texts' tokens that the encoder did not know; None where nobody looked."""
+    file = folder / "embeddings.json"
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    share: float | None = facts.get("unknown_tokens")
+    return share
 
 
 def read_given(

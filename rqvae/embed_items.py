@@ -1,9 +1,10 @@
-"""Stage 1a: one vector per item from its title and description.
+"""Stage 1a: one vector per item from its text (``sids.text``), or from vectors of your own.
 
 Section 3.1 of the MiniOneRec report, arXiv:2510.24431.
 
     accelerate launch rqvae/embed_items.py --config configs/quickstart.yaml
     accelerate launch rqvae/embed_items.py --config C --sids.encoder Qwen/Qwen3-Embedding-4B
+    python rqvae/embed_items.py --config C --sids.embeddings vectors.parquet
 
 Reads ``runs/<name>/data/items.parquet``; writes ``runs/<name>/embeddings``: ``embeddings.npy`` (N,
 D) float32 with rows of length 1, ``item_ids.json`` (the order of the rows) and ``embeddings.json``
@@ -18,7 +19,7 @@ token for Qwen3-Embedding).
 
 The texts and the encoder decide whether anything is embedded again: a data stage that was made anew
 with the same texts keeps its embeddings, and another experiment in the same ``output_dir`` hands
-its own on.
+its own on. Vectors of your own (``sids.embeddings``) are read anew every time.
 """
 
 from __future__ import annotations
@@ -31,27 +32,32 @@ import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from minionerec.errors import UserError, one_line_errors
+from minionerec.errors import UserError, one_line_errors, show
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import (
+    fingerprints,
     link_or_copy,
+    load_array,
     sha256_file,
     write_json,
 )
-from minionerec.experiment.lineage import open_stage, require_stage
+from minionerec.experiment.lineage import check_sources, open_stage, require_stage
 from minionerec.experiment.lock import locked
 from minionerec.experiment.manifest import Parent, read_manifest, verify
 from minionerec.experiment.run import is_main_process, run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_difference, settings_of, stage_path
 from rqvae.embeddings.encoder import encode_with, encoder_digest, load_encoder, text_lengths
+from rqvae.embeddings.language import language_warning, unknown_tokens
+from rqvae.embeddings.own import beside_text, read_own_vectors
 from rqvae.embeddings.parts import MOST_ITEMS_PER_PART, PARTS, embed_parts, join_parts
-from rqvae.embeddings.texts import TextStore, open_texts, read_items, store_texts, texts_sha256
+from rqvae.embeddings.texts import TextStore, open_texts, store_texts, texts_sha256
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -61,7 +67,7 @@ def main(experiment: Experiment) -> None:
     """Embed every item of the experiment's catalogue, unless that was done before."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     with contextlib.nullcontext() if alone else this_launch().main_process_first():
-        if is_main_process():
+        if is_main_process() and not experiment.sids.embeddings:
             reuse(experiment, stage_path(experiment, "embeddings"))
     run_stage("embeddings", embed, experiment)
 
@@ -69,13 +75,18 @@ def main(experiment: Experiment) -> None:
 def embed(experiment: Experiment, final: Path) -> None:
     """Read, embed, commit; several processes share the texts."""
     data = open_stage(experiment, "data")
-    state = this_launch()
     started = time.perf_counter()
     items = data.path / "items.parquet"
+    own = read_own(experiment, items)
+    if own is not None and experiment.sids.embeddings_weight == 1:
+        if is_main_process():
+            write_own(experiment, final, data, own, started)
+        return
+    state = this_launch()
     scratch = scratch_folder(experiment, items, final)
-    store = embed_texts(experiment, items, scratch, state)
+    store, unknown = embed_texts(experiment, items, scratch, state)
     if state.is_main_process:
-        write(experiment, final, data, store, scratch, started)
+        write(experiment, final, data, store, scratch, own, unknown, started)
         for parts in final.parent.glob(".embeddings.parts-*"):  # of other texts or encoders, too
             shutil.rmtree(parts)
     state.wait_for_everyone()
@@ -95,17 +106,26 @@ def this_launch() -> PartialState:
 
 def embed_texts(
     experiment: Experiment, items: Path, scratch: Path, state: PartialState
-) -> TextStore:
+) -> tuple[TextStore, float]:
     """Embed the texts of ``items.parquet`` into parts in ``scratch``.
 
     Continues where an interrupted run stopped.
+
+    Returns:
+        The texts, and the share of their tokens that the encoder does not know.
     """
     model = load_encoder(experiment, state.device)
+    parts = experiment.sids.text
     if state.is_main_process:
         scratch.mkdir(parents=True, exist_ok=True)
-        store_texts(items, scratch, lambda texts: text_lengths(model, texts))
+        store_texts(items, parts, scratch, lambda texts: text_lengths(model, texts))
     state.wait_for_everyone()
     store = open_texts(scratch)
+    unknown = unknown_tokens(model, store)
+    if state.is_main_process:
+        warning = language_warning(experiment.sids.encoder, unknown)
+        if warning:
+            show(warning)
     embed_parts(
         store,
         experiment.sids.encoder_tokens,
@@ -115,7 +135,15 @@ def embed_texts(
         state.num_processes,
     )
     state.wait_for_everyone()
-    return store
+    return store, unknown.share
+
+
+def read_own(experiment: Experiment, items: Path) -> np.ndarray | None:
+    """The vectors of ``sids.embeddings`` in the order of ``items.parquet``, if there are any."""
+    if not experiment.sids.embeddings:
+        return None
+    ids = pd.read_parquet(items, columns=["item_id"])["item_id"].tolist()
+    return read_own_vectors(experiment.sids.embeddings, ids)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -157,6 +185,7 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
             that now holds another model.
     """
     manifest = verify(final)
+    check_sources(final, manifest)
     changed = settings_difference(manifest["settings"], settings_of(experiment, "embeddings"))
     now = encoder_digest(experiment.sids.encoder)
     before = embedding_facts(final).get("encoder_sha256", now)
@@ -171,7 +200,7 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
         return True
     if read_manifest(data)["manifest_sha256"] in manifest["parents"].values():
         return True
-    if not holds(final, require_stage(experiment, "data") / "items.parquet"):
+    if not holds(experiment, final):
         raise UserError(
             f"{final}: was made from other items than {data} now holds; "
             "delete it and run `bash rqvae/rqvae.sh` again"
@@ -185,9 +214,11 @@ def embedding_facts(folder: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def holds(folder: Path, items: Path) -> bool:
-    """Whether embeddings are of just these texts and ids, in this order."""
-    if embedding_facts(folder).get("texts_sha256") != texts_sha256(items):
+def holds(experiment: Experiment, folder: Path) -> bool:
+    """Whether embeddings are of just the experiment's texts and ids, in this order."""
+    items = require_stage(experiment, "data") / "items.parquet"
+    wanted = texts_sha256(items, experiment.sids.text)
+    if embedding_facts(folder).get("texts_sha256") != wanted:
         return False
     ids = pd.read_parquet(items, columns=["item_id"])["item_id"].tolist()
     return ids == json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
@@ -208,7 +239,7 @@ def other_experiment(experiment: Experiment, data: Path) -> Path | None:
             same = wanted.items() <= embedding_facts(folder).items() and settings == settings_of(
                 experiment, "embeddings"
             )
-            if same and holds(folder, require_stage(experiment, "data") / "items.parquet"):
+            if same and holds(experiment, folder):
                 return folder
     return None
 
@@ -244,6 +275,7 @@ def scratch_folder(experiment: Experiment, items: Path, final: Path) -> Path:
     """
     settings = [
         sha256_file(items),
+        experiment.sids.text,
         experiment.sids.encoder,
         encoder_digest(experiment.sids.encoder),
         experiment.sids.max_text_tokens,
@@ -265,12 +297,20 @@ def write(
     data: Parent,
     store: TextStore,
     scratch: Path,
+    own: np.ndarray | None,
+    unknown: float,
     started: float,
 ) -> None:
     """Commit ``runs/<name>/embeddings`` and say what was made."""
     settings = settings_of(experiment, "embeddings")
-    with committed(final, "embeddings", settings, [data]) as staging:
-        num_items, width = join_parts(store, scratch, staging / "embeddings.npy")
+    sources = sources_of(experiment)
+    with committed(final, "embeddings", settings, [data], sources=sources) as staging:
+        file = staging / "embeddings.npy"
+        num_items, width = join_parts(store, scratch, file)
+        if own is not None:
+            joined = beside_text(own, load_array(file), experiment.sids.embeddings_weight)
+            np.save(file, joined.astype(np.float32), allow_pickle=False)
+            width = joined.shape[1]
         write_ids(staging / "item_ids.json", data.path / "items.parquet")
         write_json(
             staging / "embeddings.json",
@@ -280,6 +320,7 @@ def write(
                 "texts_sha256": store.sha256,
                 "items": num_items,
                 "distinct_texts": len(store.first),
+                "unknown_tokens": round(unknown, 6),
                 "width": width,
             },
         )
@@ -290,12 +331,35 @@ def write(
     )
 
 
+def write_own(
+    experiment: Experiment, final: Path, data: Parent, own: np.ndarray, started: float
+) -> None:
+    """Commit vectors of your own as ``runs/<name>/embeddings`` and say so."""
+    settings = settings_of(experiment, "embeddings")
+    sources = sources_of(experiment)
+    with committed(final, "embeddings", settings, [data], sources=sources) as staging:
+        np.save(staging / "embeddings.npy", own, allow_pickle=False)
+        write_ids(staging / "item_ids.json", data.path / "items.parquet")
+        facts = {"encoder": "", "items": len(own), "width": own.shape[1]}
+        write_json(staging / "embeddings.json", facts)
+    seconds = time.perf_counter() - started
+    say(
+        f"{len(own)} vectors of {own.shape[1]} numbers taken from {experiment.sids.embeddings} in "
+        f"{seconds:.0f} s"
+    )
+
+
+def sources_of(experiment: Experiment) -> dict[str, Any]:
+    """The fingerprint of the file of own vectors, for the manifest."""
+    return fingerprints([Path(experiment.sids.embeddings)] if experiment.sids.embeddings else [])
+
+
 def write_ids(path: Path, items: Path) -> None:
     """``item_ids.json``, as ``write_json`` would write the list, without holding it."""
     with open(path, "w", encoding="utf-8") as handle:
         before = "[\n "
-        for ids, _ in read_items(items):
-            handle.write(before + ",\n ".join(json.dumps(item, ensure_ascii=False) for item in ids))
+        for item in pd.read_parquet(items, columns=["item_id"])["item_id"]:
+            handle.write(before + json.dumps(item, ensure_ascii=False))
             before = ",\n "
         handle.write("\n]\n")
 

@@ -18,6 +18,7 @@ DEAD_CODES = (0.05, 0.5)  # share of a level's codes that no item has
 MOVED = (0.1, 0.5)  # share of items whose SID is not the one the quantiser gave
 ERROR = (0.6, 0.9)  # share of the embeddings' variance that the codes lose
 NEIGHBOURS = (3.0, 1.5)  # times the rate of the same SIDs dealt at random
+UNKNOWN = (0.05, 0.5)  # share of the tokens of the item texts
 LEAST_PAIRS = 200  # fewer pairs of consecutive items judge nothing
 PURITY = (0.2, 0.05)  # of the way from the random control's purity to 1
 SHARED_INTERACTIONS = 0.01  # collision keep: share of interactions with items that share their SID
@@ -27,6 +28,7 @@ IDENTICAL = 0.01  # share of items that are listed more than once
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
     """``go``, a ``line``, and ``checks`` with name, found, wanted, state and advice."""
     asked = [
+        known_words(report),
         shared(report),
         first_level(report),
         deeper_levels(report),
@@ -47,6 +49,20 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
     else:
         line = "Go: every check is good"
     return {"go": not bad, "line": line, "checks": checks}
+
+
+def known_words(report: dict[str, Any]) -> dict[str, str] | None:
+    """The encoder knows the language of the texts."""
+    share = report.get("unknown_tokens")
+    if share is None:
+        return None
+    return row(
+        "tokens unknown to the encoder",
+        f"{share:.1%}",
+        f"up to {UNKNOWN[0]:.0%} (bad above {UNKNOWN[1]:.0%})",
+        at_most(share, UNKNOWN),
+        "the encoder was made for another language: set sids.encoder to a multilingual one",
+    )
 
 
 def shared(report: dict[str, Any]) -> dict[str, str]:

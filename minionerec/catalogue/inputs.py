@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from minionerec.catalogue.item_text import item_texts, shown_parts
 from minionerec.catalogue.prompts import Renderer, Template
 from minionerec.catalogue.samples import Samples, load_samples, seen_items
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
@@ -90,8 +91,8 @@ class Catalogue:
         return [self._index[item_id] for item_id in item_ids]
 
     def texts(self) -> list[str]:
-        """Title and description of every item: what a scratch tokenizer learns from."""
-        return texts(self.items)
+        """All that prompts may show of every item: what a scratch tokenizer learns from."""
+        return texts(self.items, self.experiment.sids.text)
 
     def embeddings(self) -> np.ndarray:
         """``(N, D)`` float32 text embeddings of the items, from stage 1."""
@@ -109,7 +110,8 @@ class Catalogue:
         self, tokenizer: PreTrainedTokenizerBase, template: Template, max_tokens: int
     ) -> Renderer:
         """The one renderer of all stages."""
-        return renderer(tokenizer, template, self.sids, self.samples, max_tokens)
+        shown = shown_parts(self.experiment.sids.text)
+        return renderer(tokenizer, template, self.sids, self.samples, max_tokens, shown)
 
 
 def load_catalogue(
@@ -130,12 +132,16 @@ def load_catalogue(
     return samples, load_sids(sids_dir / SIDS_FILE, samples.item_ids)
 
 
-def texts(items: pd.DataFrame) -> list[str]:
-    """What a scratch tokenizer learns from."""
-    return [
-        f"{title}\n{description}"
-        for title, description in zip(items["title"], items["description"], strict=True)
-    ]
+def texts(items: pd.DataFrame, parts: Sequence[str] = ("title", "description")) -> list[str]:
+    """What a scratch tokenizer learns from; ``parts`` is ``sids.text``."""
+    found = []
+    added = [part for part in shown_parts(parts) if part != "title"]
+    further = item_texts(items, added) if added else [""] * len(items)
+    columns = (items["title"], items["description"], further)
+    for title, description, more in zip(*columns, strict=True):
+        text = f"{title}\n{description}"
+        found.append(f"{text}\n{more}" if more else text)
+    return found
 
 
 def renderer(
@@ -144,9 +150,11 @@ def renderer(
     sids: SidTable,
     samples: Samples,
     max_tokens: int,
+    shown: Sequence[str] = ("title",),
 ) -> Renderer:
     """The one renderer of all stages."""
-    return Renderer(tokenizer, template, sids.token_ids(tokenizer), samples.items, max_tokens)
+    token_ids = sids.token_ids(tokenizer)
+    return Renderer(tokenizer, template, token_ids, samples.items, max_tokens, shown)
 
 
 def trie(sids: SidTable, tokenizer: PreTrainedTokenizerBase) -> SidTrie:

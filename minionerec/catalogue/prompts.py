@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from minionerec.catalogue.item_text import item_texts
 from minionerec.catalogue.sources.text import LONE_SURROGATE
 from minionerec.errors import UserError
 from minionerec.experiment.choices import TASKS
@@ -146,8 +147,9 @@ class Renderer:
         tokenizer: of the backbone, SID tokens included.
         template: wording.
         sid_token_ids: the SID of each item as token ids, by item index.
-        items: ``title`` and ``description`` by item index.
+        items: ``title`` and ``description`` by item index, and what ``shown`` names.
         max_tokens: prompt and completion together; longer rows lose their oldest history items.
+        shown: columns that stand for an item where a prompt names it by its title.
     """
 
     def __init__(
@@ -157,12 +159,15 @@ class Renderer:
         sid_token_ids: Sequence[Sequence[int]],
         items: pd.DataFrame,
         max_tokens: int,
+        shown: Sequence[str] = ("title",),
     ):
         self.template = template
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._sids = [list(sid) for sid in sid_token_ids]
         self._titles = [text.strip() for text in items["title"]]
+        # Of the title alone the text as it is: it was cleaned when it was prepared
+        self._named = self._titles if len(shown) == 1 else item_texts(items, shown)
         self._descriptions = [text.strip() for text in items["description"]]
         self._eos = [tokenizer.eos_token_id]
         self._bos: list[int] = []
@@ -319,7 +324,7 @@ class Renderer:
         """What a task shows of each item; empty for the tasks that show SIDs."""
         if task.startswith("sid"):
             return []
-        return self._shortened if task == "description_to_sid" else self._titles
+        return self._shortened if task == "description_to_sid" else self._named
 
     def _sid_tokens(self, item: int) -> list[str]:
         return self._tokenizer.convert_ids_to_tokens(self._sids[item])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     ExpertName = str
     SoftLabelKey = str
     FusionKey = str
+    TextPart = str
 else:
     # What a model learns to complete; the first five are the paper's.
     Task = Literal[
@@ -34,6 +35,8 @@ else:
     ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
     SoftLabelKey = Literal["weight", "final_weight", "top_k", "sharpness", "items", "temperature"]
     FusionKey = Literal["model", "popularity", "markov", "item_knn", "text_knn", "temperature"]
+    # What is written about an item (minionerec/catalogue/item_text.py).
+    TextPart = Literal["title", "brand", "categories", "description"]
     # Our names of the columns of two tables.
     Column = Literal[
         "user_id",

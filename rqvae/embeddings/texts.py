@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from minionerec.catalogue.sources.text import clean_text
+from minionerec.catalogue.item_text import item_texts
 from minionerec.errors import UserError
 from minionerec.experiment.files import fsync
 
@@ -72,16 +72,26 @@ class TextStore:
 
 
 def store_texts(
-    items: Path, folder: Path, count_tokens: Callable[[list[str]], list[int]]
+    items: Path,
+    text_parts: Sequence[str],
+    folder: Path,
+    count_tokens: Callable[[list[str]], list[int]],
 ) -> TextStore:
-    """Write the store into ``folder``, or open the one that an interrupted run left there."""
+    """Write the store into ``folder``, or open the one that an interrupted run left there.
+
+    Args:
+        items: ``items.parquet``.
+        text_parts: ``sids.text``.
+        folder: where the store is.
+        count_tokens: lengths of texts in tokens.
+    """
     if not (folder / "texts.npz").exists():
         # arrays: a list of numbers is 36 bytes each
         sizes: list[np.ndarray] = []
         tokens: list[np.ndarray] = []
         digests: list[np.ndarray] = []
         with open(folder / "texts.bin", "wb") as handle:
-            for _, texts in read_items(items):
+            for _, texts in read_items(items, text_parts):
                 sizes.append(np.array([handle.write(text.encode()) for text in texts], np.int64))
                 tokens.append(np.array(count_tokens(texts), np.int32))
                 digests.append(digests_of(texts))
@@ -119,10 +129,10 @@ def open_texts(folder: Path) -> TextStore:
         return TextStore(folder / "texts.bin", **arrays, sha256=str(saved["sha256"]))
 
 
-def texts_sha256(items: Path) -> str:
+def texts_sha256(items: Path, text_parts: Sequence[str]) -> str:
     """``TextStore.sha256`` of a catalogue, without storing anything."""
     digest = hashlib.sha256()
-    for _, texts in read_items(items):
+    for _, texts in read_items(items, text_parts):
         digest.update(digests_of(texts).tobytes())
     return digest.hexdigest()
 
@@ -138,8 +148,12 @@ def digest_of(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
 
 
-def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and cleaned ``title + " " + description`` of some thousand items at a time.
+def read_items(path: Path, text_parts: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and texts of some thousand items at a time.
+
+    Args:
+        path: ``items.parquet``.
+        text_parts: ``sids.text``, what the texts are made of.
 
     Raises:
         UserError: an item has no text (its row and id are named).
@@ -147,21 +161,17 @@ def read_items(path: Path) -> Iterator[tuple[list[str], list[str]]]:
     import pyarrow.parquet as pq
 
     row = 0
+    columns = ["item_id", *text_parts]
     with pq.ParquetFile(path, buffer_size=2**20) as file:  # else a whole row group is held
-        for batch in file.iter_batches(BATCH_ITEMS, columns=["item_id", "title", "description"]):
-            ids, titles, descriptions = (
-                batch.column(name).to_pylist() for name in ("item_id", "title", "description")
-            )
-            texts = [
-                clean_text(f"{title} {description}")
-                for title, description in zip(titles, descriptions, strict=True)
-            ]
+        for batch in file.iter_batches(BATCH_ITEMS, columns=columns):
+            cells = {name: batch.column(name).to_pylist() for name in columns}
+            texts = item_texts(cells, text_parts)
             if "" in texts:
                 bad = texts.index("")
                 raise UserError(
-                    f"{path.name}, row {row + bad}, item '{ids[bad]}': title and description hold "
-                    "no text; give the item a title, or drop it, and run `bash data/prepare.sh` "
-                    "again"
+                    f"{path.name}, row {row + bad}, item '{cells['item_id'][bad]}': "
+                    f"{' and '.join(text_parts)} hold no text; give the item a title, or drop it, "
+                    "and run `bash data/prepare.sh` again"
                 )
-            yield ids, texts
+            yield cells["item_id"], texts
             row += len(texts)

@@ -203,6 +203,7 @@ def test_a_listing_with_an_old_text_gets_its_vector_and_a_sid_beside_it(here):
                 "item_id": "copy",
                 "title": old["title"],
                 "description": old["description"].replace("&amp;", "&"),
+                "categories": list(old["categories"]),
             }
         ]
     )

@@ -54,7 +54,7 @@ def test_an_item_without_any_text_is_named(tmp_path):
         UserError,
         match=re.escape("items.parquet, row 1, item 'b': title and description hold no text; "),
     ):
-        list(texts.read_items(tmp_path / "items.parquet"))
+        list(texts.read_items(tmp_path / "items.parquet", ["title", "description"]))
 
 
 def test_batches_hold_every_text_once_in_order_of_length_within_the_budget(monkeypatch):
@@ -79,7 +79,10 @@ def stored(folder: Path, words: list[str]) -> texts.TextStore:
     pd.DataFrame(
         {"item_id": [f"i{i}" for i in range(len(words))], "title": words, "description": ""}
     ).to_parquet(folder / "items.parquet")
-    return texts.store_texts(folder / "items.parquet", folder, lambda batch: list(map(len, batch)))
+    parts_of_text = ["title"]
+    return texts.store_texts(
+        folder / "items.parquet", parts_of_text, folder, lambda batch: list(map(len, batch))
+    )
 
 
 def recording_encoder(calls: list[str]):
@@ -259,9 +262,11 @@ def test_embeddings_are_the_models_own_normalised_and_in_item_order(tmp_path, ti
     )
     items = pd.read_parquet(stage_path(experiment, "data") / "items.parquet")
     reference = SentenceTransformer(str(tiny_encoder), device="cpu")
-    words = [
-        clean_text(f"{t} {d}") for t, d in zip(items["title"], items["description"], strict=True)
-    ]
+    words = []
+    for title, kinds, about in zip(
+        items["title"], items["categories"], items["description"], strict=True
+    ):
+        words.append(clean_text(f"{title} {', '.join(kinds)} {about}"))
     expected = np.array([reference.encode(text) for text in words])
     np.testing.assert_allclose(
         rows, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5
@@ -418,7 +423,7 @@ def remake_data(experiment: Experiment, title: str | None = None) -> None:
 def test_the_same_texts_are_not_embedded_again_when_the_data_is_made_again(
     tmp_path, tiny_encoder, monkeypatch, capsys
 ):
-    experiment = world(tmp_path, encoder=str(tiny_encoder))
+    experiment = world(tmp_path, encoder=str(tiny_encoder), text=["title", "description"])
     embed_items.main(experiment)
     folder = stage_path(experiment, "embeddings")
     before = (folder / "embeddings.npy").read_bytes()
