@@ -430,6 +430,7 @@ class GRPOTrainer(RankingTrainer):
             kept: numbers of the groups to score; the others contribute 0.
             groups: how many groups the loss is a mean over; those of the rollouts unless said.
         """
+
         def reference(batch: GroupBatch, with_children: bool) -> GroupOutput:
             return self.reference(model, batch, with_children)
 

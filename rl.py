@@ -106,8 +106,8 @@ def train(experiment: Experiment, path: Path) -> None:
     if trainer.is_world_process_zero():
         chosen = backbone.merged(whole) if improved else policy.model_again(torch.float32)
         facts = {"improved_on_sft": improved, "sft_validation_NDCG@10": before["NDCG@10"]}
-        facts["sids_sha256"] = catalogue.sids.sha256
-        with committed(path, "rl", settings, parents, **facts) as staging:
+        sids = catalogue.sids.sha256
+        with committed(path, "rl", settings, parents, **facts, sids_sha256=sids) as staging:
             policy.save(chosen, staging)
             plots.save_log(trainer, staging, before)
     processes.processes().wait_for_everyone()

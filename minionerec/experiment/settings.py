@@ -816,13 +816,6 @@ class RLSettings(Settings):
             raise ValueError("every weight is 0; give a ranker a weight")
         return teacher
 
-    @field_validator("hint_weight")
-    @classmethod
-    def _has_hints(cls, weight: float, info: ValidationInfo) -> float:
-        if weight and not info.data.get("hints"):
-            raise ValueError("has no effect without rl.hints true; set it to 0")
-        return weight
-
 
 class EvaluateSettings(Settings):
     """Stage 4: HR@K and NDCG@K over the full catalogue."""

@@ -148,9 +148,7 @@ def constrained_beam_search(
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
 
 
-def _only_given(
-    given: Tensor, child: Tensor, logp: Tensor, draw: Tensor
-) -> tuple[Tensor, Tensor]:
+def _only_given(given: Tensor, child: Tensor, logp: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     """Leave only the given child of every beam, where one is given.
 
     Args:

@@ -20,9 +20,7 @@ matplotlib.use("Agg")  # no window: pictures are files
 FEW_POINTS = 50  # fewer are marked one by one
 
 
-def save_log(
-    trainer: Trainer, directory: Path, before: Mapping[str, float] | None = None
-) -> None:
+def save_log(trainer: Trainer, directory: Path, before: Mapping[str, float] | None = None) -> None:
     """Write ``log.jsonl`` and ``curves.png`` of a finished run.
 
     Args:

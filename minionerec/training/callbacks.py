@@ -130,8 +130,10 @@ class Narrator(TrainerCallback):
 def progress_of(row: Mapping[str, float]) -> str:
     """The numbers of a logged step by which one sees that it learns, each with two blanks behind.
 
-    >>> progress_of({"loss": 2.5}), progress_of({"loss": 0.0, "reward": 0.1, "groups_with_signal": 1})
-    ('loss 2.5000  ', 'reward 0.1000  groups with signal 1.0000  ')
+    >>> progress_of({"loss": 2.5})
+    'loss 2.5000  '
+    >>> progress_of({"loss": 0.0, "reward": 0.1, "groups_with_signal": 1})
+    'reward 0.1000  groups with signal 1.0000  '
     """
     if "reward" not in row:
         return f"loss {row['loss']:.4f}  "

@@ -73,6 +73,7 @@ class GroupLoss:
             chosen.targets if with_targets else None,
             chosen.given if any(chosen.given) else None,
         )
+        # The children of every prefix are read only where the KL is a sum over them
         exact = settings.beta > 0 and settings.kl == "exact"
         policy = batch.forward(model, self.normalize, with_children=exact)
         if chosen.wanted is not None:
@@ -85,6 +86,7 @@ class GroupLoss:
             parts["target_logp"] = policy.target_logps.mean(-1).mean().item()
             anchor = likelihood_anchor(policy.target_logps, groups)
             loss = loss + settings.sft_weight * anchor
+            # Of a hint's codes the policy gets no reward, but it may learn them from the target
             levels = torch.arange(self.trie.num_levels, device=loss.device)
             given = torch.tensor(chosen.given, device=loss.device)
             is_hint = levels < given[:, None]  # (B, L)
@@ -105,12 +107,13 @@ class GroupLoss:
         old_logps = rollouts.old_logps if settings.num_iterations > 1 else None
         kl = None
         if settings.beta > 0:
+            exact = settings.kl == "exact"
+            before = reference(batch, exact)
             # cloned: a tensor made in inference mode cannot be saved for the backward pass
-            if policy.children is not None and settings.kl == "exact":
-                children = reference(batch, True).children
-                kl = batch.spread(exact_kl(policy.children, children.clone()))
+            if exact and policy.children is not None and before.children is not None:
+                kl = batch.spread(exact_kl(policy.children, before.children.clone()))
             else:
-                kl = k3_kl(policy.logps, reference(batch, False).logps.clone())  # (B, G, L)
+                kl = k3_kl(policy.logps, before.logps.clone())  # (B, G, L)
         return grpo_loss(
             policy.logps,
             old_logps,

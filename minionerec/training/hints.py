@@ -54,6 +54,7 @@ def least_hints(
     batches = length_sorted([row.prompt for row in rows], ROWS_PER_FORWARD)
     found: list[tuple[int, int]] = []  # (number of the row, its codes)
     for batch in batches[state.process_index :: state.num_processes]:
+        # All rows without a hint first; those that miss again with one code, with two, ...
         missing = batch
         codes = 0
         while missing:
@@ -61,6 +62,7 @@ def least_hints(
             chosen = [rows[i] for i in missing]
             hits = _hits(model, chosen, [codes] * len(chosen), trie, num_beams, normalize)
             for i, hit in zip(missing, hits, strict=True):
+                # With all of its codes given a SID would leave nothing to generate
                 last = len(trie.item_path(rows[i].target_item)) - 1
                 if hit or codes >= last:
                     found.append((i, min(codes, last)))
@@ -109,6 +111,7 @@ def kept_hints(policy: Policy, rows: Sequence[Row], device: torch.device) -> lis
     experiment = policy.catalogue.experiment
     num_beams = experiment.rl.num_generations
     file = stage_path(experiment, HINTS_FILE)
+    # Whatever changes a search changes the digest: weights, prompts, targets, SIDs, width
     asked = [(row.prompt, row.target_item) for row in rows]
     digest = sha256_json(
         [policy.checkpoint.digest, policy.catalogue.sids.sha256, policy.normalize, num_beams, asked]

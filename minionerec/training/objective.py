@@ -137,7 +137,9 @@ def sdpo_loss(
         beta: how much a shift of log-probability away from the reference counts.
         groups: how many groups the loss is a mean over.
     """
-    shift = beta * (logps - ref_logps)  # (B, G): the implicit reward of DPO
+    # The implicit reward of DPO: how far the policy has moved away from its reference, (B, G)
+    shift = beta * (logps - ref_logps)
+    # The wanted one competes with all others at once
     among_all = torch.log_softmax(shift.masked_fill(~alive, -torch.inf), dim=-1)
     # 0 instead of 0 * -inf where there is no completion
     cross_entropy = -torch.where(alive, wanted * among_all, 0.0).sum(-1)  # (B,)
@@ -209,9 +211,7 @@ def has_one_reward(rewards: Tensor, alive: Tensor) -> Tensor:
     return low == high
 
 
-def sibling_advantages(
-    rewards: Tensor, alive: Tensor, paths: Tensor, eps: float = 1e-4
-) -> Tensor:
+def sibling_advantages(rewards: Tensor, alive: Tensor, paths: Tensor, eps: float = 1e-4) -> Tensor:
     """How much better each completion's prefixes did than their siblings in the trie (V-STAR).
 
     A node that completions of the group pass is worth their mean reward. Where a node has two such
@@ -232,6 +232,7 @@ def sibling_advantages(
     levels = torch.zeros_like(rewards)
     above = torch.zeros_like(paths[..., 0])  # (B, G) the root
     for level in range(paths.shape[-1]):
+        # Which completions pass the same node of this level, and which of them the same parent
         here = paths[..., level]  # (B, G)
         there = alive & (here > 0)
         pairs = there[:, :, None] & there[:, None, :]  # (B, G, G)

@@ -5,7 +5,7 @@ Shapes: B prompts, G completions per prompt, L levels of a SID.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,12 +137,15 @@ class Roller:
 
         settings = self.settings
         targets = torch.tensor([row.target_item for row in rows], device=self.device)  # (B,)
+        # S-DPO compares the target with the misses, so it must be there to be compared
         if settings.objective == "sdpo":
             beams = self._with_targets(beams, targets)
         alive = beams.leaves >= 0  # (B, G)
         items = self._items(beams.leaves, alive, targets)
+        # Each part is weighted already; what a completion earns is their sum
         parts = self.reward(items, targets, alive, [row.history for row in rows])
         rewards = torch.stack(list(parts.values())).sum(0)  # (B, G)
+        # Dr. GRPO leaves out the deviation, which makes easy and hard prompts weigh more
         advantages = mixed_advantages(
             rewards,
             alive,
@@ -152,7 +155,7 @@ class Roller:
         )
         wanted = None
         if settings.objective == "sdpo":
-            wanted = shares_of(parts, settings.rewards)
+            wanted = shares_of(rewards)
 
         # Scores are log-probabilities of distinct items, so their mean bounds the entropy from
         # above
@@ -236,19 +239,13 @@ def given_nodes(trie: SidTrie, rows: Sequence[Row], given: Sequence[int]) -> Ten
     return nodes
 
 
-def shares_of(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def shares_of(rewards: Tensor) -> Tensor:
     """What each completion is wanted among those of its group: shares that add up to 1, ``(B, G)``.
 
-    Every reward is shared out on its own, so that its weight is what it says whatever its scale. A
-    group in which nothing earns anything has shares of 0.
+    Penalties count nothing. A group in which nothing earns anything has shares of 0.
 
     Args:
-        parts: weighted rewards ``(B, G)`` by name; penalties count nothing.
-        weights: of the rewards.
+        rewards: ``(B, G)``.
     """
-    total = torch.zeros_like(next(iter(parts.values())))
-    for name, part in parts.items():
-        gains = part.clamp(min=0)
-        share = gains / gains.sum(1, keepdim=True).clamp(min=1e-12)
-        total += weights[name] * share
-    return total / total.sum(1, keepdim=True).clamp(min=1e-12)
+    gains = rewards.clamp(min=0)
+    return gains / gains.sum(1, keepdim=True).clamp(min=1e-12)

@@ -298,7 +298,7 @@ def test_curves_of_rl_start_from_sft_as_a_line_and_name_the_step_that_the_guard_
         guarded = {"eval_guarded_NDCG@10": ndcg if hits == 0.75 else 0.0}
         log.append({"step": step, "eval_NDCG@10": ndcg, "eval_HR@50": hits, **guarded})
     picture = stage_sections.curve_against_start("RL", "HR@50", log)
-    assert "RL: HR@50" in picture and "SFT" in picture and picture.count("class=\"line ") == 2
+    assert "RL: HR@50" in picture and "SFT" in picture and picture.count('class="line ') == 2
     assert stage_sections.curve_against_start("SFT", "HR@50", log[1:]) == ""
     assert stage_sections.best_step("RL", log) == (
         "RL: best validation NDCG@10 0.2500 at step 2 of 2."

@@ -321,7 +321,7 @@ def test_rl_that_never_helps_hands_on_the_sft_weights_and_says_so(tmp_path, monk
 
 def test_the_best_step_that_keeps_the_hits_is_handed_on(tmp_path, monkeypatch, capsys):
     """The second step ranks best of all, but has lost hits at the end of its lists."""
-    quick = {"num_generations": 4, "batch_size": 64, "epochs": 1.0, "evals": 3, "beta": 0.0}
+    quick = {"num_generations": 4, "batch_size": 32, "epochs": 1.0, "evals": 3, "beta": 0.0}
     experiment = tiny_run(
         tmp_path,
         sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 64, "eval_rows": 5},

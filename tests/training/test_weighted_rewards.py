@@ -80,7 +80,6 @@ def test_the_rows_own_transition_is_no_evidence_for_its_own_reward(tmp_path):
     [
         ({"teacher": {"markov": 1.0}}, "has no effect without rl.rewards"),
         ({"rewards": {"collaborative": 1.0}, "teacher": {"markov": 0}}, "every weight is 0"),
-        ({"hint_weight": 0.1}, "has no effect without rl.hints"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(changes, message):
