@@ -1,18 +1,19 @@
 """Stage 3: GRPO over constrained beam search (paper, section on RL; GRPO: arXiv:2402.03300).
 
     bash rl.sh --config configs/quickstart.yaml [--rl.preset paper] [--section.key value ...]
+    bash rl.sh --config configs/quickstart.yaml --dry_run         # what it costs; writes nothing
 
 Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like SFT's. Departures from
 the reference, whose settings ``rl.preset: paper`` gives: (1) a row carries its own target; (2)
 rollouts, loss and validation use one distribution (``model.normalize``) and one prompt; (3) the
-prompt is read once per group; (4) the best checkpoint on validation NDCG@10 that keeps SFT's HR@50
-(``rl.guard``) is handed on, SFT's weights if no step does; (5) groups whose completions all earn
-the same are dropped before the forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the
-policy with adapters off.
+prompt is read once per group; (4) the best checkpoint by validation NDCG@10 that keeps SFT's HR@50
+(``rl.guard``) is handed on, or SFT's weights; (5) groups that earn all the same are dropped before
+the forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with adapters off.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,10 +41,11 @@ from minionerec.training.weighted_rewards import weighted_rewards
 
 def main() -> None:
     """Read the command line and make the stage."""
-    run_stage("rl", train, read_command_line(__doc__, own=())[0])
+    experiment, flags = read_command_line(__doc__, own=("dry_run",))
+    run_stage("rl", partial(train, dry_run="dry_run" in flags), experiment)
 
 
-def train(experiment: Experiment, path: Path) -> None:
+def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     """SFT model, rewards, trainer, the better of the two models: from top to bottom."""
     s = experiment.rl
     processes.quiet_libraries()
@@ -51,13 +53,13 @@ def train(experiment: Experiment, path: Path) -> None:
     run.check_reporters(s.report_to, "rl.report_to")
 
     # Data, the SFT model, and the reference that it stays close to
-    catalogue = Catalogue.open(experiment)
+    settings, catalogue = settings_of(experiment, "rl"), Catalogue.open(experiment)
     policy = Policy.load("sft", catalogue, torch.float32)
     earlier, latest = held_out(catalogue.samples.splits["train"], experiment.sft.holdout_for_rl)
     num_items = len(catalogue.item_ids)
     rows = mixture(s.tasks, latest or earlier, policy.renderer, num_items, experiment.seed)
     reference = None
-    if run.has_reference(s) and not run.adapters_off_is_reference(experiment):
+    if s.has_reference and not run.adapters_off_is_reference(experiment):
         reference = policy.model_again(torch.float32).requires_grad_(False)
     torch.manual_seed(experiment.seed)  # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
@@ -76,14 +78,13 @@ def train(experiment: Experiment, path: Path) -> None:
         total_steps=total_steps,
         chosen_by=GUARDED,
     )
-    validate = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
+    validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     before = validate(model.to(arguments.device))
     guard = Guard(before, s.guard)
     say(f"SFT model: validation {guard}")
     reward, reward_models = weighted_rewards(catalogue)
-    hints = kept_hints(policy, rows, arguments.device) if s.hints else []
+    hints = kept_hints(policy, rows, arguments.device, not dry_run) if s.hints else []
     parents = [*policy.parents, *reward_models]
-    settings = settings_of(experiment, "rl")
     trainer = trainers.GRPOTrainer(
         model,
         arguments,
@@ -98,7 +99,7 @@ def train(experiment: Experiment, path: Path) -> None:
         ref_model=reference,
         hints=hints,
     )
-    run.train_or_resume(trainer)
+    run.train_or_resume(trainer, num_valid, dry_run)
 
     # Hand on whichever ranks the validation rows better
     improved = guard.beaten_by(trainer.state.best_metric)

@@ -1,6 +1,7 @@
 """Stage 2: supervised fine-tuning on next-item and language tasks (paper, section on SFT).
 
     bash sft.sh --config configs/quickstart.yaml [--section.key value ...]
+    bash sft.sh --config configs/quickstart.yaml --dry_run        # what it costs; writes nothing
     ACCELERATE_CONFIG=configs/accelerate/ddp.yaml bash sft.sh --config ...
 
 Reads runs/<name>/{data,sids}, writes runs/<name>/sft: a plain Hugging Face checkpoint with the SID
@@ -13,6 +14,7 @@ from its last checkpoint in runs/<name>/sft.partial.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import minionerec_trainer as trainers
@@ -36,10 +38,11 @@ from minionerec.training.callbacks import early_stopping
 
 def main() -> None:
     """Read the command line and make the stage."""
-    run_stage("sft", train, read_command_line(__doc__, own=())[0])
+    experiment, flags = read_command_line(__doc__, own=("dry_run",))
+    run_stage("sft", partial(train, dry_run="dry_run" in flags), experiment)
 
 
-def train(experiment: Experiment, path: Path) -> None:
+def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     """Data, model, trainer, checkpoint: from top to bottom."""
     s = experiment.sft
     processes.quiet_libraries()
@@ -75,7 +78,7 @@ def train(experiment: Experiment, path: Path) -> None:
         eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)),
         total_steps=steps_per_epoch * s.epochs,
     )
-    validate = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
+    validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     settings = settings_of(experiment, "sft")
     trainer = trainers.SFTTrainer(
         model,
@@ -92,7 +95,7 @@ def train(experiment: Experiment, path: Path) -> None:
     if s.soft_labels:
         batches = list(itertools.islice(trainer.batches, 8))
         say(soft_labels.price(rows, batches, trainer.data_collator))
-    run.train_or_resume(trainer)
+    run.train_or_resume(trainer, num_valid, dry_run)
 
     # Save the best
     best = trainer.state.best_metric

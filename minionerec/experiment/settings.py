@@ -778,6 +778,11 @@ class RLSettings(Settings):
     eval_beams: int = Field(50, ge=10, description="beams per validation row")
     report_to: str = Field("none", description="none, tensorboard, wandb, or several with commas")
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the objective compares the policy with the model that it began from."""
+        return self.beta > 0 or self.objective == "sdpo"
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_the_preset(cls, written: Any) -> Any:
@@ -844,6 +849,18 @@ class EvaluateSettings(Settings):
             "weighed as probabilities. model and rankers -> weight, temperature: of text_knn "
             "(0.1); `python baselines/mix.py` tries weights on validation rows; {}: none"
         ),
+    )
+    beam_widths: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        description=(
+            "also rank a sample of the rows at these numbers of beams; 0: as many as the catalogue "
+            "has SIDs, which scores every item exactly (for thousands of items); []: none"
+        ),
+    )
+    beam_rows: int = Field(
+        1000,
+        ge=0,
+        description="beam_widths only: rows ranked at each, a fixed random sample; 0: all",
     )
     bootstrap_samples: int = Field(
         1000, ge=0, description="resamples of the 95 % intervals; 0: none"

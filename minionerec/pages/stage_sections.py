@@ -94,8 +94,12 @@ def curve_against_start(title: str, name: str, log: Log) -> Markup:
     if not points or points[0][0] != 0:
         return Markup("")
     steps, values = zip(*points, strict=True)
-    start = Line("SFT", (steps[0], steps[-1]), (values[0], values[0]), colour=1, dashed=True)
-    lines = [Line(title, steps, values), start]
+    ends = (steps[0], steps[-1])
+    start = (values[0], values[0])
+    lines = [
+        Line(title, steps, values),
+        Line("SFT", ends, start, colour=1, dashed=True),
+    ]
     return chart(f"{title}: {name}", lines, "optimiser step", caption)
 
 

@@ -12,16 +12,17 @@ from accelerate.utils import gather
 from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
+from transformers.trainer_callback import EarlyStoppingCallback
 
+from minionerec.experiment.progress import Progress
 from minionerec.experiment.run import say
 from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
 from minionerec.training.guard import GUARDED
 
-SHOWN_BESIDE_THE_BAR = ("reward", "groups_with_signal", "loss")
 # What says whether a stage learns: GRPO's loss is 0 by construction, its rewards are not
+SHOWN_OF_SFT = (("loss", "loss"),)
 SHOWN_OF_RL = (("reward", "reward"), ("groups_with_signal", "groups with signal"))
 GUARDED_METRIC = f"eval_{GUARDED}"
 SHOWN_AT_VALIDATION = ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC)
@@ -78,8 +79,27 @@ class StopSignal(TrainerCallback):
             control.should_training_stop = True
 
 
-class QuietProgress(ProgressCallback):
-    """The Trainer's bar with a few numbers beside it instead of a dictionary per log."""
+class StepProgress(TrainerCallback):
+    """Shows how far the run is, with a few numbers of the last log beside it.
+
+    Args:
+        stage: what the run is called.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self.figures: dict[str, str] = {}
+        self.progress = Progress("", None, "steps")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin to count where the run begins or continues."""
+        self.progress = Progress(self.stage, state.max_steps, "steps", done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        figures = self.figures | {"rows/s": f"{rows * self.progress.rate():.3g}"}
+        self.progress.update(1, **figures)
 
     def on_log(
         self,
@@ -89,12 +109,13 @@ class QuietProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the loss, in RL reward and share of groups with signal instead."""
-        if not state.is_world_process_zero or self.training_bar is None:
-            return
+        """Remember the loss; of RL the reward and how many groups teach something."""
         if logs and "loss" in logs:
-            names = SHOWN_BESIDE_THE_BAR[:2] if "reward" in logs else SHOWN_BESIDE_THE_BAR[2:]
-            self.training_bar.set_postfix({name: f"{logs[name]:.4g}" for name in names})
+            self.figures = {title: f"{logs[key]:.4g}" for key, title in shown_of(logs)}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        self.progress.close()
 
 
 class Narrator(TrainerCallback):
@@ -135,9 +156,12 @@ def progress_of(row: Mapping[str, float]) -> str:
     >>> progress_of({"loss": 0.0, "reward": 0.1, "groups_with_signal": 1})
     'reward 0.1000  groups with signal 1.0000  '
     """
-    if "reward" not in row:
-        return f"loss {row['loss']:.4f}  "
-    return "".join(f"{title} {row[key]:.4f}  " for key, title in SHOWN_OF_RL)
+    return "".join(f"{title} {row[key]:.4f}  " for key, title in shown_of(row))
+
+
+def shown_of(row: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
+    """Which keys of a logged step to show, each with what it is called."""
+    return SHOWN_OF_RL if "reward" in row else SHOWN_OF_SFT
 
 
 def guard_of(metrics: Mapping[str, float]) -> str:

@@ -139,7 +139,8 @@ class GroupLoss:
         # A completion's log-probability is that of the tokens which the policy chose itself
         logps = (policy.logps * batch.mask).sum(-1)  # (B, G)
         # cloned, as above
-        ref_logps = (reference(batch, False).logps.clone() * batch.mask).sum(-1)
+        before = reference(batch, False).logps.clone()
+        ref_logps = (before * batch.mask).sum(-1)
         loss = sdpo_loss(
             logps,
             ref_logps,
@@ -149,5 +150,6 @@ class GroupLoss:
             groups=groups,
         )
         # How far the wanted completions have risen over the reference
-        risen = (wanted * (logps - ref_logps).detach()).sum(-1).mean().item()
-        return Loss(loss, {"wanted_shift": risen})
+        shift = (logps - ref_logps).detach()
+        risen = (wanted * shift).sum(-1)  # (B,)
+        return Loss(loss, {"wanted_shift": risen.mean().item()})

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+# (model, how many of the rows or None for all) -> metrics
+Validate = Callable[..., dict[str, float]]
 CHOSEN_BY = "NDCG@10"
 GUARDED = "guarded_NDCG@10"  # what the Trainer compares: NDCG@10, or 0 where the guard refuses
 
@@ -50,14 +52,13 @@ class Guard:
         """Whether a step may be handed on."""
         return metrics[self.key] >= self.floor
 
-    def watching(
-        self, validate: Callable[[nn.Module], dict[str, float]]
-    ) -> Callable[[nn.Module], dict[str, float]]:
+    def watching(self, validate: Validate) -> Validate:
         """The same validation, with ``GUARDED`` among its metrics."""
 
-        def guarded(model: nn.Module) -> dict[str, float]:
-            metrics = validate(model)
-            return metrics | {GUARDED: metrics[CHOSEN_BY] if self.passes(metrics) else 0.0}
+        def guarded(model: nn.Module, most: int | None = None) -> dict[str, float]:
+            metrics = validate(model, most)
+            value = metrics[CHOSEN_BY] if self.passes(metrics) else 0.0
+            return metrics | {GUARDED: value}
 
         return guarded
 

@@ -34,7 +34,11 @@ HINTS_FILE = "rl.hints.json"
 
 
 def least_hints(
-    model: nn.Module, rows: Sequence[Row], trie: SidTrie, num_beams: int, normalize: str
+    model: nn.Module,
+    rows: Sequence[Row],
+    trie: SidTrie,
+    num_beams: int,
+    normalize: str,
 ) -> list[int]:
     """Per row the least number of the target's codes that puts it among the beams.
 
@@ -60,7 +64,8 @@ def least_hints(
         while missing:
             still_missing = []
             chosen = [rows[i] for i in missing]
-            hits = _hits(model, chosen, [codes] * len(chosen), trie, num_beams, normalize)
+            given = [codes] * len(chosen)
+            hits = _hits(model, chosen, given, trie, num_beams, normalize)
             for i, hit in zip(missing, hits, strict=True):
                 # With all of its codes given a SID would leave nothing to generate
                 last = len(trie.item_path(rows[i].target_item)) - 1
@@ -97,7 +102,12 @@ def _hits(
     return (beams.leaves.cpu() == targets[:, None]).any(1).tolist()
 
 
-def kept_hints(policy: Policy, rows: Sequence[Row], device: torch.device) -> list[int]:
+def kept_hints(
+    policy: Policy,
+    rows: Sequence[Row],
+    device: torch.device,
+    keep: bool = True,
+) -> list[int]:
     """``least_hints`` of the policy that RL starts from, made once for a checkpoint and settings.
 
     They are kept in ``runs/<name>/rl.hints.json``, which is made anew where it belongs to another
@@ -107,6 +117,7 @@ def kept_hints(policy: Policy, rows: Sequence[Row], device: torch.device) -> lis
         policy: whose model is on the device already.
         rows: to be rolled out.
         device: of the model.
+        keep: write them down; a dry run writes nothing.
     """
     experiment = policy.catalogue.experiment
     num_beams = experiment.rl.num_generations
@@ -114,13 +125,19 @@ def kept_hints(policy: Policy, rows: Sequence[Row], device: torch.device) -> lis
     # Whatever changes a search changes the digest: weights, prompts, targets, SIDs, width
     asked = [(row.prompt, row.target_item) for row in rows]
     digest = sha256_json(
-        [policy.checkpoint.digest, policy.catalogue.sids.sha256, policy.normalize, num_beams, asked]
+        [
+            policy.checkpoint.digest,
+            policy.catalogue.sids.sha256,
+            policy.normalize,
+            num_beams,
+            asked,
+        ]
     )
     codes = _read(file, digest)
     if codes is None:
         trie = policy.trie.to(device)
         codes = least_hints(policy.model, rows, trie, num_beams, policy.normalize)
-        if PartialState().is_main_process:
+        if keep and PartialState().is_main_process:
             # Under another name first, so that what has the name is whole
             staging = file.with_suffix(".new")
             write_json(staging, {"digest": digest, "codes": codes})

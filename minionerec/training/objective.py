@@ -175,7 +175,10 @@ def exact_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 
 def group_advantages(
-    rewards: Tensor, alive: Tensor, scale: bool = True, eps: float = 1e-4
+    rewards: Tensor,
+    alive: Tensor,
+    scale: bool = True,
+    eps: float = 1e-4,
 ) -> Tensor:
     """Group-relative advantages: how much better each completion did than its own group.
 
@@ -211,7 +214,12 @@ def has_one_reward(rewards: Tensor, alive: Tensor) -> Tensor:
     return low == high
 
 
-def sibling_advantages(rewards: Tensor, alive: Tensor, paths: Tensor, eps: float = 1e-4) -> Tensor:
+def sibling_advantages(
+    rewards: Tensor,
+    alive: Tensor,
+    paths: Tensor,
+    eps: float = 1e-4,
+) -> Tensor:
     """How much better each completion's prefixes did than their siblings in the trie (V-STAR).
 
     A node that completions of the group pass is worth their mean reward. Where a node has two such
@@ -260,7 +268,12 @@ def sibling_advantages(rewards: Tensor, alive: Tensor, paths: Tensor, eps: float
 
 
 def mixed_advantages(
-    rewards: Tensor, alive: Tensor, paths: Tensor, *, alpha: float, scale: bool = True
+    rewards: Tensor,
+    alive: Tensor,
+    paths: Tensor,
+    *,
+    alpha: float,
+    scale: bool = True,
 ) -> Tensor:
     """``(1 - alpha)`` group-relative and ``alpha`` sibling-relative advantages, ``(B, G)``."""
     advantages = group_advantages(rewards, alive, scale)

@@ -184,7 +184,11 @@ class Roller:
         )
 
     def _search(
-        self, model: nn.Module, rows: Sequence[Row], seeds: Sequence[int], given: Sequence[int]
+        self,
+        model: nn.Module,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        given: Sequence[int],
     ) -> Beams:
         """G distinct SIDs per row (``beam``, ``gumbel``) or G draws (``sample``)."""
         settings = self.settings
@@ -218,12 +222,14 @@ class Roller:
 
     def _with_targets(self, beams: Beams, targets: Tensor) -> Beams:
         """The beams, the last one replaced by the target where that is not among them."""
-        target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(self.device)
+        leaf_of_item = torch.from_numpy(self.trie.leaf_of_item)
+        target_leaves = leaf_of_item[targets.cpu()].to(self.device)  # (B,)
         missing = (beams.leaves != target_leaves[:, None]).all(1)  # (B,)
         leaves = beams.leaves.clone()
         nodes = beams.nodes.clone()
-        leaves[missing, -1] = target_leaves[missing].long()
-        nodes[missing, -1] = self.trie.leaf_node[target_leaves[missing].long()].long()
+        new = target_leaves[missing].long()
+        leaves[missing, -1] = new
+        nodes[missing, -1] = self.trie.leaf_node[new].long()
         # What it scored is unknown, and nobody asks: S-DPO compares with the reference only
         scores = beams.scores.clone()
         scores[missing, -1] = 0.0
@@ -232,11 +238,12 @@ class Roller:
 
 def given_nodes(trie: SidTrie, rows: Sequence[Row], given: Sequence[int]) -> Tensor:
     """The trie nodes of each row's hint, ``(B, L)``, -1 behind its codes."""
-    nodes = torch.full((len(rows), trie.num_levels), -1, device=trie.leaf_node.device)
+    nodes = torch.full((len(rows), trie.num_levels), -1)
     for row, (example, codes) in enumerate(zip(rows, given, strict=True)):
-        path = trie.item_path(example.target_item)[:codes]
-        nodes[row, : len(path)] = torch.tensor(path, device=nodes.device)
-    return nodes
+        path = trie.item_path(example.target_item)
+        hint = path[:codes]
+        nodes[row, : len(hint)] = torch.tensor(hint)
+    return nodes.to(trie.leaf_node.device)
 
 
 def shares_of(rewards: Tensor) -> Tensor:

@@ -97,12 +97,15 @@ def teacher_scores(catalogue: Catalogue, weights: Mapping[str, float], device: s
     experiment = catalogue.experiment
     exclude = experiment.evaluate.exclude_history
     shares = {name: weight for name, weight in weights.items() if weight}
+    unwanted = None
+    if exclude:
+        unwanted = catalogue.seen("valid")
     teacher = experts.build(
         list(shares),
         catalogue.samples,
         embeddings_file=catalogue.sids_stage.path / "embeddings.npy",
         temperature=TEMPERATURE,
-        unwanted=catalogue.seen("valid") if exclude else None,
+        unwanted=unwanted,
     )
 
     def score(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
@@ -110,8 +113,10 @@ def teacher_scores(catalogue: Catalogue, weights: Mapping[str, float], device: s
         mixed = experts.mix(teacher, list(shares.values()), histories, targets)  # (B, N)
         for row, history in enumerate(histories):
             # Nothing is known of a row that shows no history: all items are worth the same
-            if exclude or not history:
-                mixed[row, list(history) if history else slice(None)] = 0.0
+            if not history:
+                mixed[row] = 0.0
+            elif exclude:
+                mixed[row, list(history)] = 0.0
         return torch.from_numpy(mixed).float().to(device)
 
     return score

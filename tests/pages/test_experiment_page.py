@@ -20,6 +20,7 @@ from minionerec.catalogue.samples import load_samples
 from minionerec.errors import UserError
 from minionerec.evaluation.results import Result, comparisons, results
 from minionerec.evaluation.scoring import score_predictions
+from minionerec.evaluation.slices import pairs_of
 from minionerec.evaluation.statistics import compare
 from minionerec.experiment.commit import committed
 from minionerec.experiment.files import write_json
@@ -88,7 +89,10 @@ def rank(
             }
         )
     histories = [[ids[item] for item in row.history] for row in rows]
-    metrics = score_predictions(predictions, None, ids, {}, histories, bootstrap_samples=20)
+    pairs = pairs_of(samples.train_sequences, ids)
+    metrics = score_predictions(
+        predictions, None, ids, {}, histories, bootstrap_samples=20, train_pairs=pairs
+    )
     is_model = name in ("sft", "rl") or name.startswith("checkpoint")
     final = (
         stage_path(experiment, "evaluate") / f"{name}-test"
@@ -325,8 +329,8 @@ def test_the_page_has_every_section_stands_alone_and_escapes_titles(tmp_path):
         "Not there yet",
     )  # the audit was not made
     assert (
-        text.count("<svg") == 2 + 4 + 2 + 5 + 4
-    )  # NDCG and HR; four slices; SFT: loss, validation; RL: reward, signal and KL as well, and four
+        text.count("<svg") == 2 + 5 + 2 + 5 + 4
+    )  # NDCG and HR; five slices; SFT: loss, validation; RL: reward, signal and KL as well, and four
     # metrics against SFT's line
     assert not list(path.parent.glob(".report*"))
 

@@ -2,6 +2,7 @@
 meaning.
 """
 
+import itertools
 import json
 import math
 
@@ -328,10 +329,14 @@ def test_the_best_step_that_keeps_the_hits_is_handed_on(tmp_path, monkeypatch, c
         rl={**quick, "learning_rate": 1e-3},
     )
     train(sft, experiment)
-    script = iter([(0.1, 0.5), (0.2, 0.5), (0.3, 0.49), (0.15, 0.5)])
+    script = itertools.chain(
+        [(0.1, 0.5), (0.2, 0.5), (0.3, 0.49)], itertools.repeat((0.15, 0.5))
+    )  # SFT, step by step, all further steps
     digests = {}
 
-    def validate(_model):
+    def validate(_model, most=None):
+        if most is not None:  # only to see how long it takes
+            return {"HR@50": 0.0, "NDCG@10": 0.0}
         ndcg, hits = next(script)
         return {"HR@1": 0.1, "HR@10": 0.3, "HR@50": hits, "NDCG@10": ndcg}
 
@@ -342,14 +347,14 @@ def test_the_best_step_that_keeps_the_hits_is_handed_on(tmp_path, monkeypatch, c
 
     original = minionerec_trainer.RankingTrainer.save_checkpoint
     monkeypatch.setattr(minionerec_trainer.RankingTrainer, "save_checkpoint", save)
-    monkeypatch.setattr(rl, "stage_validator", lambda *_: validate)
+    monkeypatch.setattr(rl, "stage_validator", lambda *_: (validate, 20))
     path = train(rl, experiment)
     steps = sorted(digests)
-    assert len(set(digests.values())) == len(steps) == 3
+    assert len(set(digests.values())) == len(steps) >= 3
     assert weights_digest(path) == digests[steps[0]]
     said = capsys.readouterr().out
     assert f"SFT 0.1000, best of RL 0.2000; at step {steps[0]} of {steps[-1]}" in said
-    assert said.count("guard refuses") == 1 and said.count("guard passes") == 2
+    assert said.count("guard refuses") == 1 and said.count("guard passes") == len(steps) - 1
     assert "groups with signal" in said and "loss 0.0" not in said.partition("SFT model")[2]
 
 
