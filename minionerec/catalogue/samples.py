@@ -195,7 +195,7 @@ def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
     return [samples[i] for i in sorted(order[:size])]
 
 
-def held_out(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+def held_out(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """The earlier and the later of some samples by the time of their targets, each in their order.
 
     Targets of one second stay together: on the later side if the cut falls among them.
@@ -210,7 +210,7 @@ def held_out(samples: Sequence[Sample], share: float) -> tuple[list[Sample], lis
     """
     count = round(share * len(samples))
     if not count:
-        return list(samples), []
+        return samples, []
     since = sorted(sample.timestamp for sample in samples)[-count]
     earlier = [sample for sample in samples if sample.timestamp < since]
     later = [sample for sample in samples if sample.timestamp >= since]
