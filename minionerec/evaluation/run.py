@@ -7,6 +7,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -37,20 +39,32 @@ FORM = 2  # of a part; parts of another form are of another run
 Parts = list[list[list[int]]]  # of every part its batches, of every batch the numbers of its rows
 
 
-class Ranked(NamedTuple):
-    """The rankings of all rows, in their order. What people read stays on the disk."""
+@dataclass(frozen=True)
+class Lines:
+    """The lines of all rows, in their order; they stay on the disk."""
 
-    items: np.ndarray  # (n, W) item indexes, best first, NOTHING where a list has ended
-    lines: IO[bytes]  # of predictions.jsonl, in any order
+    file: IO[bytes]  # holds them in any order
     starts: np.ndarray  # (n,) where each row's line begins
     sizes: np.ndarray  # (n,) its bytes
 
-    def write(self, file: Path) -> None:
-        """Write ``predictions.jsonl``."""
-        source = self.lines.fileno()
-        with open(file, "wb") as target:
-            for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
-                target.write(os.pread(source, size, start))
+    def __iter__(self) -> Iterator[str]:
+        """One line after the other."""
+        source = self.file.fileno()
+        for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True):
+            yield os.pread(source, size, start).decode()
+
+    def write(self, target: Path) -> None:
+        """Write them to a file."""
+        with open(target, "w", encoding="utf-8", newline="") as handle:
+            for line in self:
+                handle.write(f"{line}\n")
+
+
+class Ranked(NamedTuple):
+    """The rankings of all rows, in their order."""
+
+    items: np.ndarray  # (n, W) item indexes, best first, NOTHING where a list has ended
+    lines: Lines  # of predictions.jsonl
 
 
 def facts_of(policy: Policy) -> dict[str, Any]:
@@ -121,7 +135,7 @@ def rank_in_parts(
         prompt_tokens_per_user=sum(map(len, ranker.prompts)) / len(ranker.prompts),
         peak_memory=max(peaks),
     )
-    return joined(folder, parts) if state.is_main_process else None, spent
+    return joined_rankings(folder, parts) if state.is_main_process else None, spent
 
 
 def written(lists: np.ndarray) -> str:
@@ -156,8 +170,8 @@ def what_is_missing(folder: Path, facts: dict[str, Any], parts: Parts) -> list[i
     return missing
 
 
-def joined(folder: Path, parts: Parts) -> Ranked:
-    """The rankings of all parts in the order of the rows.
+def joined(folder: Path, parts: Parts) -> tuple[Lines, list[list[str]]]:
+    """The lines of all parts in the order of the rows, and what each part has behind its own.
 
     Raises:
         UserError: a part is not there: it was damaged, or written by a machine that does not share
@@ -166,10 +180,9 @@ def joined(folder: Path, parts: Parts) -> Ranked:
     count = sum(len(batch) for part in parts for batch in part)
     starts = np.zeros(count, np.int64)
     sizes = np.zeros(count, np.int64)
-    lists = []
-    order = []
+    behind = []
     # Nameless, so that it goes with this process however that ends
-    lines = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with the result)
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with the lines)
     for number, found in enumerate(kept.read_parts(folder, len(parts))):
         if found is None:
             raise UserError(
@@ -177,19 +190,28 @@ def joined(folder: Path, parts: Parts) -> Ranked:
                 "same command again (several machines must share this folder)"
             )
         rows = [row for batch in parts[number] for row in batch]
-        lists.append(read_lists(found.pop()))
-        order += rows
-        for row, line in zip(rows, found, strict=True):
-            starts[row] = lines.tell()
-            sizes[row] = lines.write(f"{line}\n".encode())
-    lines.flush()
-    width = max(table.shape[1] for table in lists)
-    items = np.full((count, width), NOTHING, np.int32)
-    start = 0
-    for table in lists:
-        items[order[start : start + len(table)], : table.shape[1]] = table
-        start += len(table)
-    return Ranked(items, lines, starts, sizes)
+        for row, line in zip(rows, found[: len(rows)], strict=True):
+            starts[row] = file.tell()
+            sizes[row] = file.write(line.encode())
+        behind.append(found[len(rows) :])
+    file.flush()
+    return Lines(file, starts, sizes), behind
+
+
+def joined_rankings(folder: Path, parts: Parts) -> Ranked:
+    """The rankings of all parts in the order of the rows.
+
+    Raises:
+        UserError: as ``joined``.
+    """
+    lines, behind = joined(folder, parts)
+    tables = [read_lists(content) for (content,) in behind]
+    width = max(table.shape[1] for table in tables)
+    items = np.full((len(lines.starts), width), NOTHING, np.int32)
+    for part, table in zip(parts, tables, strict=True):
+        rows = [row for batch in part for row in batch]
+        items[rows, : table.shape[1]] = table
+    return Ranked(items, lines)
 
 
 def measure(policy: Policy, items: np.ndarray) -> dict[str, Any]:
