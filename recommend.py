@@ -33,7 +33,10 @@ def main() -> None:
     k = flags.get("k", "10")
     if not k.isdecimal() or int(k) < 1:
         raise UserError(f"--k: got '{k}', expected a whole number from 1")
-    recommend(experiment, history_ids(flags["history"]), int(k))
+    history = history_ids(flags["history"])
+    if not history:
+        raise UserError(f"--history: got '{flags['history']}', expected item ids with commas")
+    recommend(experiment, history, int(k))
 
 
 def history_ids(text: str) -> list[str]:

@@ -24,6 +24,7 @@ from minionerec.evaluation.ranking import validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.lineage import require_unchanged
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of
@@ -49,7 +50,9 @@ def train(experiment: Experiment, path: Path) -> None:
     # Data, and a model with tokens for the SIDs; then what may learn
     catalogue = Catalogue.open(experiment)
     samples = catalogue.samples
+    sources = backbone.sources_of(experiment.model)
     policy = Policy.create(catalogue, s.dropout)
+    require_unchanged(sources)
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
     targets = samples.splits["train"]
     if s.rows == "per_user":
@@ -86,7 +89,7 @@ def train(experiment: Experiment, path: Path) -> None:
         arguments,
         rows,
         policy.tokenizer,
-        trainers.CheckpointContents("sft", settings, policy.parents, policy),
+        trainers.CheckpointContents("sft", settings, policy.parents, policy, sources),
         validate,
         [row.user_id for row in rows] if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,
@@ -102,7 +105,7 @@ def train(experiment: Experiment, path: Path) -> None:
     best = trainer.state.best_metric
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
-        facts = {"sids_sha256": catalogue.sids.sha256}
+        facts = {"sids_sha256": catalogue.sids.sha256, "sources": sources}
         with committed(path, "sft", settings, policy.parents, **facts) as staging:
             policy.save(backbone.merged(whole), staging)
             plots.save_log(trainer, staging)

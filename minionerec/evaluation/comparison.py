@@ -116,6 +116,7 @@ def check_comparable(rankings: Sequence[Ranking]) -> None:
                 f"{other.path}: ranks the {split} split, {first.path} the "
                 f"{first.metrics['split']} split; compare rankings of the same split"
             )
+        check_same_task(first, other)
         check_same_data(first, other)
         check_rows(other.path / "predictions.jsonl", other.pairs, first.pairs, str(first.path))
 
@@ -133,6 +134,20 @@ def check_copies(rankings: Sequence[Ranking]) -> None:
         first = first_with.setdefault(ranking.digest, ranking)
         if first is not ranking:
             raise UserError(f"{ranking.path}: is a copy of {first.path}; name one of them")
+
+
+def check_same_task(first: Ranking, other: Ranking) -> None:
+    """Refuse lists without what users had beside lists with it: they answer other questions.
+
+    Raises:
+        UserError: naming the two.
+    """
+    sides = (first.excludes_history, other.excludes_history)
+    if None not in sides and sides[0] != sides[1]:
+        raise UserError(
+            f"{other.path}: was ranked with evaluate.exclude_history {str(sides[1]).lower()}, "
+            f"{first.path} with {str(sides[0]).lower()}; rank both alike"
+        )
 
 
 def check_same_data(first: Ranking, other: Ranking) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, Values, row_metrics
-from minionerec.evaluation.results import check_name
 from minionerec.evaluation.statistics import row_keys
-from minionerec.experiment.files import sha256_file
-from minionerec.experiment.lineage import check_parents
+from minionerec.experiment.files import read_json, sha256_file
+from minionerec.experiment.lineage import check_parents, require_own_name
 from minionerec.experiment.manifest import MANIFEST, verify
 
 ROW_TYPES = {"user_id": str, "target_item_id": str, "item_ids": list, "scores": list}
@@ -44,6 +43,7 @@ class Ranking:
     item_level: Values  # what is measured, in the order of the pairs
     longest: int  # items in the longest list
     digest: str | None  # of its manifest; None where the pipeline did not write it
+    excludes_history: bool | None  # evaluate.exclude_history it was made with; None if unknown
 
 
 def is_ranking(path: Path) -> bool:
@@ -68,7 +68,7 @@ def read_ranking(path: Path) -> Ranking:
             raise UserError(f"{path}: has no {name}; expected an evaluation or a baseline")
     metrics = read_metrics(path / "metrics.json")
     if manifest and path.parent.name in STAGES:  # elsewhere, its name is what the user likes
-        check_name(path, manifest, metrics)
+        require_own_name(path, manifest)
     file = path / "predictions.jsonl"
     rows = read_predictions(file)
     data = parent(path, manifest, "data")
@@ -87,7 +87,15 @@ def read_ranking(path: Path) -> Ranking:
         item_level={key: values[key][order] for key in KEYS if key in metrics},
         longest=max(len(row["item_ids"]) for row in rows),
         digest=manifest.get("manifest_sha256"),
+        excludes_history=excludes_history(manifest, metrics),
     )
+
+
+def excludes_history(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool | None:
+    """Whether what a user had was left out of its list; None where nothing says so."""
+    settings = manifest.get("settings", {})
+    found = settings.get("evaluate.exclude_history", metrics.get("exclude_history"))
+    return found if isinstance(found, bool) else None
 
 
 def parent(path: Path, manifest: Mapping[str, Any], stage: str) -> Path | None:
@@ -171,7 +179,7 @@ def parsed(content: bytes, where: str) -> Any:
         UserError: it is not JSON, not UTF-8, or nested beyond measure.
     """
     try:
-        return json.loads(content)
+        return read_json(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not JSON ({error}); make the ranking again") from None
 
