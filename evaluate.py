@@ -20,10 +20,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.samples import fixed_subset
 from minionerec.errors import one_line_errors
 from minionerec.evaluation import fused
+from minionerec.evaluation.beam_widths import by_width
 from minionerec.evaluation.cost import cost, training_seconds
 from minionerec.evaluation.run import facts_of, measure, measure_records, rank_in_parts
 from minionerec.experiment import processes
@@ -75,12 +78,27 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             ranker, catalogue.item_ids, parts_path(path), facts_of(policy), s.batch_size
         )
 
+    # A sample of the rows at other widths: all processes rank, each its share
+    widths: dict[str, Any] = {}
+    if s.beam_widths:
+        sample = fixed_subset(rows, s.beam_rows, experiment.seed)
+        barred = fixed_subset(unwanted, s.beam_rows, experiment.seed) if unwanted else None
+        with backbone.fits_memory("evaluate.beam_widths"):
+            widths["beam_widths"] = by_width(
+                policy,
+                sample,
+                s.beam_widths,
+                barred,
+                bootstrap_samples=s.bootstrap_samples,
+                seed=experiment.seed,
+            )
+
     # Measure
     if state.is_main_process:
         if s.checkpoint in TRAINED:
             run = policy.checkpoint.path.parent
             spent["train_seconds"] = training_seconds(run, s.checkpoint)
-        metrics = measure(policy, [json.loads(line) for line in lines]) | {"cost": spent}
+        metrics = measure(policy, [json.loads(line) for line in lines]) | widths | {"cost": spent}
         facts = {
             "sids_sha256": catalogue.sids.sha256,
             "checkpoint_sha256": policy.checkpoint.digest,

@@ -24,6 +24,7 @@ from minionerec.errors import UserError, one_line_errors
 from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.scoring import score_predictions
+from minionerec.evaluation.slices import pairs_of
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
@@ -135,6 +136,7 @@ def measure(predictions: list[dict[str, Any]], ranking: Ranking, inputs: Inputs)
         histories,
         bootstrap_samples=inputs.experiment.evaluate.bootstrap_samples,
         seed=inputs.experiment.seed,
+        train_pairs=pairs_of(samples.train_sequences, item_ids),
     )
 
 

@@ -171,8 +171,18 @@ class SidTrie:
         """Item indexes that share this SID, in item order; one item unless SIDs collide."""
         return self._leaf_items[self._leaf_start[leaf] : self._leaf_start[leaf + 1]].tolist()
 
+    def first_and_other_items(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first item of every leaf, ``(leaves,)``, and all items that share a leaf with one."""
+        is_first = np.zeros(self.num_items, dtype=bool)
+        is_first[self._leaf_start[:-1]] = True
+        return self._leaf_items[is_first], self._leaf_items[~is_first]
+
     def items_of_leaves(
-        self, leaves: Sequence[int], scores: Sequence[float], left_out: Collection[int] = ()
+        self,
+        leaves: Sequence[int],
+        scores: Sequence[float],
+        left_out: Collection[int] = (),
+        allowed: np.ndarray | None = None,
     ) -> tuple[list[int], list[float]]:
         """A ranked list of SIDs as a ranked list of items, each with its SID's score.
 
@@ -182,6 +192,7 @@ class SidTrie:
             leaves: best first; -1 where there is no further one.
             scores: of the leaves.
             left_out: items that the list must not hold.
+            allowed: ``(N,)`` bool, items that it may hold; None: all.
         """
         items: list[int] = []
         item_scores: list[float] = []
@@ -189,22 +200,32 @@ class SidTrie:
             if leaf < 0:
                 continue
             for item in self.items_of_leaf(leaf):
-                if item not in left_out:
+                if item not in left_out and (allowed is None or allowed[item]):
                     items.append(item)
                     item_scores.append(score)
         return items, item_scores
 
-    def leaves_only_of(self, items: Collection[int]) -> list[int]:
+    def leaves_only_of(
+        self, items: Collection[int], allowed: np.ndarray | None = None
+    ) -> list[int]:
         """Leaves that hold none but these items, ascending.
 
         To exclude items, exclude these leaves: a SID that an excluded item shares with another must
         stay reachable for that one.
+
+        Args:
+            items: to exclude.
+            allowed: ``(N,)`` bool; items that may not be recommended anyway need no leaf. None: all
+                may.
         """
         unwanted = set(items)
         leaves = set()
         for item in unwanted:
             leaf = int(self.leaf_of_item[item])
-            if unwanted.issuperset(self.items_of_leaf(leaf)):
+            for other in self.items_of_leaf(leaf):
+                if other not in unwanted and (allowed is None or allowed[other]):
+                    break
+            else:
                 leaves.add(leaf)
         return sorted(leaves)
 

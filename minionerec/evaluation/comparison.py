@@ -11,7 +11,10 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from minionerec.errors import UserError
+from minionerec.evaluation.memory import pair_in_train
 from minionerec.evaluation.methods import Method, notes_on
 from minionerec.evaluation.metrics import KEYS
 from minionerec.evaluation.rankings import Ranking, check_rows
@@ -42,6 +45,8 @@ def compared(
         "samples": samples,
         "methods": summaries,
         "differences": differences(methods, reference, keys, users, samples),
+        "slices": slices(methods, reference, keys, users, samples),
+        "beam_widths": beam_widths(methods),
         "notes": notes_on(methods),
     }
 
@@ -95,6 +100,51 @@ def differences(
         row["holm_p_value"] = p_value
         row["significant"] = p_value < LEVEL
     return rows
+
+
+def slices(
+    methods: Sequence[Method],
+    reference: Method,
+    keys: Sequence[str],
+    users: Sequence[str],
+    samples: int,
+) -> list[dict[str, Any]]:
+    """The differences apart for rows that can be answered from memory and for those that cannot.
+
+    Each has its interval and no p-value: they explain the differences of the whole and are not
+    counted among the comparisons. None where the data of the reference is not there.
+    """
+    data = reference.rankings[0].data
+    if data is None:
+        return []
+    known = pair_in_train(data, reference.rankings[0].metrics["split"])
+    found: list[dict[str, Any]] = []
+    for name, inside in (("yes", known), ("no", ~known)):
+        if not inside.any():
+            continue
+        whose = np.array(users)[inside].tolist()
+        base = {key: reference.values[key][inside] for key in keys}
+        for method in methods:
+            values = {key: method.values[key][inside] for key in keys}
+            changed = {key: values[key] - base[key] for key in keys}
+            ends = bootstrap_intervals(changed, whose, samples, INTERVAL_SEED)
+            for key in keys:
+                row = {"pair_in_train": name, "rows": len(whose), "method": method.name}
+                row |= {"metric": key, "mean": float(values[key].mean())}
+                if method is not reference:
+                    row |= {"difference": float(changed[key].mean()), "interval": ends[key]}
+                found.append(row)
+    return found
+
+
+def beam_widths(methods: Sequence[Method]) -> dict[str, Any]:
+    """What each method's first seed measured at several numbers of beams, as its metrics say."""
+    found = {}
+    for method in methods:
+        metrics = method.rankings[0].metrics
+        if "beam_widths" in metrics:
+            found[method.name] = {"beam_widths": metrics["beam_widths"]}
+    return found
 
 
 # -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from minionerec.evaluation.cost import cost, peak_memory_mb
 from minionerec.evaluation.metrics import SidOf
 from minionerec.evaluation.ranking import predictions, sid_of
 from minionerec.evaluation.scoring import score_predictions
+from minionerec.evaluation.slices import pairs_of
 from minionerec.experiment import parts as kept
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
@@ -75,7 +76,7 @@ def rank_in_parts(
     start = time.perf_counter()
     mine = todo[state.process_index :: state.num_processes]
     batches = [batch for number in mine for batch in parts[number]]
-    found = ranker.rank(batches, progress="ranking" if state.is_main_process else None)
+    found = ranker.rank(batches, progress="ranking")
     for number in mine:
         lines = []
         for batch in parts[number]:
@@ -186,6 +187,7 @@ def measure_records(
         s.bootstrap_samples,
         experiment.seed,
         depth=s.num_beams if s.num_beams < num_choices else len(ids),
+        train_pairs=pairs_of(catalogue.samples.train_sequences, ids),
     )
     if metrics["invalid"] or metrics["duplicates"]:
         raise UserError(

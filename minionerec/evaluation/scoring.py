@@ -16,7 +16,7 @@ from minionerec.evaluation.metrics import (
     measured_ks,
     row_metrics,
 )
-from minionerec.evaluation.slices import slice_names, sliced
+from minionerec.evaluation.slices import Pairs, slice_intervals, slice_names, sliced
 from minionerec.evaluation.statistics import bootstrap_intervals
 
 ROW_KEYS = ("user_id", "target_item_id", "item_ids", "scores")
@@ -31,6 +31,7 @@ def score_predictions(
     bootstrap_samples: int = 1000,
     seed: int = 42,
     depth: int | None = None,
+    train_pairs: Pairs | None = None,
 ) -> dict[str, Any]:
     """What ``metrics.json`` says about a ranking.
 
@@ -44,13 +45,14 @@ def score_predictions(
         bootstrap_samples: resamples of the intervals; 0 leaves ``intervals`` empty.
         seed: of the resampling.
         depth: how many items a list was asked for; by default the longest list counts.
+        train_pairs: items that follow each other directly in train; None: no slice by them.
 
     Returns:
         ``HR@K``, ``NDCG@K``, ``MRR@K``, ``Recall@K`` for the K of ``measured_ks`` and, with the
         last of ``KS`` among them, ``MRR`` over the whole list; the same under ``sid_level`` and, as
         difference to the item level, ``inflation``; ``num_users``, ``num_rows``; what ``exposure``
         says of each K; ``invalid`` and ``duplicates``; ``intervals`` key -> [low, high]; ``slices``
-        kind -> name -> HR@10, NDCG@10, count.
+        kind -> name -> HR@10, NDCG@10, count; their intervals in ``slice_intervals``.
 
     Raises:
         UserError: a row lacks a key, names a target outside the catalogue, or there is no row.
@@ -66,6 +68,7 @@ def score_predictions(
 
     all_items, all_sids = row_metrics(predictions, sid_of)
     item_level = only_measured(all_items, ks)
+    names = slice_names(predictions, histories, train_counts, train_pairs)
     sid_level = only_measured(all_sids, ks)
     means = {}
     sid_means = {}
@@ -84,7 +87,8 @@ def score_predictions(
         "invalid": count_invalid(lists, known),
         "duplicates": count_duplicates(lists),
         "intervals": bootstrap_intervals(item_level, users, bootstrap_samples, seed),
-        "slices": sliced(item_level, slice_names(predictions, histories, train_counts)),
+        "slices": sliced(item_level, names),
+        "slice_intervals": slice_intervals(item_level, names, users, bootstrap_samples, seed),
     }
 
 

@@ -27,11 +27,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from minionerec.catalogue.masks import Mask
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
+from minionerec.experiment.progress import Progress
 from minionerec.model.decoders import ReplayDecoder, TreeDecoder, make_decoder
+from minionerec.model.narrowing import Narrowing
 from minionerec.model.output_head import LogitsHead, OutputHead
 
 Noise: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
@@ -59,6 +61,8 @@ def constrained_beam_search(
     *,
     normalize: str = "vocab",
     excluded: Sequence[Sequence[int]] | None = None,
+    masks: Sequence[Mask | None] | None = None,
+    given: Tensor | None = None,
     score_eos: int | None = None,
     rollout: str = "beam",
     temperature: float = 1.0,
@@ -72,7 +76,11 @@ def constrained_beam_search(
         trie: the catalogue, on the model's device.
         num_beams: W, at least 1.
         normalize: ``vocab`` or ``trie``, see the module's docstring.
-        excluded: per prompt, leaves that must not be returned; the others keep their scores.
+        excluded: per prompt, leaves that must not be returned; the others keep their scores. Meant
+            for a few hundred at most, as a user's history; more are faster as a mask.
+        masks: per prompt, what may be returned; None: everything. The others keep their scores.
+        given: ``(B, L)`` trie nodes that every beam of a prompt must pass, level by level, as if
+            their codes stood in the prompt; -1 where the search is free. Scores hold theirs too.
         score_eos: also score this token behind every SID (parity with Hugging Face beam search);
             costs one more forward.
         rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic
@@ -100,9 +108,7 @@ def constrained_beam_search(
     sid_tokens = torch.cat(trie.level_tokens)
     # Draws with replacement are W independent walks; all others start as one beam that branches
     state = _start(len(prompts), num_beams if rollout == "sample" else 1, device)
-    dead = None
-    if excluded is not None and any(excluded):
-        dead = _dead_nodes(trie, excluded, device)
+    narrowing = Narrowing.of(trie, excluded, masks)
     for level in range(trie.num_levels):
         child, logp, draw = _expand(
             decoder.head,
@@ -112,9 +118,11 @@ def constrained_beam_search(
             level,
             normalize,
             None if rollout == "beam" else temperature,
-            dead,
+            narrowing,
             sid_tokens,
         )
+        if given is not None:
+            logp, draw = _only_given(given[:, level], child, logp, draw)
         state, parents = _choose(state, child, logp, draw, num_beams, rollout, generator)
         if level + 1 < trie.num_levels or score_eos is not None:
             # A beam that ended on an earlier level, or that is none, reads some token of this one:
@@ -143,6 +151,23 @@ def constrained_beam_search(
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
 
 
+def _only_given(given: Tensor, child: Tensor, logp: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave only the given child of every beam, where one is given.
+
+    Args:
+        given: ``(B,)`` node, -1 where the level is free.
+        child: ``(B, W, F)`` nodes.
+        logp: ``(B, W, F)``, of every child.
+        draw: ``(B, W, F)``, likewise; a single child is drawn with certainty.
+    """
+    wanted = given[:, None, None]
+    is_other = (wanted >= 0) & (child != wanted)
+    is_given = (wanted >= 0) & (child == wanted)
+    logp = logp.masked_fill(is_other, -torch.inf)
+    draw = draw.masked_fill(is_other, -torch.inf).masked_fill(is_given, 0.0)
+    return logp, draw
+
+
 class _State(NamedTuple):
     nodes: Tensor  # (B, W) trie node of each beam, 0 (the root) for beams that do not exist
     scores: Tensor  # (B, W)
@@ -157,32 +182,6 @@ def _start(batch: int, width: int, device: torch.device) -> _State:
     return _State(zeros.long(), zeros, zeros, zeros, zeros[..., None][..., :0])
 
 
-def _dead_nodes(trie: SidTrie, excluded: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """``(B, X)`` nodes under which nothing but excluded leaves is left, padded with -1."""
-    parent = trie.parent.cpu().numpy()
-    first_child = trie.first_child.cpu().numpy()
-    leaf_node = trie.leaf_node.cpu().numpy()
-    rows = []
-    for leaves in excluded:
-        dead = {int(leaf_node[leaf]) for leaf in leaves}
-        # Upwards, level by level: a node dies with the last of its children
-        frontier = set(dead)
-        while frontier:
-            above = {int(parent[node]) for node in frontier} - {0, -1}
-            frontier = set()
-            for node in above - dead:
-                children = range(first_child[node], first_child[node + 1])
-                if dead.issuperset(children):
-                    frontier.add(node)
-            dead |= frontier
-        rows.append(sorted(dead))
-    longest = max(len(row) for row in rows)
-    table = torch.full((len(rows), longest), -1, dtype=torch.long)
-    for row, nodes in zip(table, rows, strict=True):
-        row[: len(nodes)] = torch.tensor(nodes, dtype=torch.long)
-    return table.to(device)
-
-
 def _expand(
     head: OutputHead | LogitsHead,
     hidden: Tensor,
@@ -191,7 +190,7 @@ def _expand(
     level: int,
     normalize: str,
     temperature: float | None,
-    dead: Tensor | None,
+    narrowing: Narrowing | None,
     sid_tokens: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Children of every beam with their log-probabilities.
@@ -210,10 +209,9 @@ def _expand(
         total = torch.logsumexp(logits, dim=-1, keepdim=True)  # (B, W, 1)
     else:
         total = head.logsumexp(hidden, sid_tokens)[..., None]
-    if dead is not None:
+    if narrowing is not None:
         # After the total: what is left out must not lend its probability to what shares its prefix
-        is_dead = (child[..., None] == dead[:, None, None, :]).any(-1)  # (B, W, F)
-        logits = logits.masked_fill(is_dead, -torch.inf)
+        logits = logits.masked_fill(narrowing.forbidden(nodes, level), -torch.inf)
     # -inf - (-inf) is NaN: what has no child is masked again after every subtraction
     dead_end = logits == -torch.inf
     logp = draw = (logits - total).masked_fill(dead_end, -torch.inf)
@@ -350,12 +348,24 @@ def search_batches(
     *,
     normalize: str = "vocab",
     excluded: Mapping[int, Sequence[int]] | None = None,
-    progress: str | None = None,
+    mask: Mask | None = None,
+    progress: str = "",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Search some batches of the prompts, in eval mode.
 
     A batch has the same results whichever others are searched: what it shares with them is the
     beginning of all ``prompts``.
+
+    Args:
+        model: whose scores rank.
+        prompts: token ids of all samples.
+        trie: the catalogue, on the model's device.
+        num_beams: at least 1.
+        batches: numbers of the prompts to search together.
+        normalize: as for ``constrained_beam_search``.
+        excluded: by number of a prompt, leaves that must not be returned.
+        mask: what may be returned at all.
+        progress: what a bar is called; None: no bar.
 
     Yields:
         ``(B, W)`` leaves (-1 where there is no further item) and ``(B, W)`` scores of one batch
@@ -375,12 +385,7 @@ def search_batches(
         if batches:
             with torch.inference_mode():
                 decoder.read_beginning(prompts)
-        with tqdm(
-            total=sum(map(len, batches)),
-            desc=progress,
-            unit="user",
-            disable=None if progress else True,
-        ) as bar:
+        with Progress(progress, sum(map(len, batches)), "users") as bar:
             for batch in batches:
                 # Exclusion may leave fewer items than places
                 leaves = np.full((len(batch), width), -1, dtype=np.int64)
@@ -393,6 +398,7 @@ def search_batches(
                         width,
                         normalize=normalize,
                         excluded=None if excluded is None else [excluded[i] for i in batch],
+                        masks=None if mask is None else [mask] * len(batch),
                     )
                 leaves[:, : beams.leaves.shape[1]] = beams.leaves.cpu().numpy()
                 scores[:, : beams.scores.shape[1]] = beams.scores.float().cpu().numpy()

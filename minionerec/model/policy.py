@@ -13,14 +13,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.masks import Mask, MaskBuilder
 from minionerec.catalogue.prompts import (
     TEMPLATE_FILE,
     TEMPLATES,
@@ -160,8 +163,17 @@ class Policy:
         levels = self.catalogue.sids.level_token_ids(self.tokenizer)
         return [token for level in levels for token in level]
 
+    @cached_property
+    def masks(self) -> MaskBuilder:
+        """What turns sets of items into filters of the search."""
+        return MaskBuilder(self.trie)
+
     def ranker(
-        self, samples: Sequence[Sample], num_beams: int, unwanted: Unwanted | None = None
+        self,
+        samples: Sequence[Sample],
+        num_beams: int,
+        unwanted: Unwanted | None = None,
+        mask: Mask | None = None,
     ) -> Ranker:
         """What ranks the catalogue for some samples.
 
@@ -169,6 +181,7 @@ class Policy:
             samples: of which the histories count.
             num_beams: items to rank.
             unwanted: per sample the items that must not be recommended.
+            mask: what may be recommended at all.
         """
         return Ranker(
             self.model,
@@ -178,6 +191,7 @@ class Policy:
             num_beams,
             normalize=self.normalize,
             unwanted=unwanted,
+            mask=mask,
         )
 
     def recommend(
@@ -208,18 +222,22 @@ class Policy:
         for history in histories:
             items = self.catalogue.positions(history)
             samples.append(Sample("", tuple(items[-experiment.data.max_history :]), 0, 0))
-        unwanted = self._unwanted(len(samples), exclude, allow)
-        ranker = self.ranker(samples, max(k, experiment.evaluate.num_beams), unwanted)
+        unwanted = None
+        if exclude is not None:
+            unwanted = [frozenset(self.catalogue.positions(list(ids))) for ids in exclude]
+        mask = None
+        if allow is not None:
+            allowed = np.zeros(len(self.catalogue.item_ids), dtype=bool)
+            allowed[self.catalogue.positions(list(allow))] = True
+            mask = self.masks.build(allowed)
+        width = max(k, experiment.evaluate.num_beams)
+        ranker = self.ranker(samples, width, unwanted, mask)
         lists: list[list[Recommendation]] = [[] for _ in samples]
         for batch, (leaves, scores) in zip(
             ranker.batches, ranker.rank(ranker.batches), strict=True
         ):
             for row, number in enumerate(batch):
-                items, item_scores = self.trie.items_of_leaves(
-                    leaves[row].tolist(),
-                    scores[row].tolist(),
-                    () if unwanted is None else unwanted[number],
-                )
+                items, item_scores = ranker.items(number, leaves[row], scores[row])
                 ranked = zip(items[:k], item_scores[:k], strict=True)
                 lists[number] = [self._recommendation(item, score) for item, score in ranked]
         return lists
@@ -242,24 +260,6 @@ class Policy:
         asked = {"normalize": self.normalize, "max_tokens": self.max_tokens}
         tokens = {VOCABULARY: sha256_json(self.tokenizer.get_vocab())}
         write_json(directory / POLICY_FILE, asked | tokens)
-
-    def _unwanted(
-        self,
-        count: int,
-        exclude: Sequence[Collection[str]] | None,
-        allow: Collection[str] | None,
-    ) -> list[frozenset[int]] | None:
-        """Per history the item indexes that must not be recommended; None: all may be."""
-        if exclude is None and allow is None:
-            return None
-        everybodys: set[int] = set()
-        if allow is not None:
-            everybodys = set(range(len(self.catalogue.item_ids)))
-            everybodys -= set(self.catalogue.positions(list(allow)))
-        unwanted = []
-        for ids in exclude if exclude is not None else [()] * count:
-            unwanted.append(frozenset({*everybodys, *self.catalogue.positions(list(ids))}))
-        return unwanted
 
     def _recommendation(self, item: int, score: float) -> Recommendation:
         title = self.catalogue.items["title"].iloc[item]

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
+from minionerec.catalogue.masks import Mask
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
 from minionerec.catalogue.trie import SidTrie
@@ -34,6 +35,7 @@ class Ranker:
     Attributes:
         prompts: token ids of every sample.
         unwanted: per sample, items that must not be recommended; None: all may be.
+        mask: what may be recommended at all; None: everything.
         batches: numbers of the samples that share a forward; the same for the same samples.
     """
 
@@ -47,6 +49,7 @@ class Ranker:
         *,
         normalize: str = "vocab",
         unwanted: Unwanted | None = None,
+        mask: Mask | None = None,
     ):
         self.model = model
         self.samples = samples
@@ -54,11 +57,12 @@ class Ranker:
         self.num_beams = num_beams
         self.normalize = normalize
         self.unwanted = unwanted
+        self.mask = mask
         self.prompts = [renderer.prompt(TASK, sample.history) for sample in samples]
         self.batches = length_sorted(self.prompts, USERS_PER_FORWARD)
 
     def rank(
-        self, batches: Sequence[Sequence[int]], progress: str | None = None
+        self, batches: Sequence[Sequence[int]], progress: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rank batch by batch.
 
@@ -74,6 +78,7 @@ class Ranker:
             batches,
             normalize=self.normalize,
             excluded=self.excluded(batches),
+            mask=self.mask,
             progress=progress,
         )
 
@@ -81,15 +86,31 @@ class Ranker:
         """Per sample the leaves that the search must not reach; None: it may reach all."""
         if self.unwanted is None:
             return None
+        allowed = None if self.mask is None else self.mask.items
         leaves = {}
         for batch in batches:
             for i in batch:
-                leaves[i] = self.trie.leaves_only_of(self.unwanted[i])
+                leaves[i] = self.trie.leaves_only_of(self.unwanted[i], allowed)
         return leaves
 
+    def items(
+        self, number: int, leaves: np.ndarray, scores: np.ndarray
+    ) -> tuple[list[int], list[float]]:
+        """A sample's ranked leaves as ranked items that may be recommended, with their scores."""
+        return self.trie.items_of_leaves(
+            leaves.tolist(),
+            scores.tolist(),
+            () if self.unwanted is None else self.unwanted[number],
+            None if self.mask is None else self.mask.items,
+        )
 
-def rank(ranker: Ranker) -> tuple[np.ndarray, np.ndarray]:
+
+def rank(ranker: Ranker, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Rank all samples, with all processes.
+
+    Args:
+        ranker: of the samples.
+        progress: what this is called where it takes long; "" shows nothing.
 
     Returns:
         ``(n, W)`` leaves and ``(n, W)`` log-probabilities in the order of the samples.
@@ -97,7 +118,7 @@ def rank(ranker: Ranker) -> tuple[np.ndarray, np.ndarray]:
     state = PartialState()
     mine = ranker.batches[state.process_index :: state.num_processes]
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for batch, (leaves, scores) in zip(mine, ranker.rank(mine), strict=True):
+    for batch, (leaves, scores) in zip(mine, ranker.rank(mine, progress), strict=True):
         found += zip(batch, leaves, scores, strict=True)
     if state.num_processes > 1:
         found = gather_object(found)

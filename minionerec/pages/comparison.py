@@ -7,7 +7,7 @@ from typing import Any
 
 from minionerec.evaluation.comparison import LEVEL, TABLE_KEYS
 from minionerec.pages.html import number
-from minionerec.pages.text import FOUR_DIGITS, aligned, metrics_table
+from minionerec.pages.text import FOUR_DIGITS, aligned, metrics_table, widths_table
 
 
 def comparison_text(figures: Mapping[str, Any]) -> str:
@@ -26,6 +26,10 @@ def comparison_text(figures: Mapping[str, Any]) -> str:
         f"test and bootstrap over users, {figures['samples']:,} draws each; of several seeds a "
         "row counts by its mean."
     )
+    if figures["slices"]:
+        parts.append(slices_table(figures))
+    if figures["beam_widths"]:
+        parts.append(f"one seed, a sample of rows\n{widths_table(figures['beam_widths'])}")
     if figures["notes"]:
         parts.append("\n".join(figures["notes"]))
     return "\n\n".join(parts)
@@ -57,6 +61,19 @@ def differences_table(figures: Mapping[str, Any]) -> str:
                 mark(row),
             ]
         )
+    return aligned(lines)
+
+
+def slices_table(figures: Mapping[str, Any]) -> str:
+    """Every method on the rows that can be answered from memory, and on those that cannot."""
+    title = "target followed the last item in train"
+    lines = [[title, "rows", "", "", f"minus {figures['reference']}", "95 %"]]
+    for row in figures["slices"]:
+        cells = [f"{row['rows']:,}", row["metric"], f"{row['mean']:.4f}", "", ""]
+        if "difference" in row:
+            low, high = row["interval"]
+            cells[-2:] = [f"{row['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+        lines.append([f"{row['pair_in_train']}: {row['method']}", *cells])
     return aligned(lines)
 
 

@@ -59,6 +59,7 @@ def page(experiment: Experiment, found: Sequence[Result]) -> str:
         differences=numbers.differences(compared),
         num_baselines=sum(result.is_baseline for result in found),
         slices=numbers.slice_charts(found),
+        widths=numbers.width_chart(found),
         cost=numbers.cost(found),
         examples=best_examples(experiment, found),
         training=stages.training(experiment),

@@ -25,6 +25,7 @@ SLICES = {
     "history_length": "Items in the history",
     "target_in_history": "Target is in the history",
     "target_repeats_last": "Target is the last item again",
+    "pair_in_train": "Target followed the last item in train",
 }
 ORDER = ("head", "mid", "tail", "cold", "yes", "no")  # of slices that have no number in their name
 HUES = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # colours of the style sheet for models
@@ -136,12 +137,30 @@ def slice_chart(kind: str, title: str, shown: Sequence[Result], hues: Mapping[st
             counts[name] = values["count"]
             dots.setdefault(name, [])
             if "NDCG@10" in values:
-                dots[name].append(Dot(values["NDCG@10"], None, hues[result.name]))
+                around = result.metrics.get("slice_intervals", {}).get(kind, {}).get(name, {})
+                ends = interval({"intervals": around}, "NDCG@10")
+                dots[name].append(Dot(values["NDCG@10"], ends, hues[result.name]))
     rows = []
     for name in sorted(dots, key=slice_order):
         rows.append((f"{name} ({counts[name]:,})", dots[name]))
     legend = [(result.name, hues[result.name]) for result in shown]
-    return dot_chart(title, rows, "NDCG@10 (number of rows)", legend)
+    return dot_chart(title, rows, "NDCG@10 (number of rows), line: 95 % interval", legend)
+
+
+def width_chart(found: Sequence[Result]) -> Markup:
+    """NDCG@10 of every checkpoint at every number of beams that it was tried with."""
+    hues = colours(found)
+    shown = [result for result in found if "beam_widths" in result.metrics]
+    dots: dict[str, list[Dot]] = {}
+    for result in shown:
+        for width, figures in result.metrics["beam_widths"]["widths"].items():
+            if "NDCG@10" in figures:
+                ends = interval(figures, "NDCG@10")
+                dots.setdefault(width, []).append(Dot(figures["NDCG@10"], ends, hues[result.name]))
+    rows = [(f"{width} beams", of_width) for width, of_width in dots.items()]
+    legend = [(result.name, hues[result.name]) for result in shown]
+    caption = "NDCG@10 of the same sample of rows, line: 95 % interval"
+    return dot_chart("Number of beams", rows, caption, legend)
 
 
 def slice_order(name: str) -> tuple[int, str]:

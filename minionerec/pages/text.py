@@ -72,4 +72,24 @@ def evaluation_report(name: str, metrics: dict[str, Any]) -> str:
         f"({spent['users_per_second']:.1f} users/s, {spent['peak_memory_mb']:,.0f} MiB); "
         f"invalid 0, duplicates 0{coverage}"
     )
+    if "beam_widths" in metrics:
+        lines += ["", widths_table({name: metrics})]
     return "\n" + "\n".join(lines)
+
+
+def widths_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each method finds at each number of beams, on a sample of the rows.
+
+    Args:
+        rows: name -> content of a ``metrics.json`` with ``beam_widths``.
+    """
+    keys = ("HR@1", "HR@10", "HR@50", "NDCG@10", "same_first_10")
+    lines = [["beams", "rows", *keys, "NDCG@10 95 %"]]
+    for name, metrics in rows.items():
+        for width, figures in metrics["beam_widths"]["widths"].items():
+            cells = [number(figures.get(key), FOUR_DIGITS) for key in keys]
+            ends = figures["intervals"].get("NDCG@10")
+            around = "{:.4f}-{:.4f}".format(*ends) if ends else "-"
+            count = f"{metrics['beam_widths']['rows']:,}"
+            lines.append([f"{name}, {width}", count, *cells, around])
+    return aligned(lines)

@@ -47,6 +47,7 @@ def test_a_training_benchmark_on_the_embedded_catalogue_ends_with_its_ratio_and_
         ("sids", []),
         ("rows", []),
         ("trie", []),
+        ("filters", ["--items", 20_000]),
     ],
 )
 def test_every_benchmark_ends_with_its_ratio_and_parity(name, flags):

@@ -189,6 +189,46 @@ def test_the_difference_is_the_paired_comparison_of_the_metrics(world, tmp_path)
     ] == tests_of_significance.holm(p_values)
 
 
+def test_differences_stand_apart_for_rows_that_can_be_answered_from_memory(world, tmp_path, capsys):
+    """A row can where train goes from the row's last item straight to its target, by a slow count."""
+    sequences, known, remembered = {}, set(), {True: [], False: []}
+    rows = pd.read_parquet(world / "data/interactions.parquet").to_dict("records")
+    for row in rows:
+        sequences.setdefault(row["user_id"], []).append((row["item_id"], row["split"]))
+    for sequence in sequences.values():
+        for (before, _), (after, split) in zip(sequence, sequence[1:], strict=False):
+            if split == "train":
+                known.add((before, after))
+    for user, sequence in sequences.items():
+        for (before, _), (after, split) in zip(sequence, sequence[1:], strict=False):
+            if split == "test":
+                remembered[(before, after) in known].append((user, after))
+    assert remembered[True] and remembered[False]
+    found = figures_of(tmp_path, world, "--to", "bad")["slices"]
+    of_user = {
+        name: {
+            (row["user_id"], row["target_item_id"]): float(
+                row["item_ids"].index(row["target_item_id"]) < 10
+            )
+            for row in read_predictions(world / "baselines" / name / "predictions.jsonl")
+        }
+        for name in ("bad", "good")
+    }
+    for name, inside in (("yes", True), ("no", False)):
+        row = next(
+            row
+            for row in found
+            if (row["pair_in_train"], row["method"], row["metric"]) == (name, "good", "HR@10")
+        )
+        pairs = remembered[inside]
+        good, bad = (sum(of_user[method][pair] for pair in pairs) for method in ("good", "bad"))
+        assert row["rows"] == len(pairs)
+        assert row["mean"] == pytest.approx(good / len(pairs))
+        assert row["difference"] == pytest.approx((good - bad) / len(pairs))
+        assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    assert re.search(r"^no: good +\d+ +HR@10 ", capsys.readouterr().out, re.M)
+
+
 def test_the_order_of_rows_changes_nothing(world, tmp_path):
     rows = read_predictions(world / "baselines/good/predictions.jsonl")
     one, other = write(tmp_path / "one/x", rows), write(tmp_path / "other/x", rows[::-1])

@@ -13,6 +13,7 @@ from sklearn.metrics import ndcg_score
 
 from minionerec.errors import UserError
 from minionerec.evaluation import metrics, statistics
+from minionerec.evaluation import slices as slices_of_rows
 from minionerec.evaluation.exposure import exposure
 from minionerec.evaluation.metrics import KS, row_metrics
 from minionerec.evaluation.scoring import score_predictions
@@ -402,3 +403,32 @@ def test_curves_of_a_log_without_numbers_are_refused(tmp_path):
         UserError, match="cannot be drawn, the log has no row with 'step' and a loss or metric$"
     ):
         curves([{"epochs": 1}], tmp_path / "a.png")
+
+
+def test_rows_are_parted_by_whether_train_goes_from_their_last_item_straight_to_the_target():
+    """Train goes a -> b -> a and b -> c; the third row's target came after its last item, but not directly."""
+    pairs = slices_of_rows.pairs_of([[0, 1, 0], [1, 2]], ["a", "b", "c", "d"])
+    rows = [prediction("u", target, ["a", "b"]) for target in "bcca"]
+    histories = [["c", "a"], ["b"], ["a"], ["d"]]
+    scored = score_predictions(
+        rows, None, list("abcd"), {}, histories, bootstrap_samples=0, train_pairs=pairs
+    )
+    assert {name: row["count"] for name, row in scored["slices"]["pair_in_train"].items()} == {
+        "yes": 2,
+        "no": 2,
+    }
+    assert scored["slice_intervals"] == {}
+
+
+def test_a_slices_interval_is_that_of_its_rows_alone_when_every_user_is_in_one_slice():
+    """Users of one slice drawn among all users, against the plain bootstrap of this slice's users."""
+    rng = np.random.default_rng(0)
+    names = ["yes"] * 150 + ["no"] * 250
+    users = [f"u{row // 2}" for row in range(400)]
+    values = {"HR@10": rng.integers(0, 2, 400).astype(float), "NDCG@10": rng.random(400)}
+    found = slices_of_rows.slice_intervals(values, {"kind": names}, users, 4_000, 1)["kind"]
+    for name, rows in (("yes", slice(0, 150)), ("no", slice(150, 400))):
+        part = {key: of_key[rows] for key, of_key in values.items()}
+        expected = statistics.bootstrap_intervals(part, users[rows], 4_000, 2)
+        for key in values:
+            assert found[name][key] == pytest.approx(expected[key], abs=0.01)

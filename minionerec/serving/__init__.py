@@ -1,0 +1,1 @@
+"""From a checkpoint to recommendations that people use: Python, files, a server, exports."""
