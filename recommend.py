@@ -54,7 +54,10 @@ def main() -> None:
     request = batch.read_request(filters, int(k))
     attributes = flags.get("attributes")
     if asked == ["history"]:
-        recommend(experiment, history_ids(flags["history"]), int(k), request, attributes)
+        history = history_ids(flags["history"])
+        if not history:
+            raise UserError(f"--history: got '{flags['history']}', expected item ids with commas")
+        recommend(experiment, history, int(k), request, attributes)
     else:
         to_file(experiment, flags, request)
 
@@ -62,17 +65,11 @@ def main() -> None:
 def history_ids(text: str) -> list[str]:
     """The item ids of ``--history``; one that holds a comma stands in double quotes.
 
-    Raises:
-        UserError: there are none.
-
     >>> history_ids('12, "bolts, long" ,7')
     ['12', 'bolts, long', '7']
     """
     words = next(csv.reader([text], skipinitialspace=True), [])
-    history = [word.strip() for word in words if word.strip()]
-    if not history:
-        raise UserError(f"--history: got '{text}', expected item ids with commas")
-    return history
+    return [word.strip() for word in words if word.strip()]
 
 
 def recommend(
