@@ -52,6 +52,7 @@ from minionerec.experiment.lineage import (
     open_stage,
     require_stage,
     require_unchanged,
+    ways_out,
 )
 from minionerec.experiment.lock import locked
 from minionerec.experiment.manifest import Parent, read_manifest, verify
@@ -207,8 +208,8 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
         changed.append(f"files of sids.encoder: sha256 {before[:12]} -> {now[:12]}")
     if changed:
         raise UserError(
-            f"{final}: was made with other settings ({'; '.join(changed)}); "
-            "delete it, or give this experiment another name with --name NAME"
+            f"{final}: was made with other settings ({'; '.join(changed)}); restore them, or "
+            f"run again {ways_out(experiment, 'embeddings')}"
         )
     check_sources(final, manifest)
     if not data.exists():
@@ -218,7 +219,7 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
     if not holds(experiment, final):
         raise UserError(
             f"{final}: was made from other items than {data} now holds; "
-            "delete it and run `bash rqvae/rqvae.sh` again"
+            "run `bash rqvae/rqvae.sh` with --redo embeddings"
         )
     return False
 

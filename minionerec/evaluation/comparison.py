@@ -19,6 +19,7 @@ from minionerec.evaluation.methods import Method, notes_on
 from minionerec.evaluation.metrics import KEYS
 from minionerec.evaluation.rankings import Ranking, check_rows
 from minionerec.evaluation.statistics import bootstrap_intervals, holm, paired_difference
+from minionerec.evaluation.terms import footnotes, terms_of
 from minionerec.experiment.manifest import read_manifest
 
 LEVEL = 0.05  # two-sided, after Holm's correction over all printed comparisons
@@ -48,6 +49,7 @@ def compared(
         "slices": slices(methods, reference, keys, users, samples),
         "beam_widths": beam_widths(methods),
         "notes": notes_on(methods),
+        "footnotes": footnotes({m.name: terms_of(m.rankings[0].path) for m in methods}),
     }
 
 
@@ -166,7 +168,6 @@ def check_comparable(rankings: Sequence[Ranking]) -> None:
                 f"{other.path}: ranks the {split} split, {first.path} the "
                 f"{first.metrics['split']} split; compare rankings of the same split"
             )
-        check_same_task(first, other)
         check_same_data(first, other)
         check_rows(other.path / "predictions.jsonl", other.pairs, first.pairs, str(first.path))
 
@@ -184,20 +185,6 @@ def check_copies(rankings: Sequence[Ranking]) -> None:
         first = first_with.setdefault(ranking.digest, ranking)
         if first is not ranking:
             raise UserError(f"{ranking.path}: is a copy of {first.path}; name one of them")
-
-
-def check_same_task(first: Ranking, other: Ranking) -> None:
-    """Refuse lists without what users had beside lists with it: they answer other questions.
-
-    Raises:
-        UserError: naming the two.
-    """
-    sides = (first.excludes_history, other.excludes_history)
-    if None not in sides and sides[0] != sides[1]:
-        raise UserError(
-            f"{other.path}: was ranked with evaluate.exclude_history {str(sides[1]).lower()}, "
-            f"{first.path} with {str(sides[0]).lower()}; rank both alike"
-        )
 
 
 def check_same_data(first: Ranking, other: Ranking) -> None:

@@ -43,7 +43,6 @@ class Ranking:
     item_level: Values  # what is measured, in the order of the pairs
     longest: int  # items in the longest list
     digest: str | None  # of its manifest; None where the pipeline did not write it
-    excludes_history: bool | None  # evaluate.exclude_history it was made with; None if unknown
 
 
 def is_ranking(path: Path) -> bool:
@@ -87,15 +86,7 @@ def read_ranking(path: Path) -> Ranking:
         item_level={key: values[key][order] for key in KEYS if key in metrics},
         longest=max(len(row["item_ids"]) for row in rows),
         digest=manifest.get("manifest_sha256"),
-        excludes_history=excludes_history(manifest, metrics),
     )
-
-
-def excludes_history(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool | None:
-    """Whether what a user had was left out of its list; None where nothing says so."""
-    settings = manifest.get("settings", {})
-    found = settings.get("evaluate.exclude_history", metrics.get("exclude_history"))
-    return found if isinstance(found, bool) else None
 
 
 def parent(path: Path, manifest: Mapping[str, Any], stage: str) -> Path | None:

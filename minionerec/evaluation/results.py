@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minionerec.errors import UserError
 from minionerec.evaluation.statistics import compare
 from minionerec.experiment.lineage import check_parents, require_own_name, require_stage
 from minionerec.experiment.manifest import verify
@@ -33,7 +32,6 @@ class Result:
     directory: Path  # holds metrics.json and predictions.jsonl
     metrics: dict[str, Any]
     is_baseline: bool
-    excludes_history: bool  # evaluate.exclude_history it was made with
     sid_of: dict[str, list[int]] | None  # item -> SID, None for a ranker that knows items apart
 
     @cached_property
@@ -57,8 +55,8 @@ def results(experiment: Experiment) -> list[Result]:
     """Baselines first (in the order of the settings), then SFT, RL and further checkpoints.
 
     Raises:
-        UserError: a directory is damaged, stands under another's name, was made from others than
-            those on disk, or only some leave out what users had.
+        UserError: a directory is damaged, stands under another's name, or was made from others than
+            those on disk.
     """
     sids = read_sids(experiment)
     baselines = []
@@ -67,24 +65,9 @@ def results(experiment: Experiment) -> list[Result]:
     models = []
     for file in sorted(stage_path(experiment, "evaluate").glob("[!.]*-test/metrics.json")):
         models.append(read_result(file.parent, False, sids))
-    check_same_task([*baselines, *models])
     methods = list(experiment.baselines.methods)
     titles = list(TITLES.values())
     return [*in_order(baselines, methods), *in_order(models, titles)]
-
-
-def check_same_task(found: Sequence[Result]) -> None:
-    """Refuse one table of lists with and of lists without what users had.
-
-    Raises:
-        UserError: naming one of each.
-    """
-    by_task = {result.excludes_history: result.directory for result in found}
-    if len(by_task) > 1:
-        raise UserError(
-            f"{by_task[True]}: was ranked with evaluate.exclude_history true, {by_task[False]} "
-            "with false; delete one of them and rank again, both alike"
-        )
 
 
 def in_order(found: Sequence[Result], names: Sequence[str]) -> list[Result]:
@@ -107,8 +90,7 @@ def read_result(directory: Path, is_baseline: bool, sids: dict[str, list[int]] |
     if not is_baseline:
         name = title_of(str(manifest["settings"]["evaluate.checkpoint"]), directory)
     sid_of = sids if "sids_sha256" in metrics else None
-    excludes = bool(manifest["settings"].get("evaluate.exclude_history"))
-    return Result(name, directory, metrics, is_baseline, excludes, sid_of)
+    return Result(name, directory, metrics, is_baseline, sid_of)
 
 
 def title_of(checkpoint: str, directory: Path) -> str:

@@ -122,6 +122,13 @@ class DataSettings(Settings):
             "'%m/%d/%Y %I:%M:%S %p' (Python's strptime); empty: recognised"
         ),
     )
+    missing_title: Literal["drop", "id", "error"] = Field(
+        "drop",
+        description=(
+            "tables only: items without a title are dropped with their interactions and counted "
+            "(drop, paper), have their id for one (id), or stop the stage (error)"
+        ),
+    )
     split: Literal["global_time", "leave_one_out", "own"] = Field(
         "global_time",
         description=(
@@ -919,9 +926,12 @@ class BaselineSettings(Settings):
     """Baselines on the same split and evaluator."""
 
     methods: list[BaselineName] = Field(
-        list(BASELINES),
+        [*(name for name, row in BASELINES.items() if row.module == "rules"), "sasrec"],
         min_length=1,
-        description="which to run; text_knn, tgh and tiger need stage 1",
+        description=(
+            "which to run; text_knn, tgh and tiger need stage 1. The default fits a CPU: tgh, "
+            "gru4rec, hstu and tiger take from minutes to hours there"
+        ),
     )
     hidden_size: list[Count] = Field(
         [128],

@@ -184,7 +184,7 @@ TRIES: list[tuple[str, Callable[[Path], None], str]] = [
     ("times with separators of thousands", edit("interactions", lambda t: t.assign(timestamp=[f"{int(v):,}" for v in t["timestamp"]])), "timestamp: got '1,600,000,000'"),
     ("one time in milliseconds", put("interactions", "timestamp", 3, "1600000003000"), "looks like seconds at .*milliseconds at"),
     ("a rating that is infinite", edit("interactions", lambda t: t.assign(rating=["inf", *["4"] * 29])), "rating: got 'inf'"),
-    ("ratings with a decimal comma", edit("interactions", lambda t: t.assign(rating="4,5")), "rating: got '4,5'"),
+    ("ratings with a decimal comma", edit("interactions", lambda t: t.assign(rating="4,5")), "note: .*:2: rating: '4,5' is read with a decimal comma"),
     ("a cell too many", replace("interactions", lambda content: content.replace(b"u2,", b"u2,x,", 1)), "got 4 cells, expected 3"),
     ("a comment above the header", replace("interactions", lambda content: b"# of 2024\n" + content), "got 3 cells, expected 1"),
     ("tabs under .csv", replace("interactions", lambda content: content.replace(b",", b"\t")), "its cells are separated by a tab"),

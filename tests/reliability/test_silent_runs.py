@@ -33,6 +33,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import evaluation_path, parts_path, stage_path
 from minionerec.model import ranking
 from minionerec.model.policy import POLICY_FILE, Policy
+from minionerec.pages import summary
 from minionerec_trainer import RankingTrainer
 from tests.reliability.test_lineage import refused
 from tests.worlds import tiny_run
@@ -324,21 +325,19 @@ def test_a_part_of_another_run_is_no_part(tmp_path):
     assert parts.read_part(tmp_path / "b", 0) is None
 
 
-def test_lists_with_and_without_what_users_had_are_not_compared(made, tmp_path):
-    """They answer other questions; neither in one table nor side by side."""
+def test_lists_with_and_without_what_users_had_are_told_apart(made, tmp_path, capsys):
+    """They answer other questions: in one table and side by side they carry a mark and a line."""
     experiment = copied(made, tmp_path, **{"evaluate.exclude_history": True})
     shutil.rmtree(evaluation_path(experiment))
     run_stage("evaluate", evaluate.rank_and_fuse, experiment)
     own = evaluation_path(experiment)
     rule = stage_path(experiment, "baselines") / "popularity"
-    said = refused(lambda: results(experiment))
-    assert said.startswith(
-        f"{own}: was ranked with evaluate.exclude_history true, {rule} with false;"
-    )
-    said = refused(lambda: compare.main([str(own), str(rule)]))
-    assert said == (
-        f"{rule}: was ranked with evaluate.exclude_history false, {own} with true; rank both alike"
-    )
+    capsys.readouterr()
+    summary.main(experiment)
+    compare.main([str(own), str(rule), "--samples", "100"])
+    said = capsys.readouterr().out
+    assert "exclude_history: false for popularity; true for SFT: not measured alike" in said
+    assert "exclude_history: true for sft; false for popularity: not measured alike" in said
 
 
 def test_a_baseline_of_the_first_versions_is_known_by_its_metrics(made, tmp_path):
