@@ -1,6 +1,7 @@
 """Stage 2: supervised fine-tuning on next-item and language tasks (paper, section on SFT).
 
     bash sft.sh --config configs/quickstart.yaml [--section.key value ...]
+    bash sft.sh --config configs/quickstart.yaml --dry_run        # what it costs; writes nothing
     ACCELERATE_CONFIG=configs/accelerate/ddp.yaml bash sft.sh --config ...
 
 Reads runs/<name>/{data,sids}, writes runs/<name>/sft: a plain Hugging Face checkpoint with the SID
@@ -13,14 +14,15 @@ from its last checkpoint in runs/<name>/sft.partial.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import minionerec_trainer as trainers
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.rows import mixture
-from minionerec.catalogue.samples import fixed_subset, window_samples
+from minionerec.catalogue.samples import held_out, window_samples
 from minionerec.errors import one_line_errors
-from minionerec.evaluation.ranking import validator
+from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -36,10 +38,11 @@ from minionerec.training.callbacks import early_stopping
 
 def main() -> None:
     """Read the command line and make the stage."""
-    run_stage("sft", train, read_command_line(__doc__, own=())[0])
+    experiment, flags = read_command_line(__doc__, own=("dry_run",))
+    run_stage("sft", partial(train, dry_run="dry_run" in flags), experiment)
 
 
-def train(experiment: Experiment, path: Path) -> None:
+def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     """Data, model, trainer, checkpoint: from top to bottom."""
     s = experiment.sft
     processes.quiet_libraries()
@@ -51,7 +54,7 @@ def train(experiment: Experiment, path: Path) -> None:
     samples = catalogue.samples
     policy = Policy.create(catalogue, s.dropout)
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
-    targets = samples.splits["train"]
+    targets, _ = held_out(samples.splits["train"], s.holdout_for_rl)
     if s.rows == "per_user":
         longest = experiment.data.max_history
         targets = window_samples(samples.train_sequences, longest, experiment.seed)
@@ -75,11 +78,7 @@ def train(experiment: Experiment, path: Path) -> None:
         eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)),
         total_steps=steps_per_epoch * s.epochs,
     )
-    valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    unwanted = None
-    if experiment.evaluate.exclude_history:
-        unwanted = fixed_subset(catalogue.seen("valid"), s.eval_rows, experiment.seed)
-    validate = validator(policy, valid, s.eval_beams, arguments.device, unwanted)
+    validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     settings = settings_of(experiment, "sft")
     trainer = trainers.SFTTrainer(
         model,
@@ -96,7 +95,7 @@ def train(experiment: Experiment, path: Path) -> None:
     if s.soft_labels:
         batches = list(itertools.islice(trainer.batches, 8))
         say(soft_labels.price(rows, batches, trainer.data_collator))
-    run.train_or_resume(trainer)
+    run.train_or_resume(trainer, num_valid, dry_run)
 
     # Save the best
     best = trainer.state.best_metric

@@ -47,7 +47,7 @@ from minionerec.experiment.files import (
     sha256_file,
     write_json,
 )
-from minionerec.experiment.lineage import check_sources, open_stage, require_stage
+from minionerec.experiment.lineage import check_sources, open_stage, require_stage, ways_out
 from minionerec.experiment.lock import locked
 from minionerec.experiment.manifest import Parent, read_manifest, verify
 from minionerec.experiment.run import is_main_process, run_stage, say
@@ -193,8 +193,8 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
         changed.append(f"files of sids.encoder: sha256 {before[:12]} -> {now[:12]}")
     if changed:
         raise UserError(
-            f"{final}: was made with other settings ({'; '.join(changed)}); "
-            "delete it, or give this experiment another name with --name NAME"
+            f"{final}: was made with other settings ({'; '.join(changed)}); restore them, or "
+            f"run again {ways_out(experiment, 'embeddings')}"
         )
     if not data.exists():
         return True
@@ -203,7 +203,7 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
     if not holds(experiment, final):
         raise UserError(
             f"{final}: was made from other items than {data} now holds; "
-            "delete it and run `bash rqvae/rqvae.sh` again"
+            "run `bash rqvae/rqvae.sh` with --redo embeddings"
         )
     return False
 

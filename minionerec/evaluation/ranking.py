@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.samples import Sample, fixed_subset
 from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.trie import SidTrie
 from minionerec.evaluation.metrics import KS, row_metrics
@@ -52,14 +52,36 @@ def sid_of(sids: SidTable) -> dict[str, tuple[int, ...]]:
     return dict(zip(sids.item_ids, sids.codes, strict=True))
 
 
+def stage_validator(
+    policy: Policy, num_rows: int, num_beams: int, device: torch.device
+) -> tuple[Callable[..., dict[str, float]], int]:
+    """``validator`` on the fixed sample of validation rows that a stage looks at, and its size.
+
+    Args:
+        policy: how the model is asked.
+        num_rows: of the sample; 0: all.
+        num_beams: items to rank for each.
+        device: where the model will be.
+    """
+    catalogue = policy.catalogue
+    experiment = catalogue.experiment
+    valid = fixed_subset(catalogue.samples.splits["valid"], num_rows, experiment.seed)
+    unwanted = None
+    if experiment.evaluate.exclude_history:
+        unwanted = fixed_subset(catalogue.seen("valid"), num_rows, experiment.seed)
+    return validator(policy, valid, num_beams, device, unwanted), len(valid)
+
+
 def validator(
     policy: Policy,
     samples: Sequence[Sample],
     num_beams: int,
     device: torch.device,
     unwanted: Unwanted | None = None,
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
     """A function model -> HR@K, NDCG@K (K up to ``num_beams``) and top-10 coverage.
+
+    A second argument lets it rank only so many of the samples.
 
     Args:
         policy: how the model is asked.
@@ -72,18 +94,19 @@ def validator(
     groups = sid_of(sids)
     trie = policy.trie.to(device)
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, most: int | None = None) -> dict[str, float]:
+        chosen = samples[:most]
         ranker = Ranker(
             model,
-            samples,
+            chosen,
             policy.renderer,
             trie,
             num_beams,
             normalize=policy.normalize,
             unwanted=unwanted,
         )
-        leaves, scores = rank(ranker)
-        records = predictions(samples, leaves, scores, trie, sids.item_ids, unwanted)
+        leaves, scores = rank(ranker, "validation")
+        records = predictions(chosen, leaves, scores, trie, sids.item_ids, unwanted)
         item_level, _ = row_metrics(records, groups)
         shown = {}
         for k in KS:

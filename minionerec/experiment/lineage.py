@@ -26,6 +26,8 @@ from minionerec.experiment.stages import (
     stage_path,
 )
 
+# What --redo calls the stages that another stage's command makes on its way
+REDONE = {"baseline_networks": "baselines", "baseline_tiger": "baselines", "fusion": "evaluate"}
 EXEMPT = OF_EACH_STAGE | WITHOUT_EFFECT  # may differ from what a parent was made with
 
 
@@ -134,8 +136,8 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None, **fact
     changed = settings_difference(manifest["settings"], settings_of(experiment, stage))
     if changed:
         raise UserError(
-            f"{path}: was made with other settings ({'; '.join(changed)}); "
-            f"delete it, or give this experiment another name with --name NAME"
+            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or "
+            f"run again {ways_out(experiment, stage)}"
         )
     check_parents(path, manifest)
     check_sources(path, manifest)
@@ -224,9 +226,18 @@ def check_settings(experiment: Experiment, path: Path, manifest: dict[str, Any])
     changed = settings_difference(before, {key: now[key] for key in before})
     if changed:
         raise UserError(
-            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or give "
-            f"this experiment another name with --name NAME and run `{_maker(manifest)}` first"
+            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or run "
+            f"`{_maker(manifest)}` first {ways_out(experiment, manifest['stage'])}"
         )
+
+
+def ways_out(experiment: Experiment, stage: str) -> str:
+    """What to run a command with whose settings are not those of a finished stage."""
+    run = stage_path(experiment, stage).parent
+    return (
+        f"with --redo {REDONE.get(stage, stage)} (makes it and what follows again), or with "
+        f"--name NAME --from {run} (another experiment that shares what is the same)"
+    )
 
 
 def check_sources(path: Path, manifest: dict[str, Any]) -> None:
@@ -238,8 +249,9 @@ def check_sources(path: Path, manifest: dict[str, Any]) -> None:
     for name, before in manifest.get("sources", {}).items():
         if Path(name).exists() and fingerprint(Path(name)) != before:
             raise UserError(
-                f"{path}: {name} has changed since it was read; delete {path} and run "
-                f"`{_maker(manifest)}` again, or give this experiment another name with --name NAME"
+                f"{path}: {name} has changed since it was read; run `{_maker(manifest)}` again "
+                f"with --redo {REDONE.get(manifest['stage'], manifest['stage'])}, or give this "
+                "experiment another name with --name NAME"
             )
 
 

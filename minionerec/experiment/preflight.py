@@ -41,24 +41,34 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: anything that would stop the stage later.
     """
-    if not argv or argv[0] not in NAMES:
-        raise UserError(
-            f"preflight: got '{argv[0] if argv else ''}', expected one of {', '.join(NAMES)}"
-        )
-    stage = argv[0]
+    stage = check_stage(argv)
     if {"-h", "--help"} & set(argv):
         print(usage_of(ROOT / STAGES[stage].script) + "\n\n" + describe_settings())
         return NOTHING_TO_DO
-    experiment, _ = read_command_line(__doc__, argv[1:], own=())
+    own = ("dry_run",) if stage in TRAINED else ()
+    experiment, _ = read_command_line(__doc__, argv[1:], own)
     if is_finished(experiment, stage):
         forget_interrupted(experiment, stage)
         print(
-            f"{path_of(experiment, stage)} is there already, made with these settings; delete it "
-            f"to make it again. Next: `{next_command(stage)}` with the same --config"
+            f"{path_of(experiment, stage)} is there already, made with these settings; --redo "
+            f"{stage} makes it again. Next: `{next_command(stage)}` with the same --config"
         )
         return NOTHING_TO_DO
     require_inputs(experiment, stage)
     return 0
+
+
+def check_stage(argv: list[str]) -> str:
+    """The stage that the first word names.
+
+    Raises:
+        UserError: it names none.
+    """
+    if not argv or argv[0] not in NAMES:
+        raise UserError(
+            f"preflight: got '{argv[0] if argv else ''}', expected one of {', '.join(NAMES)}"
+        )
+    return argv[0]
 
 
 def usage_of(script: Path) -> str:

@@ -441,7 +441,7 @@ def test_the_same_texts_are_not_embedded_again_when_the_data_is_made_again(
     with pytest.raises(
         UserError,
         match=re.escape(
-            f"{folder}: was made from other items than {folder.parent / 'data'} now holds; delete"
+            f"{folder}: was made from other items than {folder.parent / 'data'} now holds; run `bash"
         ),
     ):
         embed_items.main(experiment)
@@ -543,7 +543,7 @@ def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder)
     (encoder / "README.md").write_text("retrained")
     with pytest.raises(
         UserError,
-        match=r"was made with other settings \(files of sids.encoder: sha256 \w{12} -> \w{12}\); delete",
+        match=r"was made with other settings \(files of sids.encoder: sha256 \w{12} -> \w{12}\); restore",
     ):
         embed_items.main(experiment)
     other = experiment.changed({"sids.max_text_tokens": 9})

@@ -54,7 +54,8 @@ def read_table(path: Path, wanted: dict[str, str]) -> Table:
             read = _read_text(path, wanted)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: is not UTF-8 text ({error.reason}); convert it to UTF-8"
+            f"{path}: is not UTF-8 text ({error.reason}); convert it to UTF-8 "
+            "(in Excel: Save as, 'CSV UTF-8')"
         ) from None
     except DAMAGED as error:
         raise UserError(f"{path}: is damaged or cut off ({error}); copy it again") from None
@@ -73,7 +74,8 @@ def kind_of(path: Path) -> str:
     for suffix in (*PLAIN_SUFFIXES, ".parquet"):
         if name.endswith((suffix, f"{suffix}.gz")) and not name.endswith(".parquet.gz"):
             return suffix
-    raise UserError(f"{path}: unknown kind of table, expected one of {', '.join(SUFFIXES)}")
+    hint = "; in Excel: Save as, 'CSV UTF-8'" if name.endswith((".xlsx", ".xls")) else ""
+    raise UserError(f"{path}: unknown kind of table, expected one of {', '.join(SUFFIXES)}{hint}")
 
 
 def is_table(path: Path) -> bool:

@@ -98,7 +98,9 @@ def require_columns(table: Table, needed: Sequence[str], names: dict[str, str]) 
     """
     item_side = "title" in needed
     ours_here = ITEM_COLUMNS if item_side else INTERACTION_COLUMNS
-    wanted = [*needed, *(name for name in names if name in ours_here)]
+    # A column that is named as it is anyway is no demand for one
+    named = [name for name, theirs in names.items() if theirs != name and name in ours_here]
+    wanted = [*needed, *named]
     lacking = [ours for ours in dict.fromkeys(wanted) if ours not in table.columns]
     if lacking and table.first_line:
         raise UserError(
