@@ -191,7 +191,7 @@ def check_hostile(client, path, body):
         assert len(answer["error"]) < 400
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [60, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_body_ends_in_a_crash_or_a_fault_of_the_server(client, examples):
     @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(BODIES)
