@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import (
 
 from minionerec.errors import UserError
 from minionerec.experiment.files import TIMING, append_log
-from minionerec.experiment.lineage import check_parents
+from minionerec.experiment.lineage import check_parents, check_sources
 from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
@@ -184,6 +184,8 @@ def train_or_resume(trainer: Trainer, validation_rows: int, dry_run: bool) -> No
                 f"({'; '.join(changed)}); restore them, or delete it to start again"
             )
         check_parents(last, manifest)
+        # Adapters, and what an optimiser remembers, belong to the weights that they started from
+        check_sources(last, manifest)
         say(f"continuing from {last}")
     # From here on a signal ends in a checkpoint; before, there is nothing to save
     start = time.perf_counter()
