@@ -53,8 +53,8 @@ def code_rows(
     rows: list[Row] = []
     for task, share in wanted.items():
         found = []
-        for token, words in pairs:
-            row = code_row(task, token, words, tokenizer, renderer)
+        for token, text in pairs:
+            row = code_row(task, token, text, tokenizer, renderer)
             found.append(row)
         rows += found * int(share)
         rest = round((share - int(share)) * len(found))
