@@ -35,6 +35,7 @@ from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run, soft_labels
 from minionerec.training.callbacks import early_stopping
+from minionerec.training.code_words import code_rows
 
 
 def main() -> None:
@@ -62,6 +63,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         longest = experiment.data.max_history
         targets = window_samples(samples.train_sequences, longest, experiment.seed)
     rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
+    rows += code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
     recipe = soft_labels.Recipe.of(s.soft_labels)
     if s.soft_labels:
         rows = soft_labels.taught(catalogue, rows, policy.renderer, recipe)

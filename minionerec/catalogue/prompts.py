@@ -227,6 +227,10 @@ class Renderer:
             )
         return ids
 
+    def start(self, text: str) -> list[int]:
+        """Token ids of any text where a prompt begins; SID tokens in it are tokens."""
+        return self._bos + self._encode(text)
+
     def completion(self, task: str, target: int) -> list[int]:
         """Token ids that the model must produce, end-of-sequence included.
 

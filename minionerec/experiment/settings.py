@@ -30,6 +30,7 @@ from minionerec.errors import UserError
 from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.choices import (
     BaselineName,
+    CodeTask,
     Column,
     ExpertName,
     FusionKey,
@@ -492,7 +493,7 @@ class ModelSettings(Settings):
 class SFTSettings(Settings):
     """Stage 2: supervised fine-tuning."""
 
-    tasks: dict[Task, Share] = Field(
+    tasks: dict[Task | CodeTask, Share] = Field(
         {
             "sid_to_sid": 1.0,
             "sid_to_title": 1.0,
@@ -502,7 +503,7 @@ class SFTSettings(Settings):
         },
         description=(
             "task -> share of its rows used per epoch; 0 or absent: off, 2: twice (paper: tasks 1"
-            " to 5 together)"
+            " to 5 together); words_to_code and code_to_words have a row for every code (TS-Rec)"
         ),
     )
     epochs: int = Field(10, ge=1, description="passes over the rows (paper)")

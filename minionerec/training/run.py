@@ -31,6 +31,11 @@ from minionerec.training import price
 from minionerec.training.callbacks import StepProgress
 from minionerec.training.checkpoints import last_checkpoint, step_of
 
+# Renamed in transformers 5.2x; the ranges of requirements.txt hold both
+CHECKPOINTING = "gradient_checkpointing"
+if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
+    CHECKPOINTING = "activation_checkpointing"
+
 
 def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
     """Rows per forward and process, and forwards per optimiser step.
@@ -114,7 +119,7 @@ def training_arguments(
         run_name=experiment.name,
         # Rows are objects of ours, not columns of a data set
         remove_unused_columns=False,
-        activation_checkpointing=experiment.model.gradient_checkpointing,
+        **{CHECKPOINTING: experiment.model.gradient_checkpointing},
         # ``StepProgress`` has a bar of its own, and lines for a log file
         disable_tqdm=True,
         log_level_replica="error",
