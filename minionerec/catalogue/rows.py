@@ -13,6 +13,7 @@ import numpy as np
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
+from minionerec.experiment.choices import CODE_TASKS
 
 ITEM_TASKS = ("sid_to_title", "title_to_sid", "description_to_sid")  # that show a single item
 FEW = 200_000  # rows; rendered they are half a gigabyte
@@ -144,7 +145,8 @@ def mixture(
     rows are rendered once and kept, more whenever they are read.
     """
     rng = np.random.default_rng(seed)
-    tasks = [task for task, share in shares.items() if share]
+    # Rows of codes are no rows of items (minionerec/training/code_words.py)
+    tasks = [task for task, share in shares.items() if share and task not in CODE_TASKS]
     parts: list[np.ndarray] = []
     sizes = []
     for task in tasks:
