@@ -53,6 +53,7 @@ class Rows(Sequence[Row]):
         tasks: the names that ``of_row`` numbers.
         of_row: ``(rows,)`` the task of each.
         numbers: ``(rows,)`` the sample that a row is of, or the item where a task shows one.
+        more: rendered rows behind them.
     """
 
     def __init__(
@@ -62,16 +63,29 @@ class Rows(Sequence[Row]):
         numbers: np.ndarray,
         samples: Sequence[Sample],
         renderer: Renderer,
+        more: Sequence[Row] = (),
     ):
         self.tasks = tasks
         self.of_row = of_row
         self.numbers = numbers
         self.samples = samples
         self.renderer = renderer
+        self.more = more
 
     def __len__(self) -> int:
         """How many rows there are."""
-        return len(self.numbers)
+        return len(self.numbers) + len(self.more)
+
+    def __add__(self, more: list[Row]) -> Rows:
+        """The same rows with others behind them."""
+        return Rows(
+            self.tasks,
+            self.of_row,
+            self.numbers,
+            self.samples,
+            self.renderer,
+            [*self.more, *more],
+        )
 
     @overload
     def __getitem__(self, number: int) -> Row: ...
@@ -83,8 +97,18 @@ class Rows(Sequence[Row]):
         """Render one row, or several."""
         if isinstance(number, slice):
             return [self[place] for place in range(len(self))[number]]
+        number = range(len(self))[number]
+        if number >= len(self.numbers):
+            return self.more[number - len(self.numbers)]
         task = self.tasks[int(self.of_row[number])]
         return row_of(task, int(self.numbers[number]), self.samples, self.renderer)
+
+    def longest_possible(self) -> int:
+        """Tokens that no row has more of: a renderer keeps to its limit, nothing is rendered."""
+        longest = self.renderer.max_tokens
+        for row in self.more:
+            longest = max(longest, len(row.prompt) + len(row.completion))
+        return longest
 
     def surely_fit(self, num_items: int) -> bool:
         """Whether each item's prompt fits by itself: then no row can be too long to render."""
@@ -138,7 +162,7 @@ def mixture(
     renderer: Renderer,
     num_items: int,
     seed: int,
-) -> Sequence[Row]:
+) -> list[Row] | Rows:
     """The rows of several tasks together.
 
     A share of .3 is a fixed random 30 % of a task's rows, 2 is all of them twice. Up to ``FEW``

@@ -27,11 +27,21 @@ def find_targets(rows: RankedRows, groups: np.ndarray | None) -> RowPlaces:
             two are tied.
     """
     found = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
+    for start in range(
+        0,
+        len(rows),
+        ROWS_AT_ONCE,
+    ):
         block = slice(start, start + ROWS_AT_ONCE)
         items = without_repeats(rows.items[block])
         targets = rows.targets[block, None]  # (B, 1)
-        found.append(_places(items, targets, groups))
+        found.append(
+            _places(
+                items,
+                targets,
+                groups,
+            )
+        )
     # A place is one number, whose digits to this base are its three, plus 1
     base = rows.items.shape[1] + 2
     digits = (np.concatenate(found) + 1) @ np.array([base * base, base, 1])  # (n,)
@@ -44,9 +54,21 @@ def find_targets(rows: RankedRows, groups: np.ndarray | None) -> RowPlaces:
         if sid_rank < 0:
             places.append(NOWHERE)
         elif first < 0:
-            places.append(Place(None, None, sid_rank))
+            places.append(
+                Place(
+                    None,
+                    None,
+                    sid_rank,
+                )
+            )
         else:
-            places.append(Place(first, size, sid_rank))
+            places.append(
+                Place(
+                    first,
+                    size,
+                    sid_rank,
+                )
+            )
     return RowPlaces(places, of_row)
 
 
@@ -84,7 +106,11 @@ def without_repeats(items: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _places(items: np.ndarray, targets: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def _places(
+    items: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray | None,
+) -> np.ndarray:
     """``(B, 3)`` first place of the target's tie group, its size, its rank in SIDs; -1 for None."""
     width = items.shape[1]
     place = np.arange(width)
@@ -93,25 +119,69 @@ def _places(items: np.ndarray, targets: np.ndarray, groups: np.ndarray | None) -
         alike = is_target
         rank = alike.argmax(axis=1)
     else:
-        of_item = np.where(items == NOTHING, NOTHING, groups[items])
+        of_item = np.where(
+            items == NOTHING,
+            NOTHING,
+            groups[items],
+        )
         alike = of_item == groups[targets]
         rank = _distinct_before(of_item, alike.argmax(axis=1))
     listed = is_target.any(axis=1)
     at = is_target.argmax(axis=1)[:, None]  # (B, 1)
     # The run of items with the target's SID around it ends at the nearest others on both sides
-    before = np.where(~alike & (place < at), place, -1).max(axis=1, initial=-1)
-    after = np.where(~alike & (place > at), place, width).min(axis=1, initial=width)
-    first = np.where(listed, before + 1, -1)
-    size = np.where(listed, after - before - 1, -1)
-    return np.stack([first, size, np.where(alike.any(axis=1), rank, -1)], axis=1)
+    before = np.where(
+        ~alike & (place < at),
+        place,
+        -1,
+    ).max(axis=1, initial=-1)
+    after = np.where(
+        ~alike & (place > at),
+        place,
+        width,
+    ).min(axis=1, initial=width)
+    first = np.where(
+        listed,
+        before + 1,
+        -1,
+    )
+    size = np.where(
+        listed,
+        after - before - 1,
+        -1,
+    )
+    return np.stack(
+        [
+            first,
+            size,
+            np.where(
+                alike.any(axis=1),
+                rank,
+                -1,
+            ),
+        ],
+        axis=1,
+    )
 
 
 def _distinct_before(groups: np.ndarray, at: np.ndarray) -> np.ndarray:
     """``(B,)`` how many different groups stand before a place in each row of ``(B, W)``."""
-    order = np.argsort(groups, axis=1, kind="stable")
-    ordered = np.take_along_axis(groups, order, axis=1)
+    order = np.argsort(
+        groups,
+        axis=1,
+        kind="stable",
+    )
+    ordered = np.take_along_axis(
+        groups,
+        order,
+        axis=1,
+    )
     is_new = np.ones(groups.shape, bool)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     is_first = np.zeros(groups.shape, bool)  # of its group in the row
-    np.put_along_axis(is_first, order, is_new, axis=1)
+    np.put_along_axis(
+        is_first,
+        order,
+        is_new,
+        axis=1,
+    )
     return (is_first & (np.arange(groups.shape[1]) < at[:, None])).sum(axis=1)

@@ -51,7 +51,11 @@ class Histories(NamedTuple):
     def last(self) -> np.ndarray:
         """``(n,)`` the latest item, ``NOTHING`` of an empty history."""
         ends = np.cumsum(self.lengths)
-        found = np.full(len(self.lengths), NOTHING, np.int64)
+        found = np.full(
+            len(self.lengths),
+            NOTHING,
+            np.int64,
+        )
         there = self.lengths > 0
         found[there] = self.items[ends[there] - 1]
         return found
@@ -97,16 +101,34 @@ class RankedRows:
         order[tied] = rows[np.lexsort((shown, group))]
         return order
 
-    def _shown(self, rows: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    def _shown(
+        self,
+        rows: np.ndarray,
+        rank: np.ndarray,
+    ) -> np.ndarray:
         """``(rows,)`` list and history as strings of bytes that sort as their ids do."""
-        columns = [np.where(self.items[rows] >= 0, rank[self.items[rows]] + 1, 0)]
+        columns = [
+            np.where(
+                self.items[rows] >= 0,
+                rank[self.items[rows]] + 1,
+                0,
+            )
+        ]
         if self.histories is not None:
             ends = np.cumsum(self.histories.lengths)[rows]
             lengths = self.histories.lengths[rows]
             for place in range(int(lengths.max(initial=0))):
                 there = place < lengths
-                at = np.where(there, ends - lengths + place, 0)
-                column = np.where(there, rank[self.histories.items[at]] + 1, 0)
+                at = np.where(
+                    there,
+                    ends - lengths + place,
+                    0,
+                )
+                column = np.where(
+                    there,
+                    rank[self.histories.items[at]] + 1,
+                    0,
+                )
                 columns.append(column[:, None])
         # Big-endian, so that bytes compare as numbers; 0 stands after the end of a list
         table = np.ascontiguousarray(np.concatenate(columns, axis=1), dtype=">u4")
@@ -125,7 +147,11 @@ def rows_of_samples(
     """
     return RankedRows(
         numbered([sample.user_id for sample in samples]),
-        np.fromiter((sample.target for sample in samples), np.int64, len(samples)),
+        np.fromiter(
+            (sample.target for sample in samples),
+            np.int64,
+            len(samples),
+        ),
         np.asarray(items, dtype=np.int32),
         item_ids,
         len(item_ids),
@@ -148,7 +174,11 @@ def rows_of_records(
         raise UserError("predictions: there is no row to score; the split that was ranked is empty")
     index = {item: number for number, item in enumerate(catalogue)}
     for number, row in enumerate(predictions, start=1):
-        check_prediction(row, number, index)
+        check_prediction(
+            row,
+            number,
+            index,
+        )
     if histories is not None and len(histories) != len(predictions):
         raise UserError(
             f"histories: got {len(histories)} for {len(predictions)} predictions; "
@@ -173,7 +203,11 @@ def rows_of_records(
     )
 
 
-def check_prediction(row: Prediction, number: int, catalogue: Mapping[str, int]) -> None:
+def check_prediction(
+    row: Prediction,
+    number: int,
+    catalogue: Mapping[str, int],
+) -> None:
     """Refuse a row that cannot be scored.
 
     Raises:
@@ -196,15 +230,23 @@ def check_prediction(row: Prediction, number: int, catalogue: Mapping[str, int])
         )
 
 
-def as_table(lists: Sequence[Sequence[int]]) -> np.ndarray:
+def as_table(lists: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     """Lists of different lengths as ``(n, W)``, at least one wide, filled up with ``NOTHING``.
 
     >>> as_table([[3], [], [1, 2]]).tolist()
     [[3, -1], [-1, -1], [1, 2]]
     """
     width = max(map(len, lists), default=0)
-    table = np.full((len(lists), max(1, width)), NOTHING, np.int32)
-    for row, items in zip(table, lists, strict=True):
+    table = np.full(
+        (len(lists), max(1, width)),
+        NOTHING,
+        np.int32,
+    )
+    for row, items in zip(
+        table,
+        lists,
+        strict=True,
+    ):
         row[: len(items)] = items
     return table
 
@@ -216,4 +258,8 @@ def numbered(names: Sequence[str]) -> np.ndarray:
     [1, 0, 1]
     """
     number = {name: place for place, name in enumerate(sorted(set(names)))}
-    return np.fromiter(map(number.__getitem__, names), np.int64, len(names))
+    return np.fromiter(
+        map(number.__getitem__, names),
+        np.int64,
+        len(names),
+    )

@@ -67,7 +67,11 @@ def score_predictions(
     Raises:
         UserError: a row lacks a key, names a target outside the catalogue, or there is no row.
     """
-    rows = rows_of_records(predictions, catalogue, histories)
+    rows = rows_of_records(
+        predictions,
+        catalogue,
+        histories,
+    )
     counts = [train_counts.get(item, 0) for item in rows.item_ids[: rows.num_items]]
     return score_rows(
         rows, sid_of, np.array(counts), bootstrap_samples, seed, depth, train_pairs=train_pairs
@@ -124,16 +128,31 @@ def score_rows(
         means[key] = mean(item_level[key])
         sid_means[key] = mean(table_of_sids[key][of_row])
         inflation[key] = sid_means[key] - means[key]
-    names = slice_names(rows.targets, rows.histories, train_counts, train_pairs)
+    names = slice_names(
+        rows.targets,
+        rows.histories,
+        train_counts,
+        train_pairs,
+    )
     names = {kind: of_kind[order] for kind, of_kind in names.items()}
-    intervals, slice_intervals = intervals_of(item_level, names, users, bootstrap_samples, seed)
+    intervals, slice_intervals = intervals_of(
+        item_level,
+        names,
+        users,
+        bootstrap_samples,
+        seed,
+    )
     return {
         **means,
         "sid_level": sid_means,
         "inflation": inflation,
         "num_users": len(np.unique(users)),
         "num_rows": len(rows),
-        **exposure(rows.items, train_counts, ks),
+        **exposure(
+            rows.items,
+            train_counts,
+            ks,
+        ),
         "invalid": int((rows.items >= rows.num_items).sum()),
         "duplicates": count_duplicates(rows.items),
         "intervals": intervals,
@@ -157,17 +176,31 @@ def intervals_of(
     if not samples or not values:
         return {}, {}
     columns = slice_columns(values, names)
-    # One relevant item a row: Recall@K is HR@K, and drawn once
-    distinct = [key for key in values if not key.startswith("Recall")]
-    sums, sizes = user_sums((values[key] for key in distinct), users)
+    sums, sizes = user_sums(
+        values.values(),
+        users,
+        len(values),
+    )
     tables = [sums, sizes]
     if columns:
-        of_slices, _ = user_sums((make() for _, make in columns), users)
+        made = (make() for _, make in columns)
+        of_slices, _ = user_sums(
+            made,
+            users,
+            len(columns),
+        )
         tables.append(of_slices)
     # The same draws serve everything: drawing is what takes the time
-    drawn = resampled_sums(tables, samples, seed)
-    found = intervals_by(distinct, drawn[0], drawn[1])
-    intervals = {key: list(found[key.replace("Recall", "HR")]) for key in values}
+    drawn = resampled_sums(
+        tables,
+        samples,
+        seed,
+    )
+    intervals = intervals_by(
+        values,
+        drawn[0],
+        drawn[1],
+    )
     if not columns:
         return intervals, {}
     return intervals, slice_intervals_of([place for place, _ in columns], drawn[2])
@@ -180,5 +213,9 @@ def is_measured(key: str, ks: Sequence[int]) -> bool:
 
 def count_duplicates(items: np.ndarray) -> int:
     """Recommended items that stand in their list already."""
-    blocks = range(0, len(items), ROWS_AT_ONCE)
+    blocks = range(
+        0,
+        len(items),
+        ROWS_AT_ONCE,
+    )
     return sum(int(repeats(items[start : start + ROWS_AT_ONCE]).sum()) for start in blocks)

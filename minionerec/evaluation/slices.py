@@ -75,7 +75,11 @@ def pairs_of(sequences: Sequence[Sequence[int]], num_items: int) -> Pairs:
 
 def yes_no(flags: np.ndarray) -> np.ndarray:
     """``(n,)`` yes where a flag is set, else no."""
-    return np.where(flags, "yes", "no")
+    return np.where(
+        flags,
+        "yes",
+        "no",
+    )
 
 
 def popularity_thirds(train_counts: np.ndarray) -> np.ndarray:
@@ -88,10 +92,18 @@ def popularity_thirds(train_counts: np.ndarray) -> np.ndarray:
     ['head', 'mid', 'mid', 'tail', 'cold']
     """
     total = int(train_counts.sum())
-    counts, of_item, items_with = np.unique(train_counts, return_inverse=True, return_counts=True)
+    counts, of_item, items_with = np.unique(
+        train_counts,
+        return_inverse=True,
+        return_counts=True,
+    )
     third = np.full(len(counts), COLD)
     above = 0  # interactions of more popular items
-    for place in range(len(counts) - 1, -1, -1):
+    for place in range(
+        len(counts) - 1,
+        -1,
+        -1,
+    ):
         count = int(counts[place])
         if count > 0:
             third[place] = THIRDS[3 * above // total]
@@ -130,39 +142,70 @@ def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, np.ndarray]) ->
 def slice_columns(values: Values, names: Mapping[str, np.ndarray]) -> list[Column]:
     """What the bootstrap adds up for the means of every slice.
 
-    First for every slice ``(rows,)`` of 1 where a row is in the slice, else 0; then for every slice
-    and key of ``SHOWN`` the metric where it is. Each is made when it is asked for.
+    First for every slice and key of ``SHOWN`` the ``(rows,)`` metric where a row is in the slice,
+    else 0; then as many ``(rows,)`` of 1 where it is. Each is made when it is asked for.
     """
     shown = [key for key in SHOWN if key in values]
     columns: list[Column] = []
     members: list[Column] = []
     for kind, of_row in names.items():
         for name in np.unique(of_row).tolist():
-            members.append(((kind, name, "count"), partial(_inside, of_row, name, None)))
             for key in shown:
-                column = partial(_inside, of_row, name, values[key])
-                columns.append(((kind, name, key), column))
-    return [*members, *columns] if shown else []
+                place = (kind, name, key)
+                measured = partial(
+                    _inside,
+                    of_row,
+                    name,
+                    values[key],
+                )
+                counted = partial(
+                    _inside,
+                    of_row,
+                    name,
+                    None,
+                )
+                columns.append((place, measured))
+                members.append((place, counted))
+    return [*columns, *members]
 
 
-def _inside(of_row: np.ndarray, name: str, values: np.ndarray | None) -> np.ndarray:
+def _inside(
+    of_row: np.ndarray,
+    name: str,
+    values: np.ndarray | None,
+) -> np.ndarray:
     inside = (of_row == name).astype(float)
     return inside if values is None else values * inside
 
 
 def slice_intervals_of(places: Sequence[Place], drawn: np.ndarray) -> Intervals:
-    """95 % intervals from the sums of ``slice_columns``, ``(samples, columns)``.
+    """95 % intervals from the ``(samples, 2 M)`` sums of ``slice_columns``.
 
     A slice's mean in a resample is over the rows of the slice that were drawn.
     """
-    slices = [place[:2] for place in places if place[2] == "count"]
-    measured = places[len(slices) :]
-    total = drawn[:, len(slices) :]  # (samples, M)
-    rows = drawn[:, [slices.index(place[:2]) for place in measured]]  # (samples, M)
+    total, rows = np.split(
+        drawn,
+        2,
+        axis=1,
+    )  # (samples, M), (samples, M)
     # A slice of one user may not be drawn at all: no mean, rather than one of 0
-    means = np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0)
-    low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)  # (M,), (M,)
+    means = np.divide(
+        total,
+        rows,
+        out=np.full_like(total, np.nan),
+        where=rows > 0,
+    )
+    low, high = np.nanpercentile(
+        means,
+        [2.5, 97.5],
+        axis=0,
+    )  # (M,), (M,)
     found: Intervals = {}
-    for (kind, name, key), *ends in zip(measured, low.tolist(), high.tolist(), strict=True):
+    for (kind, name, key), *ends in zip(
+        places,
+        low.tolist(),
+        high.tolist(),
+        strict=False,
+    ):
         found.setdefault(kind, {}).setdefault(name, {})[key] = ends
     return found

@@ -359,8 +359,8 @@ def check_context(model: nn.Module, rows: Sequence[Row], setting: str) -> None:
     """
     config = base_causal_lm(model).config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)  # models with a state have none
-    if not context or (isinstance(rows, Rows) and rows.renderer.max_tokens <= context):
-        return  # a renderer keeps to its limit: nothing has to be rendered to know
+    if not context or (isinstance(rows, Rows) and rows.longest_possible() <= context):
+        return
     longest = max(len(row.prompt) + len(row.completion) for row in rows)
     if longest > context:
         raise UserError(

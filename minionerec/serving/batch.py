@@ -167,8 +167,8 @@ def recommend_to_file(
         kept.write_part(folder, number, lines)
     state.wait_for_everyone()
     if state.is_main_process:
-        lines, _ = joined(folder, parts)
-        _write(target, lines)
+        ranked, _ = joined(folder, parts)
+        _write(target, ranked)
         shutil.rmtree(folder, ignore_errors=True)
 
 

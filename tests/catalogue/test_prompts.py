@@ -357,6 +357,8 @@ def test_many_rows_are_rendered_when_they_are_read_and_are_the_same(monkeypatch,
     assert isinstance(kept, list) and isinstance(read, rows_of_tasks.Rows)
     assert list(read) == kept and [read[n] for n in range(len(read))] == kept
     assert read[1:5] == kept[1:5] and read[-1] == kept[-1]
+    more = read + kept[:2]
+    assert list(more) == kept + kept[:2] and more[-1] == kept[1] and len(more) == len(kept) + 2
 
 
 def test_a_row_that_cannot_fit_is_refused_before_training_also_among_many(monkeypatch):
