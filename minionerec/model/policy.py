@@ -116,6 +116,7 @@ class Policy:
             dtype = backbone.precision(settings.dtype)[0]
         model, tokenizer = backbone.load(found.path, dtype, settings.trust_remote_code)
         template = load_template(found.path, settings.template)
+        catalogue.sids.level_token_ids(tokenizer)  # a tokenizer without them says so first
         asked = how_it_is_asked(found.path, settings, tokenizer)
         say_what_is_trusted(found.path)
         require_unchanged(found.sources)
