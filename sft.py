@@ -62,8 +62,8 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     if s.rows == "per_user":
         longest = experiment.data.max_history
         targets = window_samples(samples.train_sequences, longest, experiment.seed)
-    rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
-    rows += code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
+    mixed = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
+    rows = mixed + code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
     recipe = soft_labels.Recipe.of(s.soft_labels)
     if s.soft_labels:
         rows = soft_labels.taught(catalogue, rows, policy.renderer, recipe)
