@@ -103,7 +103,16 @@ def test_every_bad_data_file_ends_stage_0_with_exactly_its_line_and_nothing_is_w
     for number, (settings, message) in enumerate(cases):
         data = {
             key: getattr(settings, key)
-            for key in ("source", "path", "interactions", "items", "columns", "split", "k_core")
+            for key in (
+                "source",
+                "path",
+                "interactions",
+                "items",
+                "columns",
+                "missing_title",
+                "split",
+                "k_core",
+            )
         }
         (tmp_path / f"case-{number}.yaml").write_text(
             yaml.safe_dump({"output_dir": str(tmp_path / "runs"), "data": data})
@@ -360,7 +369,9 @@ def test_a_path_that_is_no_folder_is_one_line(monkeypatch, tmp_path, capsys, sou
     (tmp_path / "shop.yaml").write_text(f"data: {{source: {source}, path: '{path}'}}\n")
     monkeypatch.setattr("sys.argv", ["prepare.py", "--config", "shop.yaml"])
     said = ended(capsys, prepare.main)
-    assert said.startswith(f"data.path: no folder '{path}'; ") and said.count("\n") == 1
+    assert (
+        said.startswith(f"data.path: no folder '{path}' in {tmp_path}; ") and said.count("\n") == 1
+    )
 
 
 def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys):

@@ -28,7 +28,7 @@ from minionerec.catalogue.sources import cells, readers, tables
 from minionerec.catalogue.sources.items import convert_items
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, SPLITS, Source
 from minionerec.catalogue.sources.table import Table
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
@@ -55,7 +55,7 @@ def load(settings: DataSettings) -> Source:
     folder = Path(settings.path)
     if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
-            f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and "
+            f"data.path: no folder '{folder}'{relative_to(folder)}; give the folder with *item.json, *index.json and "
             "the CSV files"
         )
     items_path = _find_json(folder, settings.items, "item")
