@@ -17,6 +17,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import (
     COMMANDS,
     OF_EACH_STAGE,
+    STAGES,
     TRAINED,
     WITHOUT_EFFECT,
     flat_settings,
@@ -141,6 +142,12 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None, **fact
         )
     check_parents(path, manifest)
     check_sources(path, manifest)
+    for parent in _parents_on_disk(path, manifest):
+        made = read_manifest(parent)
+        if STAGES[made["stage"]].part_of == stage:  # made on the way, by the same command
+            check_sources(parent, made)
+    if stage == "evaluate":
+        _check_checkpoint(experiment, path, manifest)
     return True
 
 
@@ -156,6 +163,7 @@ def require_is(path: Path, manifest: dict[str, Any], stage: str, **facts: Any) -
     Raises:
         UserError: the manifest says something else.
     """
+    manifest = with_method(path, manifest)
     for key, expected in {"stage": stage, **facts}.items():
         found = manifest.get(key)
         if found != expected:
@@ -165,6 +173,15 @@ def require_is(path: Path, manifest: dict[str, Any], stage: str, **facts: Any) -
             )
 
 
+def with_method(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the method of a baseline, which those of the first versions do not name."""
+    file = path / "metrics.json"
+    if "method" in manifest or manifest["stage"] in ("evaluate", "fusion") or not file.is_file():
+        return manifest
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    return {**manifest, "method": metrics["method"]} if "method" in metrics else manifest
+
+
 def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
     """Refuse a copy or a swap among directories whose names say what they are.
 
@@ -172,7 +189,7 @@ def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
         UserError: as ``require_is``.
     """
     settings = manifest["settings"]
-    name = manifest.get("method", manifest["stage"])
+    name = with_method(path, manifest).get("method", manifest["stage"])
     names = {name}
     if manifest["stage"] in ("evaluate", "fusion"):
         checkpoint = Path(settings["evaluate.checkpoint"])
@@ -253,6 +270,26 @@ def check_sources(path: Path, manifest: dict[str, Any]) -> None:
                 f"with --redo {REDONE.get(manifest['stage'], manifest['stage'])}, or give this "
                 "experiment another name with --name NAME"
             )
+
+
+def _check_checkpoint(experiment: Experiment, path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse an evaluation of another folder than the one that ``evaluate.checkpoint`` now means.
+
+    A relative path means another folder in another working directory.
+    """
+    folder = Path(experiment.evaluate.checkpoint)
+    if experiment.evaluate.checkpoint in TRAINED or not folder.is_dir():
+        return
+    if (folder / MANIFEST).is_file():
+        now = read_manifest(folder)["manifest_sha256"]
+    else:
+        now = fingerprint(folder)["sha256"]
+    before = manifest.get("checkpoint_sha256", now)
+    if now != before:
+        raise UserError(
+            f"{path}: ranks with another checkpoint ({before[:12]}) than {folder.absolute()} "
+            f"({now[:12]}); delete {path}, or give this experiment another name with --name NAME"
+        )
 
 
 def _parents_on_disk(path: Path, manifest: dict[str, Any]) -> list[Path]:

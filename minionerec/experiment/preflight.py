@@ -11,6 +11,7 @@ reads.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -54,7 +55,21 @@ def main(argv: list[str]) -> int:
         )
         return NOTHING_TO_DO
     require_inputs(experiment, stage)
+    if stage == "sids" and experiment.sids.method == "opq":
+        require_faiss()
     return 0
+
+
+def require_faiss() -> None:
+    """Refuse ``opq`` before its embeddings are made where its package is missing.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    if importlib.util.find_spec("faiss") is None:
+        raise UserError(
+            "sids.method: opq needs the package faiss-cpu; run `pip install -e '.[faiss]'`"
+        )
 
 
 def check_stage(argv: list[str]) -> str:

@@ -30,6 +30,7 @@ from minionerec.errors import UserError
 from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.choices import (
     BaselineName,
+    CodeTask,
     Column,
     ExpertName,
     FusionKey,
@@ -64,14 +65,24 @@ class Settings(BaseModel):
             UserError: a line per mistake.
         """
         fields: dict[str, Any] = dict(self)
+        sections: dict[str, dict[str, Any]] = {}
         for dotted, value in values.items():
             section, _, key = dotted.partition(".")
-            fields[section] = {**dict(fields[section]), key: value} if key else value
+            if key:
+                sections.setdefault(section, {})[key] = value
+            else:
+                fields[section] = value
+        for section, changes in sections.items():
+            fields[section] = {**fields[section].kept(changes), **changes}
         try:
             return type(self)(**fields)
         except ValidationError as error:
             lines = [f"{problem.key}: {problem.text}" for problem in problems_of(error)]
             raise UserError("\n".join(lines)) from None
+
+    def kept(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The values that stay as they are when those of ``changes`` are given."""
+        return dict(self)
 
 
 class DataSettings(Settings):
@@ -169,6 +180,13 @@ class DataSettings(Settings):
             raise ValueError(
                 f"has no effect with data.source {source}; only tables have columns to name"
             )
+        named = [columns.get(ours, ours) for ours in ("user_id", "item_id", "timestamp")]
+        for theirs in named:
+            if named.count(theirs) > 1:
+                raise ValueError(
+                    f"column '{theirs}' stands for two of user_id, item_id and timestamp; each has "
+                    "a column of its own"
+                )
         return columns
 
     @field_validator("split")
@@ -475,7 +493,7 @@ class ModelSettings(Settings):
 class SFTSettings(Settings):
     """Stage 2: supervised fine-tuning."""
 
-    tasks: dict[Task, Share] = Field(
+    tasks: dict[Task | CodeTask, Share] = Field(
         {
             "sid_to_sid": 1.0,
             "sid_to_title": 1.0,
@@ -485,7 +503,7 @@ class SFTSettings(Settings):
         },
         description=(
             "task -> share of its rows used per epoch; 0 or absent: off, 2: twice (paper: tasks 1"
-            " to 5 together)"
+            " to 5 together); words_to_code and code_to_words have a row for every code (TS-Rec)"
         ),
     )
     epochs: int = Field(10, ge=1, description="passes over the rows (paper)")
@@ -797,6 +815,18 @@ class RLSettings(Settings):
         if not isinstance(written, dict):
             return written
         return {**RL_PRESETS.get(written.get("preset", "default"), {}), **written}
+
+    def kept(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """With another preset only what was written out stays: the preset fills in the rest."""
+        if changes.get("preset", self.preset) == self.preset:
+            return super().kept(changes)
+        filled_in = RL_PRESETS.get(self.preset, {})
+        kept = {}
+        for key in self.model_fields_set:
+            value = getattr(self, key)
+            if key not in filled_in or value != filled_in[key]:
+                kept[key] = value
+        return kept
 
     @field_validator("tasks")
     @classmethod

@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from minionerec.catalogue.prompts import Template, save_template
-from minionerec.catalogue.rows import Row
+from minionerec.catalogue.rows import Row, Rows
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.problems import did_you_mean
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
@@ -86,6 +87,17 @@ def build(
             shuffle_seed = seed if settings.sid_init == "shuffled_words" else None
             start_from_words(model, tokenizer, sids, list(texts), new_ids, rows, shuffle_seed)
     return _ready(model, tokenizer, name), tokenizer
+
+
+def sources_of(settings: ModelSettings) -> dict[str, Any]:
+    """The fingerprint of the backbone's file or folder, by its path, for the manifest.
+
+    Nothing for a model from scratch, or for a hub name, which is no file of this machine.
+    """
+    if settings.backbone == SCRATCH:
+        return {}
+    path = find_gguf(settings.backbone) or Path(settings.backbone)
+    return fingerprints([path] if path.exists() else [])
 
 
 def _pretrained(
@@ -377,10 +389,12 @@ def check_context(model: nn.Module, rows: Sequence[Row], setting: str) -> None:
     Raises:
         UserError: naming the setting to lower.
     """
-    longest = max(len(row.prompt) + len(row.completion) for row in rows)
     config = base_causal_lm(model).config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)  # models with a state have none
-    if context and longest > context:
+    if not context or (isinstance(rows, Rows) and rows.longest_possible() <= context):
+        return
+    longest = max(len(row.prompt) + len(row.completion) for row in rows)
+    if longest > context:
         raise UserError(
             f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, "
             f"the model's context is {context}; lower it"

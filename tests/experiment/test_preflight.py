@@ -168,6 +168,16 @@ def test_unknown_flags_and_stages_are_refused(experiment):
         look("train")
 
 
+def test_a_missing_package_of_the_quantiser_is_said_before_anything_is_embedded(
+    experiment, monkeypatch
+):
+    make(experiment, "data")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"^sids.method: opq needs the package faiss-cpu; run `pip"):
+        look("sids", "--sids.method", "opq")
+    look("sids")
+
+
 def test_nothing_heavy_is_imported(root):
     """A mistake must be told within a second or two, so torch stays out."""
     code = "import sys, minionerec.experiment.preflight; print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"

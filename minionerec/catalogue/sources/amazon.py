@@ -127,7 +127,8 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
     folder = Path(settings.path)
     if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
-            f"data.path: no folder '{folder}'{relative_to(folder)}; give the folder with the review and metadata files"
+            f"data.path: no folder '{folder}'{relative_to(folder)}; give the folder with the "
+            "review and metadata files"
         )
     present = sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(SUFFIXES)

@@ -51,11 +51,13 @@ def convert_interactions(read: Table, settings: DataSettings, problems: list[str
     for column in ("user_id", "item_id"):
         ids = table.read_ids(read, column, problems)
         notes += table.note_missing_ids(read, column, ids)
+        notes += table.note_shortened_ids(read, column, ids)
         frame[column] = ids
     found = times.read_times(read.columns["timestamp"], settings.time_format)
     _complain_about_times(read, found, problems)
     frame["timestamp"] = found.seconds
     notes += note_doubtful_times(read, found)
+    notes += note_repeats(read, frame)
     notes += _note_decimal_commas(read)
     frame["rating"] = _ratings(read, problems)
     frame["split"] = [""] * len(read.places)
@@ -94,6 +96,18 @@ def _ratings(read: Table, problems: list[str]) -> np.ndarray:
     numbers = pd.to_numeric(given.where(~huge, None), errors="coerce").to_numpy(float)
     complain(read, "rating", ~empty & ~np.isfinite(numbers), "a number, or nothing", problems)
     return numbers
+
+
+def note_repeats(read: Table, frame: dict[str, object]) -> tuple[str, ...]:
+    """A line on rows that repeat an earlier one: bought twice at once, or exported twice."""
+    again = pd.DataFrame(frame).duplicated().to_numpy()
+    if not again.any():
+        return ()
+    row = int(np.flatnonzero(again)[0])
+    return (
+        f"{read.at(row)}: repeats user, item and time of an earlier row ({int(again.sum())} such "
+        f"rows of {len(again)}, which count); remove them if the export holds them twice",
+    )
 
 
 def _has_decimal_commas(read: Table) -> bool:

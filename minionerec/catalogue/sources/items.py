@@ -55,6 +55,7 @@ def convert_items(
     for name in ITEM_COLUMNS[1:]:
         notes += table.note_half_characters(read, name, columns[name])
     notes += table.note_missing_ids(read, "item_id", ids)
+    notes += table.note_shortened_ids(read, "item_id", ids)
     for name in ("description", "brand"):
         columns[name] = columns[name] or [""] * len(ids)
     columns["categories"] = columns["categories"] or [[] for _ in ids]
