@@ -230,7 +230,9 @@ def check_config_keys(model_type: str, keys: Sequence[str]) -> None:
     """
     if model_type not in CONFIG_MAPPING:
         return  # said where the config is built
+    # Of defaults: it lists all that the family knows, under the library's own names
     family = CONFIG_MAPPING[model_type]()
+    # gpt2's n_embd and hidden_size are one key under two names
     known = {*family.to_dict(), *family.attribute_map, *ALWAYS_KNOWN}
     lines = []
     for key in keys:
