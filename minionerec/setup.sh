@@ -66,7 +66,7 @@ set_up() {
     if [[ -f "$stamp" ]] && grep -qxF -- "$wanted$extra" "$stamp"; then return 0; fi
     if [[ "$1" == user && "$PYTHON" != "$ROOT/.venv/bin/python" && ! -f "$stamp" ]]; then
         # Somebody else's: it is left as it is where nothing is missing, and told apart where something is
-        lacks="$("$PYTHON" "$ROOT/minionerec/lacking.py" "$ROOT/requirements.txt")"
+        lacks="$("$PYTHON" "$ROOT/minionerec/experiment/lacking.py" "$ROOT/requirements.txt")"
         if [[ -z "$lacks" ]]; then return 0; fi
         echo "set-up: the active environment lacks $lacks (deactivate it to have them in $ROOT/.venv instead)"
     fi

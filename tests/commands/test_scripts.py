@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from minionerec.lacking import lacking
+from minionerec.experiment.lacking import lacking
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["data/prepare.sh", "rqvae/rqvae.sh", "sft.sh", "rl.sh", "evaluate.sh", "baselines/run.sh"]

@@ -1,12 +1,13 @@
 """Which packages of requirements.txt this Python does not have, in words for set-up.
 
-    python minionerec/lacking.py requirements.txt
+    python minionerec/experiment/lacking.py requirements.txt
 
 Run before anything is installed, so that it needs nothing but Python itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import sys
@@ -37,10 +38,12 @@ def _is_met(wanted: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     try:
-        from pip._vendor.packaging.requirements import Requirement
+        # Pip's own copy, which comes with it
+        packaging = importlib.import_module("pip._vendor.packaging.requirements")
     except ImportError:
         return True
-    return Requirement(wanted).specifier.contains(version, prereleases=True)
+    met: bool = packaging.Requirement(wanted).specifier.contains(version, prereleases=True)
+    return met
 
 
 if __name__ == "__main__":
