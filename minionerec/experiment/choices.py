@@ -31,10 +31,22 @@ else:
     RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
     BaselineName = Literal[tuple(BASELINES)]
     RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
-    # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py).
-    ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
+    # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py, crossfit.py).
+    ExpertName = Literal[
+        "popularity", "markov", "item_knn", "text_knn", "sasrec", "gru4rec", "hstu"
+    ]
     SoftLabelKey = Literal["weight", "final_weight", "top_k", "sharpness", "items", "temperature"]
-    FusionKey = Literal["model", "popularity", "markov", "item_knn", "text_knn", "temperature"]
+    FusionKey = Literal[
+        "model",
+        "popularity",
+        "markov",
+        "item_knn",
+        "text_knn",
+        "sasrec",
+        "gru4rec",
+        "hstu",
+        "temperature",
+    ]
     # What is written about an item (minionerec/catalogue/item_text.py).
     TextPart = Literal["title", "brand", "categories", "description"]
     # Our names of the columns of two tables.

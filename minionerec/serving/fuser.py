@@ -32,7 +32,8 @@ class Fuser:
         """
         if not catalogue.experiment.evaluate.fusion:
             return None
-        return cls(*fused.rankers_of(catalogue))
+        partners = fused.partners_of(catalogue)
+        return cls(partners.rankers, partners.weights)
 
     def fuse(
         self,

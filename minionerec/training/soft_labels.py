@@ -3,12 +3,14 @@
 A row keeps ``1 - weight`` of its label on its own target and spreads ``weight`` over the
 ``top_k`` items that a *teacher* ranks first for the same history. They are further completions of
 the same prompt, so that a prefix tree reads the prompt once. This is distillation (Hinton et al.,
-arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose teacher costs nothing to
-train: a mix of counting rules and text neighbours (``minionerec/rankers/experts.py``).
+arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose teacher is a mix of
+rankers: counting rules and text neighbours (``minionerec/rankers/experts.py``), which cost nothing
+to train, and networks over items (``minionerec/rankers/crossfit.py``).
 
-Two promises. The teacher is asked about train rows only and has counted train interactions only:
-nothing held out reaches a label. And it is leave-one-out: what the row's own target has added to
-the counts is taken out before the row is scored, or the teacher would but repeat the target.
+Two promises. The teacher is asked about train rows only and has learned from train interactions
+only: nothing held out reaches a label. And it is leave-one-out, or it would but repeat the target:
+what the row's own target has added to the counts is taken out before the row is scored, and of
+networks the one is asked that has not learned the row.
 
 Beside the rows of train there is one for every item of the catalogue, which shows that item alone
 and is taught by the teacher alone: the whole table of what leads to what, for items too that no
@@ -30,8 +32,9 @@ from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
 from minionerec.errors import UserError
+from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import say
-from minionerec.rankers import experts, mixing
+from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import top_k as best_of_scores
 
@@ -83,8 +86,11 @@ class Labels(NamedTuple):
 
 def taught(
     catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
-) -> list[Row]:
+) -> tuple[list[Row], list[Parent]]:
     """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+
+    Returns:
+        The rows, and the directories of the networks that teach them.
 
     Raises:
         UserError: the teacher lacks what it reads, or more items are asked of it than there are.
@@ -102,6 +108,12 @@ def taught(
     # Weights are given, or those of the mix that expects validation rows best
     weights = experiment.sft.teacher
     temperature = recipe.temperature
+    # Networks are trained by themselves, once, each without a part of the rows
+    networks: dict[str, Expert] = {}
+    parents = []
+    for name in crossfit.parts(weights)[1]:
+        networks[name], parent = crossfit.cross_fitted(catalogue, name)
+        parents.append(parent)
     if not weights:
         valid = catalogue.samples.splits["valid"]
         lists = mixing.rankers_lists(catalogue.samples, valid, embeddings_file, unwanted)
@@ -113,13 +125,15 @@ def taught(
             f"rows best, log p {best.metrics['log p']:.4f}, NDCG@10 {best.metrics['NDCG@10']:.4f}"
         )
     shares = {name: weight for name, weight in weights.items() if weight}
-    teacher = experts.build(
-        list(shares),
+    rules = experts.build(
+        crossfit.parts(weights)[0],
         catalogue.samples,
         embeddings_file=embeddings_file,
         temperature=temperature,
         unwanted=unwanted,
     )
+    named = {expert.name: expert for expert in rules} | networks
+    teacher = [named[name] for name in shares]
     for expert in teacher:
         say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
     # Rows of train keep their targets beside the teacher's answers; rows of items have none
@@ -132,6 +146,7 @@ def taught(
         renderer,
         sharpness=recipe.sharpness,
         exclude_history=exclude,
+        folds=crossfit.folds_of(catalogue.train_targets()) if networks else None,
     )
     of_items = item_rows(
         num_items,
@@ -142,7 +157,7 @@ def taught(
         sharpness=recipe.sharpness,
         exclude_history=exclude,
     )
-    return labelled + recipe.items * of_items
+    return labelled + recipe.items * of_items, parents
 
 
 def teacher_labels(
@@ -154,6 +169,7 @@ def teacher_labels(
     *,
     sharpness: float = 1.0,
     exclude_history: bool,
+    folds: Sequence[int] | None = None,
 ) -> Labels:
     """The ``top_k`` best items of every train row by a mix of experts, asked leave-one-out.
 
@@ -166,6 +182,7 @@ def teacher_labels(
         top_k: K, at most the catalogue.
         sharpness: weights are probabilities to this power; more than 1 favours the very best.
         exclude_history: items that a row shows get no weight, as they are never recommended.
+        folds: with networks among the experts, the fold of each row's user or window.
     """
     items = np.full((len(histories), top_k), -1, dtype=np.int64)
     weights = np.zeros((len(histories), top_k))
@@ -174,7 +191,8 @@ def teacher_labels(
         shown = histories[block]
         # Leave-one-out: the row's own transition is no evidence for its own label
         own = None if targets is None else targets[block]
-        probabilities = mix(teacher, shares, shown, own)  # (B, N)
+        dealt = None if folds is None else folds[block]
+        probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N)
         # What is never recommended must not be taught either: it would take weight from the rest
         if exclude_history:
             for row, history in enumerate(shown):
@@ -202,33 +220,41 @@ def with_labels(
     *,
     sharpness: float = 1.0,
     exclude_history: bool,
+    folds: Mapping[str, int] | None = None,
 ) -> list[Row]:
     """The rows, those that take labels with the teacher's answers beside their own.
 
-    Several tasks may have rows of the same history and target: the teacher is asked once.
+    Several tasks may have rows of the same history and target: the teacher is asked once. With
+    networks in the teacher ``folds`` says which of them has not learned a user's rows.
     """
     # Equal questions have one number, so that tasks that share a history share the answer
-    asked: dict[tuple[tuple[int, ...], int], int] = {}
+    asked: dict[tuple[tuple[int, ...], int, int], int] = {}
     for row in rows:
         if takes_labels(row):
-            asked.setdefault((row.history, row.target_item), len(asked))
+            asked.setdefault(question(row, folds), len(asked))
     found = teacher_labels(
         teacher,
         shares,
-        [history for history, _ in asked],
-        [target for _, target in asked],
+        [history for history, _, _ in asked],
+        [target for _, target, _ in asked],
         top_k,
         sharpness=sharpness,
         exclude_history=exclude_history,
+        folds=None if folds is None else [fold for _, _, fold in asked],
     )
     labelled = []
     for row in rows:
         if takes_labels(row):
-            place = asked[row.history, row.target_item]
+            place = asked[question(row, folds)]
             labels = answers(row, found.items[place], found.weights[place], renderer)
             row = replace(row, labels=labels)
         labelled.append(row)
     return labelled
+
+
+def question(row: Row, folds: Mapping[str, int] | None) -> tuple[tuple[int, ...], int, int]:
+    """What a row asks the teacher: history, target, and the fold that no network may know."""
+    return row.history, row.target_item, 0 if folds is None else folds[row.user_id]
 
 
 def item_rows(
