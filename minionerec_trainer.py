@@ -33,7 +33,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
-from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from minionerec.catalogue.rows import Row
 from minionerec.catalogue.trie import SidTrie
@@ -46,7 +46,6 @@ from minionerec.training.batches import GlobalBatches, GroupedSampler, MicroBatc
 from minionerec.training.callbacks import (
     EpochOrder,
     Narrator,
-    QuietProgress,
     StopSignal,
     SyncReference,
 )
@@ -59,7 +58,7 @@ from minionerec.training.objective import exact_kl, groups_with_signal, grpo_los
 from minionerec.training.rollouts import Reward, Roller, RolloutBuffer, Rollouts
 from minionerec.training.sharded import WholeCopy
 
-Validate = Callable[[nn.Module], dict[str, float]]
+Validate = Callable[..., dict[str, float]]
 
 
 class RankingTrainer(Trainer):
@@ -115,8 +114,6 @@ class RankingTrainer(Trainer):
         self.add_callback(EpochOrder(self.batches))
         self.remove_callback(PrinterCallback)
         self.add_callback(Narrator)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(QuietProgress)
 
     # ------------------------------------------------------------------------------- rows and steps
 
@@ -158,6 +155,18 @@ class RankingTrainer(Trainer):
     def bad_terms(self) -> list[str]:
         """Parts of the last loss that are not finite; a subclass knows them."""
         return []
+
+    def forward_tokens(self, batch: Sequence[int]) -> int:
+        """How many tokens the forward over these rows reads, about."""
+        raise NotImplementedError
+
+    def further_forwards(self) -> int:
+        """Forwards over the same tokens that have no backward."""
+        return int(self.args.activation_checkpointing)
+
+    def copies(self) -> int:
+        """Further models that are kept beside the one that is trained."""
+        return 0
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the Trainer's formula does not hold for shared prefixes."""
@@ -302,6 +311,11 @@ class SFTTrainer(RankingTrainer):
         paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else []
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
 
+    def forward_tokens(self, batch: Sequence[int]) -> int:
+        """Of the packed tree."""
+        rows = [self.train_dataset[number] for number in batch]
+        return self.data_collator(rows)["tree"].input_ids.numel()
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -386,6 +400,25 @@ class GRPOTrainer(RankingTrainer):
         self._logged.append((len(rollouts.prompts), rollouts.metrics))
         self._logged.append((len(kept), metrics))
         return loss * self.accelerator.num_processes  # gradients are averaged over processes
+
+    def forward_tokens(self, batch: Sequence[int]) -> int:
+        """Of the prompts and a group's items each, as if every group had a signal."""
+        # Any items have about as many tokens as those that a rollout finds
+        some = [row.completion for _, row in self.train_dataset[: self.settings.num_generations]]
+        sequences = []
+        for number in batch:
+            _, row = self.train_dataset[number]
+            # Neither a SID's last token nor the end of the sequence is ever read
+            sequences += [row.prompt + completion[:-2] for completion in some]
+        return pack_trees(sequences, share=self.share).input_ids.numel()
+
+    def further_forwards(self) -> int:
+        """The rollout, and the reference."""
+        return super().further_forwards() + 1 + (self.settings.beta > 0)
+
+    def copies(self) -> int:
+        """The reference, where it is a model of its own."""
+        return int(self.ref_model is not None)
 
     def roll_out(self, rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Rollouts:
         """Generate G completions per prompt with the current policy and reward them.

@@ -1,6 +1,7 @@
 """Stage 3: GRPO over constrained beam search (paper, section on RL; GRPO: arXiv:2402.03300).
 
     bash rl.sh --config configs/quickstart.yaml [--rl.preset paper] [--section.key value ...]
+    bash rl.sh --config configs/quickstart.yaml --dry_run         # what it costs; writes nothing
 
 Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like SFT's. Departures from
 the reference, whose settings ``rl.preset: paper`` gives: (1) a row carries its own target; (2)
@@ -12,6 +13,7 @@ forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,10 +39,11 @@ from minionerec.training.weighted_rewards import weighted_rewards
 
 def main() -> None:
     """Read the command line and make the stage."""
-    run_stage("rl", train, read_command_line(__doc__, own=())[0])
+    experiment, flags = read_command_line(__doc__, own=("dry_run",))
+    run_stage("rl", partial(train, dry_run="dry_run" in flags), experiment)
 
 
-def train(experiment: Experiment, path: Path) -> None:
+def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     """SFT model, rewards, trainer, the better of the two models: from top to bottom."""
     s = experiment.rl
     processes.quiet_libraries()
@@ -96,7 +99,7 @@ def train(experiment: Experiment, path: Path) -> None:
         reward=reward,
         ref_model=reference,
     )
-    run.train_or_resume(trainer)
+    run.train_or_resume(trainer, len(valid), dry_run)
 
     # Hand on whichever ranks the validation rows better
     best = trainer.state.best_metric

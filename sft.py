@@ -1,6 +1,7 @@
 """Stage 2: supervised fine-tuning on next-item and language tasks (paper, section on SFT).
 
     bash sft.sh --config configs/quickstart.yaml [--section.key value ...]
+    bash sft.sh --config configs/quickstart.yaml --dry_run        # what it costs; writes nothing
     ACCELERATE_CONFIG=configs/accelerate/ddp.yaml bash sft.sh --config ...
 
 Reads runs/<name>/{data,sids}, writes runs/<name>/sft: a plain Hugging Face checkpoint with the SID
@@ -13,6 +14,7 @@ from its last checkpoint in runs/<name>/sft.partial.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import minionerec_trainer as trainers
@@ -37,10 +39,11 @@ from minionerec.training.callbacks import early_stopping
 
 def main() -> None:
     """Read the command line and make the stage."""
-    run_stage("sft", train, read_command_line(__doc__, own=())[0])
+    experiment, flags = read_command_line(__doc__, own=("dry_run",))
+    run_stage("sft", partial(train, dry_run="dry_run" in flags), experiment)
 
 
-def train(experiment: Experiment, path: Path) -> None:
+def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     """Data, model, trainer, checkpoint: from top to bottom."""
     s = experiment.sft
     processes.quiet_libraries()
@@ -96,7 +99,7 @@ def train(experiment: Experiment, path: Path) -> None:
     if s.soft_labels:
         batches = list(itertools.islice(trainer.batches, 8))
         say(soft_labels.price(rows, batches, trainer.data_collator))
-    run.train_or_resume(trainer)
+    run.train_or_resume(trainer, len(valid), dry_run)
 
     # Save the best
     best = trainer.state.best_metric

@@ -13,7 +13,6 @@ from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
 from minionerec.experiment.manifest import Parent
-from minionerec.model.policy import Policy, Recommendation
 from minionerec.rankers import crossfit, experts, fusion
 from minionerec.rankers.experts import Expert
 from minionerec.rankers.fusion import Lists, Union
@@ -126,41 +125,4 @@ def records(
                 "scores": [round(float(score), 6) for score in row_scores[there]],
             }
         )
-    return found
-
-
-def recommend(
-    policy: Policy, history: Sequence[str], k: int, exclude: Sequence[Collection[str]] | None
-) -> list[Recommendation]:
-    """The first k items of what ``evaluate.fusion`` makes of one history.
-
-    Args:
-        policy: whose list is united with those of the rules.
-        history: item ids, oldest first.
-        k: items.
-        exclude: for the history the item ids that must not be recommended; None: all may be.
-
-    Returns:
-        Recommendations whose scores are mixed probabilities.
-    """
-    catalogue = policy.catalogue
-    experiment = catalogue.experiment
-    own = policy.recommend([history], experiment.evaluate.num_beams, exclude=exclude)[0]
-    record = {
-        "item_ids": [one.item_id for one in own],
-        "scores": [one.score for one in own],
-    }
-    shown = catalogue.positions(history)[-experiment.data.max_history :]
-    unwanted = None
-    if exclude is not None:
-        unwanted = [set(catalogue.positions(list(ids))) for ids in exclude]
-    rankers, shares, _ = partners_of(catalogue)
-    model = lists_of([record], catalogue.item_ids)
-    united = unite(model, rankers, [Sample("", tuple(shown), 0, 0)], unwanted)
-    items, scores = fusion.fuse(united, shares, k)
-    found = []
-    for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True):
-        if item >= 0:
-            title = catalogue.items["title"].iloc[item]
-            found.append(Recommendation(catalogue.item_ids[item], title, score))
     return found

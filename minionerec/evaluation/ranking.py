@@ -58,8 +58,10 @@ def validator(
     num_beams: int,
     device: torch.device,
     unwanted: Unwanted | None = None,
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
     """A function model -> HR@K, NDCG@K (K up to ``num_beams``) and top-10 coverage.
+
+    A second argument lets it rank only so many of the samples.
 
     Args:
         policy: how the model is asked.
@@ -72,18 +74,19 @@ def validator(
     groups = sid_of(sids)
     trie = policy.trie.to(device)
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, most: int | None = None) -> dict[str, float]:
+        chosen = samples[:most]
         ranker = Ranker(
             model,
-            samples,
+            chosen,
             policy.renderer,
             trie,
             num_beams,
             normalize=policy.normalize,
             unwanted=unwanted,
         )
-        leaves, scores = rank(ranker)
-        records = predictions(samples, leaves, scores, trie, sids.item_ids, unwanted)
+        leaves, scores = rank(ranker, "validation")
+        records = predictions(chosen, leaves, scores, trie, sids.item_ids, unwanted)
         item_level, _ = row_metrics(records, groups)
         shown = {}
         for k in KS:

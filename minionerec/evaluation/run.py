@@ -75,7 +75,7 @@ def rank_in_parts(
     start = time.perf_counter()
     mine = todo[state.process_index :: state.num_processes]
     batches = [batch for number in mine for batch in parts[number]]
-    found = ranker.rank(batches, progress="ranking" if state.is_main_process else None)
+    found = ranker.rank(batches, progress="ranking")
     for number in mine:
         lines = []
         for batch in parts[number]:

@@ -35,7 +35,9 @@ else:
     ExpertName = Literal[
         "popularity", "markov", "item_knn", "text_knn", "sasrec", "gru4rec", "hstu"
     ]
-    SoftLabelKey = Literal["weight", "final_weight", "top_k", "sharpness", "items", "temperature"]
+    SoftLabelKey = Literal[
+        "weight", "final_weight", "top_k", "sharpness", "items", "pairs", "temperature"
+    ]
     FusionKey = Literal[
         "model",
         "popularity",

@@ -46,6 +46,7 @@ from minionerec.experiment.yaml_file import (
     with_member,
 )
 
+SWITCHES = ("dry_run",)  # flags without a value
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -87,7 +88,7 @@ def read_command_line(
 def split_flags(argv: list[str]) -> dict[str, str]:
     """``--key value`` and ``--key=value`` as ``{key: text}``.
 
-    Every flag has a value, so that none is half understood.
+    Every flag but a switch has a value, so that none is half understood.
     """
     flags: dict[str, str] = {}
     words = iter(argv)
@@ -97,10 +98,12 @@ def split_flags(argv: list[str]) -> dict[str, str]:
                 f"command line: got '{word}', expected flags of the form --section.key value"
             )
         key, equals, text = word[2:].partition("=")
-        if not equals:
+        if not equals and key not in SWITCHES:
             text = next(words, "--")
             if text.startswith("--"):
                 raise UserError(f"command line: --{key} has no value; write --{key} VALUE")
+        elif equals and key in SWITCHES:
+            raise UserError(f"command line: --{key} takes no value; write --{key}")
         if key in flags:
             raise UserError(f"command line: --{key} is given twice; keep one")
         flags[key] = text

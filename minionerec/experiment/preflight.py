@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(usage_of(ROOT / STAGES[stage].script) + "\n\n" + describe_settings())
         return NOTHING_TO_DO
-    experiment, _ = read_command_line(__doc__, argv[1:], own=())
+    own = ("dry_run",) if stage in TRAINED else ()
+    experiment, _ = read_command_line(__doc__, argv[1:], own)
     if is_finished(experiment, stage):
         forget_interrupted(experiment, stage)
         print(

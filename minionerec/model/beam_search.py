@@ -27,11 +27,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minionerec.catalogue.masks import Mask
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
+from minionerec.experiment.progress import Progress
 from minionerec.model.decoders import ReplayDecoder, TreeDecoder, make_decoder
 from minionerec.model.narrowing import Narrowing
 from minionerec.model.output_head import LogitsHead, OutputHead
@@ -327,7 +327,7 @@ def search_batches(
     normalize: str = "vocab",
     excluded: Mapping[int, Sequence[int]] | None = None,
     mask: Mask | None = None,
-    progress: str | None = None,
+    progress: str = "",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Search some batches of the prompts, in eval mode.
 
@@ -363,12 +363,7 @@ def search_batches(
         if batches:
             with torch.inference_mode():
                 decoder.read_beginning(prompts)
-        with tqdm(
-            total=sum(map(len, batches)),
-            desc=progress,
-            unit="user",
-            disable=None if progress else True,
-        ) as bar:
+        with Progress(progress, sum(map(len, batches)), "users") as bar:
             for batch in batches:
                 # Exclusion may leave fewer items than places
                 leaves = np.full((len(batch), width), -1, dtype=np.int64)

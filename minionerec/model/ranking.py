@@ -62,7 +62,7 @@ class Ranker:
         self.batches = length_sorted(self.prompts, USERS_PER_FORWARD)
 
     def rank(
-        self, batches: Sequence[Sequence[int]], progress: str | None = None
+        self, batches: Sequence[Sequence[int]], progress: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rank batch by batch.
 
@@ -105,8 +105,12 @@ class Ranker:
         )
 
 
-def rank(ranker: Ranker) -> tuple[np.ndarray, np.ndarray]:
+def rank(ranker: Ranker, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Rank all samples, with all processes.
+
+    Args:
+        ranker: of the samples.
+        progress: what this is called where it takes long; "" shows nothing.
 
     Returns:
         ``(n, W)`` leaves and ``(n, W)`` log-probabilities in the order of the samples.
@@ -114,7 +118,7 @@ def rank(ranker: Ranker) -> tuple[np.ndarray, np.ndarray]:
     state = PartialState()
     mine = ranker.batches[state.process_index :: state.num_processes]
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for batch, (leaves, scores) in zip(mine, ranker.rank(mine), strict=True):
+    for batch, (leaves, scores) in zip(mine, ranker.rank(mine, progress), strict=True):
         found += zip(batch, leaves, scores, strict=True)
     if state.num_processes > 1:
         found = gather_object(found)

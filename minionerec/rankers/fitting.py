@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from minionerec.errors import UserError
+from minionerec.experiment.progress import Progress
 
 BATCHES_TOGETHER = 8  # rows of so many batches are sorted by length, which halves the padding
 
@@ -68,7 +69,7 @@ def try_all(
 def fit(
     name: str,
     model: nn.Module,
-    epoch: Callable[[], list[float]],
+    epoch: Callable[[], Iterable[float]],
     validate: Callable[[], float] | None,
     epochs: int,
     patience: int,
@@ -79,7 +80,7 @@ def fit(
     Args:
         name: of the method, for messages.
         model: whose weights ``epoch`` changes.
-        epoch: trains one pass and returns the loss of every step.
+        epoch: trains one pass and yields the loss of every step.
         validate: NDCG@10 of the validation rows; None if there are none: the last epoch's weights
             stay.
         epochs: most passes.
@@ -93,8 +94,13 @@ def fit(
     best_weights: dict[str, Tensor] = {}
     waited = 0
     step = 0
+    progress = Progress(name, epochs, "epochs")
     for number in range(1, epochs + 1):
-        losses = epoch()
+        losses = []
+        for one in epoch():
+            losses.append(one)
+            progress.update(0, loss=f"{one:.3f}")
+        progress.update()
         step += len(losses)
         loss = float(np.mean(losses))
         if not math.isfinite(loss):
@@ -116,6 +122,7 @@ def fit(
             waited += 1
         if waited == patience:
             break
+    progress.close()
     if best_weights:
         model.load_state_dict(best_weights)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,10 @@ def train_one(
             weight_decay=settings.weight_decay,
         )
 
-        def epoch() -> list[float]:
+        def epoch() -> Iterator[float]:
             rows = windows(samples.train_sequences, max_history, rng)
-            batches = cut_batches(rows, settings.batch_size, rng)
-            return [train_step(model, optimizer, batch) for batch in batches]
+            for batch in cut_batches(rows, settings.batch_size, rng):
+                yield train_step(model, optimizer, batch)
 
         validate = validator(model, samples.splits["valid"])
         fit(kind, model, epoch, validate, settings.epochs, settings.patience, log)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,21 +264,20 @@ def epoch_of(
     max_history: int,
     settings: BaselineSettings,
     seed: int,
-) -> Callable[[], list[float]]:
-    """A function that trains one pass over the train sequences and returns its steps' losses."""
+) -> Callable[[], Iterator[float]]:
+    """A function that trains one pass over the train sequences and yields its steps' losses."""
     rng = np.random.default_rng(seed)
     rows = len(windows(samples.train_sequences, max_history, np.random.default_rng(seed)))
     steps = settings.tiger_epochs * math.ceil(rows / settings.tiger_batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(step, steps))
 
-    def epoch() -> list[float]:
+    def epoch() -> Iterator[float]:
         model.train()
         shuffled = windows(samples.train_sequences, max_history, rng)
-        losses = []
         for batch in cut_batches(shuffled, settings.tiger_batch_size, rng):
-            losses.append(train_step(model, optimizer, vocabulary, batch))
+            loss = train_step(model, optimizer, vocabulary, batch)
             schedule.step()
-        return losses
+            yield loss
 
     return epoch
 

@@ -56,9 +56,10 @@ class Fuser:
         items = np.full((len(lists), width), fusion.NO_ITEM, dtype=np.int64)
         scores = np.full((len(lists), width), -np.inf)
         for row, (row_items, row_scores) in enumerate(lists):
-            items[row, : len(row_items)] = row_items
+            length = len(row_items)
+            items[row, :length] = row_items
             # As predictions.jsonl holds them, so that an evaluation's fusion is this one
-            scores[row, : len(row_scores)] = [round(score, 5) for score in row_scores]
+            scores[row, :length] = [round(score, 5) for score in row_scores]
         rankers = self.rankers
         if allowed is not None:
             rankers = [_only(ranker, allowed) for ranker in rankers]

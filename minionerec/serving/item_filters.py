@@ -7,6 +7,7 @@ values), or a number (low and high, both included; None: open).
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import pandas as pd
 from minionerec.errors import UserError
 
 MOST_GUESSED = 10_000  # values among which a near one is looked for: of more it takes seconds
-READERS: dict[str, Callable[..., pd.DataFrame]] = {
-    ".csv": pd.read_csv,
-    ".tsv": lambda path, **options: pd.read_csv(path, sep="\t", **options),
-    ".jsonl": lambda path, **options: pd.read_json(path, lines=True, **options),
-    ".parquet": lambda path, dtype: pd.read_parquet(path).astype(dtype),
+READERS: dict[str, Callable[[Path, dict[str, type]], pd.DataFrame]] = {
+    ".csv": lambda path, types: pd.read_csv(path, dtype=types),
+    ".tsv": lambda path, types: pd.read_csv(path, dtype=types, sep="\t"),
+    ".jsonl": lambda path, types: pd.read_json(path, dtype=types, lines=True),
+    ".parquet": lambda path, _: pd.read_parquet(path),
 }
 Condition = Sequence[Any]
 Where = Mapping[str, Condition]
@@ -44,6 +45,10 @@ class ItemFilters:
             for name in by_id.columns:
                 self._table[name] = by_id[name].to_numpy()
         self._index = pd.Index(items["item_id"])
+        self.digest = ""  # of the further columns
+        if attributes is not None:
+            rows = pd.util.hash_pandas_object(attributes.astype(str), index=False)
+            self.digest = hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
         # Made when a column is first asked for: most never are
         self._numbers: dict[str, np.ndarray] = {}
         self._values: dict[str, dict[str, np.ndarray]] = {}
@@ -159,15 +164,7 @@ def read_attributes(file: Path) -> pd.DataFrame:
     Raises:
         UserError: it cannot be read, or has no ``item_id``, or one twice.
     """
-    if file.suffix not in READERS:
-        raise UserError(f"{file}: got '{file.suffix}', expected one of {', '.join(READERS)}")
-    try:
-        table = READERS[file.suffix](file, dtype={"item_id": str})
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{file}: cannot be read ({reason}); expected a table with item_id"
-        ) from error
+    table = read_table(file, ("item_id",))
     if "item_id" not in table.columns:
         raise UserError(f"{file}: has no column item_id; it has {', '.join(map(str, table))}")
     repeated = table["item_id"].duplicated()
@@ -176,3 +173,18 @@ def read_attributes(file: Path) -> pd.DataFrame:
             f"{file}: item '{table['item_id'][repeated].iloc[0]}' is there twice; keep one row"
         )
     return table
+
+
+def read_table(file: Path, texts: Sequence[str]) -> pd.DataFrame:
+    """A .csv, .tsv, .jsonl or .parquet file; the columns of ``texts`` are ids, whatever they hold.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if file.suffix not in READERS:
+        raise UserError(f"{file}: expected a file ending in {', '.join(READERS)}")
+    try:
+        return READERS[file.suffix](file, dict.fromkeys(texts, str))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: cannot be read as {file.suffix[1:]} ({reason})") from error

@@ -12,14 +12,15 @@ from accelerate.utils import gather
 from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import EarlyStoppingCallback, ProgressCallback
+from transformers.trainer_callback import EarlyStoppingCallback
 
+from minionerec.experiment.progress import Progress
 from minionerec.experiment.run import say
 from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
 
-SHOWN_BESIDE_THE_BAR = ("loss", "reward", "groups_with_hit")
+SHOWN_BESIDE_STEPS = ("loss", "reward", "groups_with_hit")
 SHOWN_AT_VALIDATION = ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC)
 
 
@@ -74,8 +75,27 @@ class StopSignal(TrainerCallback):
             control.should_training_stop = True
 
 
-class QuietProgress(ProgressCallback):
-    """The Trainer's bar with a few numbers beside it instead of a dictionary per log."""
+class StepProgress(TrainerCallback):
+    """Shows how far the run is, with a few numbers of the last log beside it.
+
+    Args:
+        stage: what the run is called.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self.figures: dict[str, str] = {}
+        self.progress = Progress("", None, "steps")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin to count where the run begins or continues."""
+        self.progress = Progress(self.stage, state.max_steps, "steps", done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        figures = self.figures | {"rows/s": f"{rows * self.progress.rate():.3g}"}
+        self.progress.update(1, **figures)
 
     def on_log(
         self,
@@ -85,12 +105,13 @@ class QuietProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show loss and, in RL, reward."""
-        if not state.is_world_process_zero or self.training_bar is None:
-            return
+        """Remember the loss and, in RL, the reward."""
         if logs and "loss" in logs:
-            shown = {key: f"{logs[key]:.4g}" for key in SHOWN_BESIDE_THE_BAR if key in logs}
-            self.training_bar.set_postfix(shown)
+            self.figures = {key: f"{logs[key]:.4g}" for key in SHOWN_BESIDE_STEPS if key in logs}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        self.progress.close()
 
 
 class Narrator(TrainerCallback):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import pickle
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -26,6 +27,8 @@ from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import partial_path, settings_difference
 from minionerec.model import backbone
+from minionerec.training import price
+from minionerec.training.callbacks import StepProgress
 from minionerec.training.checkpoints import last_checkpoint, step_of
 
 
@@ -97,8 +100,8 @@ def training_arguments(
         # Rows are objects of ours, not columns of a data set
         remove_unused_columns=False,
         activation_checkpointing=experiment.model.gradient_checkpointing,
-        # A bar in a log file is a line per step
-        disable_tqdm=not sys.stderr.isatty(),
+        # ``StepProgress`` has a bar of its own, and lines for a log file
+        disable_tqdm=True,
         log_level_replica="error",
         # Every step uses every weight, also of a process without rows (``zero_loss``)
         ddp_find_unused_parameters=False,
@@ -130,15 +133,28 @@ def check_reporters(report_to: str, setting: str) -> None:
             )
 
 
-def train_or_resume(trainer: Trainer) -> None:
+def train_or_resume(trainer: Trainer, validation_rows: int, dry_run: bool) -> None:
     """Train; continue from the newest checkpoint of an interrupted run with the same settings.
 
-    SIGTERM and SIGINT save a checkpoint and end the process with 128 + signal.
+    Says first what it costs, and after a few steps how long it takes. SIGTERM and SIGINT save a
+    checkpoint and end the process with 128 + signal.
+
+    Args:
+        trainer: of SFT or RL.
+        validation_rows: of each validation.
+        dry_run: end the process after those few steps; nothing is written.
 
     Raises:
         UserError: the interrupted run had other settings (each is listed) or other parents.
     """
     last = last_checkpoint(Path(trainer.args.output_dir))
+    say(price.of(trainer))
+    timed = price.TimedSteps(price.seconds_of_validation(trainer, validation_rows), dry_run)
+    trainer.add_callback(timed)
+    trainer.add_callback(StepProgress(trainer.contents.stage))
+    if dry_run:
+        trainer.train()
+        end_dry_run(Path(trainer.args.output_dir))
     if last:
         manifest = read_manifest(last)
         changed = settings_difference(manifest["settings"], trainer.contents.settings)
@@ -174,6 +190,16 @@ def train_or_resume(trainer: Trainer) -> None:
             "the same command continues"
         )
         sys.exit(128 + signal)
+
+
+def end_dry_run(partial: Path) -> NoReturn:
+    """End the process; the Trainer's folder goes, unless an interrupted run has left it."""
+    processes().wait_for_everyone()
+    if processes().is_main_process:
+        with contextlib.suppress(OSError):  # not empty
+            partial.rmdir()
+    say("dry run: nothing was written; the same command without --dry_run trains")
+    sys.exit(0)
 
 
 def note_training(run: Path, stage: str, from_step: int, to_step: int, seconds: float) -> None:

@@ -14,7 +14,8 @@ networks the one is asked that has not learned the row.
 
 Beside the rows of train there is one for every item of the catalogue, which shows that item alone
 and is taught by the teacher alone: the whole table of what leads to what, for items too that no
-train row shows last, and without leaving anything out, as it has no target of its own.
+train row shows last, and without leaving anything out, as it has no target of its own. Rows that
+show two items which follow each other in train (``pairs``) are more of the same kind.
 
 Rows that show one item and ask for that very item (title -> SID) have one right answer and keep
 it, as do titles.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +53,7 @@ class Recipe(NamedTuple):
     sharpness: float
     temperature: float
     items: int
+    pairs: int
 
     @classmethod
     def of(cls, given: Mapping[str, float]) -> Recipe:
@@ -63,6 +66,7 @@ class Recipe(NamedTuple):
             given.get("sharpness", 1.5),
             given.get("temperature", 0.07),
             int(given.get("items", 1)),
+            int(given.get("pairs", 0)),
         )
 
     def weight_at(self, progress: float) -> float:
@@ -148,16 +152,42 @@ def taught(
         exclude_history=exclude,
         folds=crossfit.folds_of(catalogue.train_targets()) if networks else None,
     )
-    of_items = item_rows(
-        num_items,
-        teacher,
-        mixed,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=exclude,
+    # Both kinds are short: an item's row has one history, whatever train rows end in it
+    items = [(item,) for item in range(num_items)]
+    pairs = drawn_pairs(
+        catalogue.samples.train_sequences, recipe.pairs * num_items, experiment.seed
     )
-    return labelled + recipe.items * of_items, parents
+    taught_alone = []
+    for histories in (items, pairs):
+        taught_alone.append(
+            teacher_rows(
+                histories,
+                teacher,
+                mixed,
+                recipe.top_k,
+                renderer,
+                sharpness=recipe.sharpness,
+                exclude_history=exclude,
+            )
+        )
+    of_items, of_pairs = taught_alone
+    return labelled + recipe.items * of_items + of_pairs, parents
+
+
+def drawn_pairs(
+    sequences: Sequence[Sequence[int]], count: int, seed: int
+) -> list[tuple[int, ...]]:
+    """Items that follow each other in train, every pair once; ``count`` of them drawn at random.
+
+    >>> sorted(drawn_pairs([[3, 1, 2], [3, 1]], 9, 0)), len(drawn_pairs([[3, 1, 2]], 1, 0))
+    ([(1, 2), (3, 1)], 1)
+    """
+    known = set()
+    for sequence in sequences:
+        known.update(pairwise(sequence))
+    ordered = sorted(known)
+    chosen = np.random.default_rng(seed).permutation(len(ordered))[:count]
+    return [ordered[place] for place in chosen]
 
 
 def teacher_labels(
@@ -257,8 +287,8 @@ def question(row: Row, folds: Mapping[str, int] | None) -> tuple[tuple[int, ...]
     return row.history, row.target_item, 0 if folds is None else folds[row.user_id]
 
 
-def item_rows(
-    num_items: int,
+def teacher_rows(
+    histories: Sequence[tuple[int, ...]],
     teacher: Sequence[Expert],
     shares: Sequence[float],
     top_k: int,
@@ -267,12 +297,12 @@ def item_rows(
     sharpness: float = 1.0,
     exclude_history: bool,
 ) -> list[Row]:
-    """A row for every item: a history of that item alone, and what the teacher says follows it.
+    """A row for every history, with what the teacher says follows it.
 
-    They teach the whole table of which item leads to which, also for items that no train row
-    shows last, and have no target of their own that would have to be taken out of the counts.
+    Of single items they teach the whole table of which item leads to which, also for items that no
+    train row shows last; of pairs, what the teacher makes of several items together. They have no
+    target of their own that would have to be taken out of the counts.
     """
-    histories = [(item,) for item in range(num_items)]
     found = teacher_labels(
         teacher,
         shares,
@@ -283,7 +313,7 @@ def item_rows(
         exclude_history=exclude_history,
     )
     rows = []
-    for item, (items, weights) in enumerate(zip(found.items, found.weights, strict=True)):
+    for history, items, weights in zip(histories, found.items, found.weights, strict=True):
         labels = []
         for other, weight in zip(items.tolist(), weights.tolist(), strict=True):
             if weight > 0:
@@ -293,8 +323,8 @@ def item_rows(
         if labels:
             # With equal weights for both sides the teacher's share of the loss changes nothing here
             first = labels[0]
-            prompt = renderer.prompt(TASK, (item,))
-            rows.append(Row(TASK, "", prompt, first.completion, first.item, (item,), tuple(labels)))
+            prompt = renderer.prompt(TASK, history)
+            rows.append(Row(TASK, "", prompt, first.completion, first.item, history, tuple(labels)))
     return rows
 
 

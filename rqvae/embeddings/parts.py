@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from minionerec.errors import UserError
 from minionerec.experiment.files import fsync
+from minionerec.experiment.progress import Progress
 from rqvae.embeddings.texts import TextStore
 
 # Enough parts to keep processes busy, small enough to lose one.
@@ -69,9 +69,7 @@ def embed_parts(
         if read_part(folder, number, len(parts[number])) is None:
             missing.append(number)
     total = sum(len(parts[number]) for number in missing)
-    with tqdm(
-        total=total, unit=" texts", desc="embedding", disable=process != 0, mininterval=1.0
-    ) as bar:
+    with Progress("embedding", total, "texts") as bar:
         for number in missing:
             rows = []
             for batch in plan_batches(parts[number], store.tokens, token_budget):

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import one_hot
-from tqdm import tqdm
 
 from minionerec.errors import UserError
 from minionerec.experiment.files import fsync
+from minionerec.experiment.progress import Progress
 from minionerec.experiment.settings import SidSettings
 from rqvae.quantizers.balanced import fit_balanced_rqkmeans
 from rqvae.quantizers.collisions import colliding
@@ -64,13 +64,10 @@ def fit_rqvae(
         initialise_codebooks(model, x, settings, seed)
         run.forget()
     every = max(1, settings.epochs // EVALUATIONS)
-    with tqdm(
-        initial=run.epoch, total=settings.epochs, unit=" epochs", desc="RQ-VAE", mininterval=1.0
-    ) as bar:
+    with Progress("RQ-VAE", settings.epochs, "epochs", done=run.epoch) as bar:
         while run.epoch < settings.epochs:
             loss = run.train_epoch()
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update()
+            bar.update(loss=f"{loss:.4f}")
             if run.epoch % every == 0 or run.epoch == settings.epochs:
                 run.evaluate(loss)
                 run.save(progress, told)

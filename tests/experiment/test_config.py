@@ -110,6 +110,8 @@ def test_a_missing_settings_file_is_refused_with_exactly_its_line(
             "--rl.scale_rewards --seed 3",
             "command line: --rl.scale_rewards has no value; write --rl.scale_rewards VALUE",
         ),
+        ("--dry_run=no", "command line: --dry_run takes no value; write --dry_run"),
+        ("--dry_run", "command line: --dry_run: unknown key"),
         ("--seed 3 --seed=4", "command line: --seed is given twice; keep one"),
         (
             "epochs=3",

@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from minionerec.catalogue.sources import cells, files, filters, readers, times
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, Source
 from minionerec.errors import UserError
 from minionerec.experiment.files import fingerprints
+from minionerec.experiment.progress import Progress
 from minionerec.experiment.settings import DataSettings
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -163,8 +163,9 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with files.open_bytes(path) as handle:
-            bar = tqdm(handle, desc=path.name, unit=" lines", disable=None)
-            for number, line in enumerate(bar, 1):
+            bar = Progress(path.name, None, "lines")
+            for number, line in enumerate(handle, 1):
+                bar.update()
                 if line.strip():
                     yield number, parse(line, f"{path}:{number}")
     except readers.DAMAGED as error:
