@@ -174,9 +174,7 @@ def taught(
     return labelled + recipe.items * of_items + of_pairs, parents
 
 
-def drawn_pairs(
-    sequences: Sequence[Sequence[int]], count: int, seed: int
-) -> list[tuple[int, ...]]:
+def drawn_pairs(sequences: Sequence[Sequence[int]], count: int, seed: int) -> list[tuple[int, ...]]:
     """Items that follow each other in train, every pair once; ``count`` of them drawn at random.
 
     >>> sorted(drawn_pairs([[3, 1, 2], [3, 1]], 9, 0)), len(drawn_pairs([[3, 1, 2]], 1, 0))
