@@ -145,7 +145,7 @@ def slice_intervals(
     members = []  # (rows,) 1 where it is
     for kind, of_row in names.items():
         for name in sorted(set(of_row)):
-            inside = np.array([other == name for other in of_row], dtype=float)
+            inside = (np.array(of_row) == name).astype(float)
             for key in shown:
                 places.append((kind, name, key))
                 columns.append(values[key] * inside)
@@ -155,7 +155,8 @@ def slice_intervals(
     for weights in resamples(len(sums), samples, seed):  # (chunk, U) how often each is drawn
         total, rows = np.split(weights @ sums, 2, axis=1)  # (chunk, M), (chunk, M)
         # a slice of one user may not be drawn at all: no mean, rather than one of 0
-        blocks.append(np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0))
+        rows[rows == 0] = np.nan
+        blocks.append(total / rows)
     low, high = np.nanpercentile(np.concatenate(blocks), [2.5, 97.5], axis=0)  # (M,), (M,)
     found: Intervals = {}
     for (kind, name, key), *ends in zip(places, low.tolist(), high.tolist(), strict=True):

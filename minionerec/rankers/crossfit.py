@@ -160,8 +160,8 @@ def network(kind: str, models: Sequence[NextItemModel]) -> Expert:
             if folds is not None:
                 asked = shown & (np.asarray(folds) == fold)
                 share = 1.0
-            rows = np.flatnonzero(asked)
-            if len(rows):
+            rows = np.flatnonzero(asked).tolist()
+            if rows:
                 logps = sequential.score(model, [histories[row] for row in rows])
                 table[rows] += share * np.exp(logps.double().cpu().numpy())
         return table

@@ -180,10 +180,10 @@ def drawn_pairs(sequences: Sequence[Sequence[int]], count: int, seed: int) -> li
     >>> sorted(drawn_pairs([[3, 1, 2], [3, 1]], 9, 0)), len(drawn_pairs([[3, 1, 2]], 1, 0))
     ([(1, 2), (3, 1)], 1)
     """
-    known = set()
+    known: set[tuple[int, int]] = set()
     for sequence in sequences:
         known.update(pairwise(sequence))
-    ordered = sorted(known)
+    ordered: list[tuple[int, ...]] = sorted(known)
     chosen = np.random.default_rng(seed).permutation(len(ordered))[:count]
     return [ordered[place] for place in chosen]
 
