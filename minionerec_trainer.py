@@ -53,8 +53,9 @@ from minionerec.training.checkpoints import CheckpointContents, CheckpointKeeper
 from minionerec.training.collate import collate_rl, collate_sft
 from minionerec.training.finite import explained, refuse_spoilt
 from minionerec.training.group_logps import GroupBatch, GroupOutput
+from minionerec.training.group_loss import GroupLoss
 from minionerec.training.likelihood import sft_logp, zero_loss
-from minionerec.training.objective import exact_kl, groups_with_signal, grpo_loss, k3_kl
+from minionerec.training.objective import Loss, groups_with_signal
 from minionerec.training.rollouts import Reward, Roller, RolloutBuffer, Rollouts
 from minionerec.training.sharded import WholeCopy
 
@@ -341,8 +342,9 @@ class GRPOTrainer(RankingTrainer):
             (``model.normalize``).
         reward: (items ``(B, G)``, targets ``(B,)``, alive ``(B, G)``, B histories) -> weighted
             parts ``(B, G)``, which add up.
-        ref_model: frozen copy for the KL; None when beta is 0, or when the model without its
-            adapters is the reference.
+        ref_model: frozen copy for the KL and S-DPO; None when neither is on, or when the model
+            without its adapters is the reference.
+        hints: per row, how many codes of its target join the prompt; none by default.
         args, kwargs: of ``RankingTrainer``.
     """
 
@@ -354,9 +356,11 @@ class GRPOTrainer(RankingTrainer):
         normalize: str,
         reward: Reward,
         ref_model: nn.Module | None,
+        hints: Sequence[int] = (),
         **kwargs: Any,
     ):
         self.settings = settings
+        self.hints = hints
         self.normalize = normalize
         self.passes_per_batch = settings.num_iterations
         super().__init__(*args, **kwargs)
@@ -365,6 +369,7 @@ class GRPOTrainer(RankingTrainer):
         self.trie = trie.to(self.args.device)
         self.share = base_causal_lm(self.model).takes_trees
         self.roller = Roller(self.trie, settings, normalize, reward)
+        self.group_loss = GroupLoss(self.trie, settings, normalize, self.share)
         self.buffer = RolloutBuffer(settings.num_iterations, self.args.gradient_accumulation_steps)
         self.ref_model = None
         if ref_model is not None:
@@ -414,7 +419,7 @@ class GRPOTrainer(RankingTrainer):
 
     def further_forwards(self) -> int:
         """The rollout, and the reference."""
-        return super().further_forwards() + 1 + (self.settings.beta > 0)
+        return super().further_forwards() + 1 + self.settings.has_reference
 
     def copies(self) -> int:
         """The reference, where it is a model of its own."""
@@ -430,15 +435,20 @@ class GRPOTrainer(RankingTrainer):
         model = self.whole_model()  # in every process, also those without rows
         if not rows:
             return Rollouts.none(self.args.device)
+        numbers = numbers or range(len(rows))
         seeds = []
-        for number in numbers or range(len(rows)):
+        for number in numbers:
             seeds.append(seed_of(self.args.seed, self.state.global_step, number))
-        return self.roller.roll_out(model, rows, seeds)
+        given = None
+        if self.hints:
+            given = [self.hints[number] for number in numbers]
+        return self.roller.roll_out(model, rows, seeds, given)
 
     def groups_to_score(self, rollouts: Rollouts) -> list[int]:
         """Groups whose rewards differ; all of them where another term is to act on every group."""
         settings = self.settings
-        if settings.sft_weight or (settings.beta and settings.kl_on_flat_groups):
+        everywhere = settings.sft_weight or settings.hint_weight or rollouts.wanted is not None
+        if everywhere or (settings.beta and settings.kl_on_flat_groups):
             return list(range(len(rollouts.prompts)))
         return groups_with_signal(rollouts.advantages)
 
@@ -448,7 +458,7 @@ class GRPOTrainer(RankingTrainer):
         rollouts: Rollouts,
         kept: Sequence[int],
         groups: Tensor | int | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> Loss:
         """Loss of some groups, with its parts for the log.
 
         Args:
@@ -457,48 +467,20 @@ class GRPOTrainer(RankingTrainer):
             kept: numbers of the groups to score; the others contribute 0.
             groups: how many groups the loss is a mean over; those of the rollouts unless said.
         """
-        settings = self.settings
-        kept = list(kept)
-        likelihood = settings.sft_weight != 0
-        batch = GroupBatch.make(
-            [rollouts.prompts[b] for b in kept],
-            rollouts.nodes[kept],
-            rollouts.alive[kept],
-            self.trie,
-            self.share,
-            [rollouts.targets[b] for b in kept] if likelihood else None,
-        )
-        exact = settings.beta > 0 and settings.kl == "exact"
-        policy = batch.forward(model, self.normalize, with_children=exact)
-        kl = None
-        if settings.beta > 0:
-            reference = self.reference(model, batch)
-            # cloned: a tensor made in inference mode cannot be saved for the backward pass
-            if exact:
-                kl = batch.spread(exact_kl(policy.children, reference.children.clone()))
-            else:
-                kl = k3_kl(policy.logps, reference.logps.clone())  # (B, G, L)
-        return grpo_loss(
-            policy.logps,
-            rollouts.old_logps[kept] if settings.num_iterations > 1 else None,
-            rollouts.advantages[kept],
-            batch.mask,
-            epsilon=settings.epsilon,
-            kl=kl,
-            beta=settings.beta,
-            target_logps=policy.target_logps if likelihood else None,
-            sft_weight=settings.sft_weight,
-            groups=groups or len(rollouts.prompts),
-        )
+
+        def reference(batch: GroupBatch, with_children: bool) -> GroupOutput:
+            return self.reference(model, batch, with_children)
+
+        return self.group_loss(model, reference, rollouts, kept, groups)
 
     @torch.inference_mode()
-    def reference(self, model: nn.Module, batch: GroupBatch) -> GroupOutput:
+    def reference(
+        self, model: nn.Module, batch: GroupBatch, with_children: bool = False
+    ) -> GroupOutput:
         """The log-probabilities of a batch under the reference.
 
         That is the frozen copy, or the policy with its adapters off.
         """
-        settings = self.settings
-        with_children = settings.kl == "exact"
         if self.ref_model is not None:
             return batch.forward(self.ref_model, self.normalize, with_children)
         policy: PeftModel = self.accelerator.unwrap_model(model)

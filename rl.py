@@ -6,9 +6,9 @@
 Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like SFT's. Departures from
 the reference, whose settings ``rl.preset: paper`` gives: (1) a row carries its own target; (2)
 rollouts, loss and validation use one distribution (``model.normalize``) and one prompt; (3) the
-prompt is read once per group; (4) the best checkpoint on validation NDCG@10 is handed on, the SFT
-model if no step beats it; (5) groups whose completions all earn the same are dropped before the
-forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with adapters off.
+prompt is read once per group; (4) the best checkpoint by validation NDCG@10 that keeps SFT's HR@50
+(``rl.guard``) is handed on, or SFT's weights; (5) groups that earn all the same are dropped before
+the forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with adapters off.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 import minionerec_trainer as trainers
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.rows import mixture
-from minionerec.catalogue.samples import fixed_subset
+from minionerec.catalogue.samples import held_out
 from minionerec.errors import one_line_errors
-from minionerec.evaluation.ranking import validator
+from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -34,6 +34,8 @@ from minionerec.model import backbone
 from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run
+from minionerec.training.guard import GUARDED, Guard
+from minionerec.training.hints import kept_hints
 from minionerec.training.weighted_rewards import weighted_rewards
 
 
@@ -51,13 +53,13 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     run.check_reporters(s.report_to, "rl.report_to")
 
     # Data, the SFT model, and the reference that it stays close to
-    catalogue = Catalogue.open(experiment)
-    samples = catalogue.samples
+    settings, catalogue = settings_of(experiment, "rl"), Catalogue.open(experiment)
     policy = Policy.load("sft", catalogue, torch.float32)
-    targets = samples.splits["train"]
-    rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
+    earlier, latest = held_out(catalogue.samples.splits["train"], experiment.sft.holdout_for_rl)
+    num_items = len(catalogue.item_ids)
+    rows = mixture(s.tasks, latest or earlier, policy.renderer, num_items, experiment.seed)
     reference = None
-    if s.beta > 0 and not run.adapters_off_is_reference(experiment):
+    if s.has_reference and not run.adapters_off_is_reference(experiment):
         reference = policy.model_again(torch.float32).requires_grad_(False)
     torch.manual_seed(experiment.seed)  # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
@@ -74,51 +76,43 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         max_steps=total_steps,
         eval_steps=max(1, total_steps // s.evals // s.num_iterations) * s.num_iterations,
         total_steps=total_steps,
+        chosen_by=GUARDED,
     )
-    valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    unwanted = None
-    if experiment.evaluate.exclude_history:
-        unwanted = fixed_subset(catalogue.seen("valid"), s.eval_rows, experiment.seed)
-    validate = validator(policy, valid, s.eval_beams, arguments.device, unwanted)
+    validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     before = validate(model.to(arguments.device))
-    shown = "  ".join(f"{key} {before[key]:.4f}" for key in ("HR@1", "HR@10", "NDCG@10"))
-    say(f"SFT model: validation {shown}")
+    guard = Guard(before, s.guard)
+    say(f"SFT model: validation {guard}")
     reward, reward_models = weighted_rewards(catalogue)
+    hints = kept_hints(policy, rows, arguments.device, not dry_run) if s.hints else []
     parents = [*policy.parents, *reward_models]
-    settings = settings_of(experiment, "rl")
     trainer = trainers.GRPOTrainer(
         model,
         arguments,
         rows,
         policy.tokenizer,
         trainers.CheckpointContents("rl", settings, parents, policy),
-        validate,
+        guard.watching(validate),
         trie=policy.trie,
         settings=s,
         normalize=policy.normalize,
         reward=reward,
         ref_model=reference,
+        hints=hints,
     )
-    run.train_or_resume(trainer, len(valid), dry_run)
+    run.train_or_resume(trainer, num_valid, dry_run)
 
     # Hand on whichever ranks the validation rows better
-    best = trainer.state.best_metric
-    improved = best is not None and best > before["NDCG@10"]
+    improved = guard.beaten_by(trainer.state.best_metric)
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
         chosen = backbone.merged(whole) if improved else policy.model_again(torch.float32)
         facts = {"improved_on_sft": improved, "sft_validation_NDCG@10": before["NDCG@10"]}
-        facts["sids_sha256"] = catalogue.sids.sha256
-        with committed(path, "rl", settings, parents, **facts) as staging:
+        sids = catalogue.sids.sha256
+        with committed(path, "rl", settings, parents, **facts, sids_sha256=sids) as staging:
             policy.save(chosen, staging)
-            first = {"step": 0} | {f"eval_{key}": value for key, value in before.items()}
-            trainer.state.log_history.insert(0, first)
-            plots.save_log(trainer, staging)
+            plots.save_log(trainer, staging, before)
     processes.processes().wait_for_everyone()
-    verdict = "no step beat it: the SFT weights are handed on"
-    if improved:
-        verdict = f"at step {trainer.state.best_global_step} of {total_steps}"
-    say(f"\nvalidation NDCG@10: SFT {before['NDCG@10']:.4f}, best of RL {best:.4f}; {verdict}")
+    say(f"\nvalidation NDCG@10: {guard.verdict(trainer.state.log_history)}")
 
 
 if __name__ == "__main__":

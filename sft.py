@@ -20,9 +20,9 @@ from pathlib import Path
 import minionerec_trainer as trainers
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.rows import mixture
-from minionerec.catalogue.samples import fixed_subset
+from minionerec.catalogue.samples import held_out
 from minionerec.errors import one_line_errors
-from minionerec.evaluation.ranking import validator
+from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -55,7 +55,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     samples = catalogue.samples
     policy = Policy.create(catalogue, s.dropout)
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
-    targets = catalogue.train_targets()
+    targets, _ = held_out(catalogue.train_targets(), s.holdout_for_rl)
     rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
     recipe = soft_labels.Recipe.of(s.soft_labels)
     teachers: list[Parent] = []
@@ -77,11 +77,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         eval_steps=max(1, round(steps_per_epoch / s.evals_per_epoch)),
         total_steps=steps_per_epoch * s.epochs,
     )
-    valid = fixed_subset(samples.splits["valid"], s.eval_rows, experiment.seed)
-    unwanted = None
-    if experiment.evaluate.exclude_history:
-        unwanted = fixed_subset(catalogue.seen("valid"), s.eval_rows, experiment.seed)
-    validate = validator(policy, valid, s.eval_beams, arguments.device, unwanted)
+    validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     settings = settings_of(experiment, "sft")
     parents = [*policy.parents, *teachers]
     trainer = trainers.SFTTrainer(
@@ -99,7 +95,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     if s.soft_labels:
         batches = list(itertools.islice(trainer.batches, 8))
         say(soft_labels.price(rows, batches, trainer.data_collator))
-    run.train_or_resume(trainer, len(valid), dry_run)
+    run.train_or_resume(trainer, num_valid, dry_run)
 
     # Save the best
     best = trainer.state.best_metric

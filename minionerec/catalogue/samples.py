@@ -193,6 +193,28 @@ def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
     return [samples[i] for i in sorted(order[:size])]
 
 
+def held_out(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """The earlier and the later of some samples by the time of their targets, each in their order.
+
+    Targets of one second stay together: on the later side if the cut falls among them.
+
+        >>> rows = [Sample("u", (1,), 2, 30), Sample("v", (1,), 3, 10), Sample("w", (2,), 3, 20)]
+        >>> [[row.user_id for row in part] for part in held_out(rows, 0.4)]
+        [['v', 'w'], ['u']]
+
+    Args:
+        samples: of one split.
+        share: of them that is kept out, the latest; 0 to less than 1.
+    """
+    count = round(share * len(samples))
+    if not count:
+        return list(samples), []
+    since = sorted(sample.timestamp for sample in samples)[-count]
+    earlier = [sample for sample in samples if sample.timestamp < since]
+    later = [sample for sample in samples if sample.timestamp >= since]
+    return earlier, later
+
+
 def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
     """``(N,)`` how often each item occurs in the train interactions."""
     flat = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.samples import Sample, fixed_subset
 from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.trie import SidTrie
 from minionerec.evaluation.metrics import KS, row_metrics
@@ -50,6 +50,26 @@ def predictions(
 def sid_of(sids: SidTable) -> dict[str, tuple[int, ...]]:
     """Item id -> codes, as the metrics take it."""
     return dict(zip(sids.item_ids, sids.codes, strict=True))
+
+
+def stage_validator(
+    policy: Policy, num_rows: int, num_beams: int, device: torch.device
+) -> tuple[Callable[..., dict[str, float]], int]:
+    """``validator`` on the fixed sample of validation rows that a stage looks at, and its size.
+
+    Args:
+        policy: how the model is asked.
+        num_rows: of the sample; 0: all.
+        num_beams: items to rank for each.
+        device: where the model will be.
+    """
+    catalogue = policy.catalogue
+    experiment = catalogue.experiment
+    valid = fixed_subset(catalogue.samples.splits["valid"], num_rows, experiment.seed)
+    unwanted = None
+    if experiment.evaluate.exclude_history:
+        unwanted = fixed_subset(catalogue.seen("valid"), num_rows, experiment.seed)
+    return validator(policy, valid, num_beams, device, unwanted), len(valid)
 
 
 def validator(

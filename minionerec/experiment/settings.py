@@ -39,6 +39,7 @@ from minionerec.experiment.choices import (
     Schedule,
     SoftLabelKey,
     Task,
+    TeacherName,
     TextPart,
 )
 from minionerec.experiment.problems import problems_of
@@ -497,6 +498,15 @@ class SFTSettings(Settings):
             "group_by_user keeps windows together"
         ),
     )
+    holdout_for_rl: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description=(
+            "per_target only: the latest share of the train targets by time that SFT leaves to RL, "
+            "which then trains on these alone; 0: both train on all (paper)"
+        ),
+    )
     group_by_user: bool = Field(
         False,
         description=(
@@ -525,7 +535,7 @@ class SFTSettings(Settings):
             "(0.07); {}: off (paper)"
         ),
     )
-    teacher: dict[ExpertName, Share] = Field(
+    teacher: dict[TeacherName, Share] = Field(
         {"markov": 0.7, "text_knn": 0.3},
         description=(
             "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights "
@@ -559,6 +569,13 @@ class SFTSettings(Settings):
             raise ValueError("every task is off; give one a positive share")
         return tasks
 
+    @field_validator("holdout_for_rl")
+    @classmethod
+    def _needs_single_targets(cls, share: float, info: ValidationInfo) -> float:
+        if share and info.data.get("rows") == "per_user":
+            raise ValueError("needs sft.rows per_target; set it to 0")
+        return share
+
     @field_validator("soft_labels")
     @classmethod
     def _are_in_range(cls, given: dict[str, float]) -> dict[str, float]:
@@ -587,6 +604,7 @@ class SFTSettings(Settings):
 RL_PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
+        "objective": "grpo",
         "tasks": {"sid_to_sid": 1.0, "title_to_sid": 1.0, "titles_to_sid": 0.3},
         "rollout": "beam",
         "num_generations": 16,
@@ -600,6 +618,10 @@ RL_PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 2.0,
         "scale_rewards": True,
         "rewards": {"rule": 1.0, "ranking": 1.0},
+        "teacher": {},
+        "sibling_alpha": 0.0,
+        "hints": False,
+        "hint_weight": 0.0,
         "sft_weight": 0.0,
     },
 }
@@ -615,6 +637,15 @@ class RLSettings(Settings):
             "the model, so no preset names it: the paper's is model.normalize vocab"
         ),
     )
+    objective: Literal["grpo", "dr_grpo", "sdpo"] = Field(
+        "grpo",
+        description=(
+            "grpo: group-relative advantages (paper); dr_grpo: without the deviation and with one "
+            "divisor for all lengths (arXiv:2503.20783); sdpo: softmax over the target and the "
+            "beams' own misses against the reference (arXiv:2406.09215); rewards are then shares "
+            "of what is wanted"
+        ),
+    )
     tasks: dict[RLTask, Share] = Field(
         {"sid_to_sid": 1.0},
         description=(
@@ -624,7 +655,41 @@ class RLSettings(Settings):
     )
     rewards: dict[RewardName, float] = Field(
         {"rule": 1.0, "ranking": 1.0},
-        description="reward -> weight; they add up (paper: rule and ranking)",
+        description=(
+            "reward -> weight; they add up (paper: rule and ranking). rule: 1 for the target; "
+            "ranking: penalty for confident misses; semantic: text cosine with the target; "
+            "collaborative: what rl.teacher holds of the item; prefix: share of right codes, which "
+            "three groups independently measured as harmful (NDCG@10 .1003 -> .0932, .1150 -> "
+            ".1099, .0960 -> .0862)"
+        ),
+    )
+    teacher: dict[ExpertName, Share] = Field(
+        {},
+        description=(
+            "collaborative only: ranker -> weight in the mix of their probabilities, asked without "
+            "the row's own transition; {}: a SASRec trained on the same split"
+        ),
+    )
+    sibling_alpha: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=(
+            "share of advantages relative to siblings in the trie beside those relative to the "
+            "group (V-STAR: 0.5); 0: off (paper)"
+        ),
+    )
+    hints: bool = Field(
+        False,
+        description=(
+            "prompts whose group would miss the target get the least number of its codes that "
+            "brings it in; false (paper)"
+        ),
+    )
+    hint_weight: float = Field(
+        0.0,
+        ge=0,
+        description="hints only: weight of the log-likelihood of the hints' codes; 0: off",
     )
     num_generations: int = Field(16, ge=2, description="G, completions per prompt (paper: 16)")
     rollout: Literal["beam", "gumbel", "sample"] = Field(
@@ -690,6 +755,18 @@ class RLSettings(Settings):
         ge=0,
         description="weight of the log-likelihood of the target beside the RL loss; 0: off (paper)",
     )
+    sdpo_beta: float = Field(
+        1.0, gt=0, description="sdpo only: weight of a shift away from the reference (its paper: 1)"
+    )
+    guard: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        description=(
+            "share of the SFT model's HR@50 that a checkpoint may lose: the best NDCG@10 among "
+            "those that keep it is handed on, SFT's weights if there is none; 1: no guard"
+        ),
+    )
     evals: int = Field(
         10,
         ge=1,
@@ -702,6 +779,11 @@ class RLSettings(Settings):
     )
     eval_beams: int = Field(50, ge=10, description="beams per validation row")
     report_to: str = Field("none", description="none, tensorboard, wandb, or several with commas")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the objective compares the policy with the model that it began from."""
+        return self.beta > 0 or self.objective == "sdpo"
 
     @model_validator(mode="before")
     @classmethod
@@ -728,9 +810,18 @@ class RLSettings(Settings):
     @field_validator("sync_ref_steps")
     @classmethod
     def _has_a_reference(cls, steps: int, info: ValidationInfo) -> int:
-        if steps > 0 and info.data.get("beta") == 0:
+        if steps > 0 and info.data.get("beta") == 0 and info.data.get("objective") != "sdpo":
             raise ValueError("has no effect with rl.beta 0; set it to 0")
         return steps
+
+    @field_validator("teacher")
+    @classmethod
+    def _teaches(cls, teacher: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if teacher and not info.data.get("rewards", {}).get("collaborative"):
+            raise ValueError("has no effect without rl.rewards: {collaborative: ...}; leave it out")
+        if teacher and not any(teacher.values()):
+            raise ValueError("every weight is 0; give a ranker a weight")
+        return teacher
 
 
 class EvaluateSettings(Settings):

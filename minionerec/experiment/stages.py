@@ -147,7 +147,7 @@ _TABLE = (
         command="bash rl.sh",
         script="rl.py",
         needs=("data", "sids", "sft"),
-        settings=("seed", "model", "rl"),
+        settings=("seed", "model", "rl", "sft.holdout_for_rl"),
         next="evaluate",
         parallel=True,
     ),

@@ -62,6 +62,7 @@ def constrained_beam_search(
     normalize: str = "vocab",
     excluded: Sequence[Sequence[int]] | None = None,
     masks: Sequence[Mask | None] | None = None,
+    given: Tensor | None = None,
     score_eos: int | None = None,
     rollout: str = "beam",
     temperature: float = 1.0,
@@ -78,6 +79,8 @@ def constrained_beam_search(
         excluded: per prompt, leaves that must not be returned; the others keep their scores. Meant
             for a few hundred at most, as a user's history; more are faster as a mask.
         masks: per prompt, what may be returned; None: everything. The others keep their scores.
+        given: ``(B, L)`` trie nodes that every beam of a prompt must pass, level by level, as if
+            their codes stood in the prompt; -1 where the search is free. Scores hold theirs too.
         score_eos: also score this token behind every SID (parity with Hugging Face beam search);
             costs one more forward.
         rollout: ``beam``; ``gumbel``: a sample of W distinct leaves without replacement (stochastic
@@ -118,6 +121,8 @@ def constrained_beam_search(
             narrowing,
             sid_tokens,
         )
+        if given is not None:
+            logp, draw = _only_given(given[:, level], child, logp, draw)
         state, parents = _choose(state, child, logp, draw, num_beams, rollout, generator)
         if level + 1 < trie.num_levels or score_eos is not None:
             # A beam that ended on an earlier level, or that is none, reads some token of this one:
@@ -144,6 +149,23 @@ def constrained_beam_search(
     alive = scores > -torch.inf
     leaves = torch.where(alive, trie.leaf[state.nodes].long(), -1)
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
+
+
+def _only_given(given: Tensor, child: Tensor, logp: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave only the given child of every beam, where one is given.
+
+    Args:
+        given: ``(B,)`` node, -1 where the level is free.
+        child: ``(B, W, F)`` nodes.
+        logp: ``(B, W, F)``, of every child.
+        draw: ``(B, W, F)``, likewise; a single child is drawn with certainty.
+    """
+    wanted = given[:, None, None]
+    is_other = (wanted >= 0) & (child != wanted)
+    is_given = (wanted >= 0) & (child == wanted)
+    logp = logp.masked_fill(is_other, -torch.inf)
+    draw = draw.masked_fill(is_other, -torch.inf).masked_fill(is_given, 0.0)
+    return logp, draw
 
 
 class _State(NamedTuple):

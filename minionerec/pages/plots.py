@@ -20,9 +20,19 @@ matplotlib.use("Agg")  # no window: pictures are files
 FEW_POINTS = 50  # fewer are marked one by one
 
 
-def save_log(trainer: Trainer, directory: Path) -> None:
-    """Write ``log.jsonl`` and ``curves.png`` of a finished run."""
-    write_log(clean_history(trainer.state.log_history), directory)
+def save_log(trainer: Trainer, directory: Path, before: Mapping[str, float] | None = None) -> None:
+    """Write ``log.jsonl`` and ``curves.png`` of a finished run.
+
+    Args:
+        trainer: whose run it was.
+        directory: to write into.
+        before: metrics of the validation rows before the first step.
+    """
+    history = trainer.state.log_history
+    if before is not None:
+        first = {f"eval_{key}": value for key, value in before.items()}
+        history = [{"step": 0, **first}, *history]
+    write_log(clean_history(history), directory)
 
 
 def write_log(rows: Sequence[Mapping[str, Any]], directory: Path) -> None:

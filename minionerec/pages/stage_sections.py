@@ -25,7 +25,16 @@ CURVES = {  # chart: what it shows, keys of log.jsonl
     "validation": ("of the validation rows ranked while training", ("eval_HR@10", "eval_NDCG@10")),
     "reward": ("mean over completions", ("reward",)),
     "groups with a hit": ("share of prompts", ("groups_with_hit",)),
+    "groups with signal": ("share of prompts that teach something", ("groups_with_signal",)),
     "distance to the reference": ("KL per token", ("kl",)),
+}
+# Of RL alone: each with where SFT left off, as a line across
+AGAINST_START = {
+    "HR@1": ("of the validation rows", "eval_HR@1"),
+    "HR@10": ("of the validation rows", "eval_HR@10"),
+    "HR@50": ("of the validation rows", "eval_HR@50"),
+    "NDCG@10": ("of the validation rows", "eval_NDCG@10"),
+    "coverage": ("share of the catalogue among the first 10", "eval_coverage@10"),
 }
 PARTS = ("data", "sids", "baselines", "sft", "rl", "audit")  # what a whole experiment has
 SPLIT_HEAD = (
@@ -50,6 +59,7 @@ def training(experiment: Experiment) -> list[dict[str, Any]]:
             continue
         log = read_log(require_stage(experiment, stage) / "log.jsonl")
         pictures = [curve(title, name, log) for name in CURVES]
+        pictures += [curve_against_start(title, name, log) for name in AGAINST_START]
         if any(pictures):
             found.append({"line": best_step(title, log), "charts": pictures})
     return found
@@ -74,13 +84,35 @@ def curve(title: str, name: str, log: Log) -> Markup:
     return chart(f"{title}: {name}", lines, "optimiser step", caption)
 
 
+def curve_against_start(title: str, name: str, log: Log) -> Markup:
+    """One metric of the validation rows over the steps of RL, and SFT's as a dashed line.
+
+    "" for a stage that does not start from another model: its log has no step 0.
+    """
+    caption, key = AGAINST_START[name]
+    points = key_series(log, key)
+    if not points or points[0][0] != 0:
+        return Markup("")
+    steps, values = zip(*points, strict=True)
+    ends = (steps[0], steps[-1])
+    start = (values[0], values[0])
+    lines = [
+        Line(title, steps, values),
+        Line("SFT", ends, start, colour=1, dashed=True),
+    ]
+    return chart(f"{title}: {name}", lines, "optimiser step", caption)
+
+
 def best_step(title: str, log: Log) -> str:
-    """Where a run was best on validation rows."""
-    points = key_series(log, "eval_NDCG@10")
+    """Where a run was best on validation rows; of RL, where it was best with the guard's leave."""
+    guarded = key_series(log, "eval_guarded_NDCG@10")
+    points = guarded or key_series(log, "eval_NDCG@10")
     if not points:
         return f"{title}: no validation was logged."
     step, value = max(points, key=lambda point: point[1])
     last = max(row["step"] for row in log if "step" in row)
+    if guarded and not value:
+        return f"{title}: no step of {last:,} kept as many hits as rl.guard demands."
     return f"{title}: best validation NDCG@10 {value:.4f} at step {step:,} of {last:,}."
 
 

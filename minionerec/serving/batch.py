@@ -155,7 +155,7 @@ def recommend_to_file(
 
     mine = todo[state.process_index :: state.num_processes]
     batches = [batch for number in mine for batch in parts[number]]
-    found = ranker.rank(batches, progress="ranking" if state.is_main_process else None)
+    found = ranker.rank(batches, progress="ranking" if state.is_main_process else "")
     for number in mine:
         lines = []
         for batch in parts[number]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,12 @@ from minionerec.experiment.run import say
 from minionerec.model.tree_attention import base_causal_lm
 from minionerec.training.batches import GlobalBatches
 from minionerec.training.checkpoints import BEST_METRIC
+from minionerec.training.guard import GUARDED
 
-SHOWN_BESIDE_STEPS = ("loss", "reward", "groups_with_hit")
+# What says whether a stage learns: GRPO's loss is 0 by construction, its rewards are not
+SHOWN_OF_SFT = (("loss", "loss"),)
+SHOWN_OF_RL = (("reward", "reward"), ("groups_with_signal", "groups with signal"))
+GUARDED_METRIC = f"eval_{GUARDED}"
 SHOWN_AT_VALIDATION = ("eval_HR@1", "eval_HR@10", "eval_HR@50", BEST_METRIC)
 
 
@@ -105,9 +109,9 @@ class StepProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Remember the loss and, in RL, the reward."""
+        """Remember the loss; of RL the reward and how many groups teach something."""
         if logs and "loss" in logs:
-            self.figures = {key: f"{logs[key]:.4g}" for key in SHOWN_BESIDE_STEPS if key in logs}
+            self.figures = {title: f"{logs[key]:.4g}" for key, title in shown_of(logs)}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the bar away."""
@@ -124,21 +128,48 @@ class Narrator(TrainerCallback):
         if not state.is_world_process_zero:
             return
         # The loss was logged some steps ago, or never in a very short run
-        losses = [row["loss"] for row in state.log_history if "loss" in row]
-        loss = f"loss {losses[-1]:.4f}  " if losses else ""
+        logged = [row for row in state.log_history if "loss" in row]
+        learns = progress_of(logged[-1]) if logged else ""
         numbers = "  ".join(
             f"{key.removeprefix('eval_')} {metrics[key]:.4f}"
             for key in SHOWN_AT_VALIDATION
             if key in metrics
         )
         with tqdm.external_write_mode():
-            say(f"step {state.global_step}/{state.max_steps}  {loss}validation {numbers}")
+            say(
+                f"step {state.global_step}/{state.max_steps}  {learns}validation {numbers}"
+                f"{guard_of(metrics)}"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate and save the last step too; ``eval_steps`` need not divide the run."""
         if state.global_step == state.max_steps:
             control.should_evaluate = True
             control.should_save = True
+
+
+def progress_of(row: Mapping[str, float]) -> str:
+    """The numbers of a logged step by which one sees that it learns, each with two blanks behind.
+
+    >>> progress_of({"loss": 2.5})
+    'loss 2.5000  '
+    >>> progress_of({"loss": 0.0, "reward": 0.1, "groups_with_signal": 1})
+    'reward 0.1000  groups with signal 1.0000  '
+    """
+    return "".join(f"{title} {row[key]:.4f}  " for key, title in shown_of(row))
+
+
+def shown_of(row: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
+    """Which keys of a logged step to show, each with what it is called."""
+    return SHOWN_OF_RL if "reward" in row else SHOWN_OF_SFT
+
+
+def guard_of(metrics: Mapping[str, float]) -> str:
+    """Whether RL's guard lets this validation pass; "" where none watches."""
+    if GUARDED_METRIC not in metrics:
+        return ""
+    refused = metrics[GUARDED_METRIC] < metrics[BEST_METRIC]
+    return "  guard refuses" if refused else "  guard passes"
 
 
 class SyncReference(TrainerCallback):

@@ -96,6 +96,7 @@ class GroupBatch:
         trie: SidTrie,
         share: bool = True,
         targets: Sequence[int] | None = None,
+        given: Sequence[int] | None = None,
     ) -> GroupBatch:
         """Lay out groups of completions.
 
@@ -106,6 +107,8 @@ class GroupBatch:
             trie: the catalogue.
             share: False for models that take no token trees.
             targets: item of each prompt, laid out as one more completion for the likelihood term.
+            given: levels of each group's completions that belong to the prompt: no tokens of its
+                ``mask``.
         """
         # The target's own tokens share the prompt, and often a prefix, with the completions
         device = nodes.device
@@ -146,6 +149,11 @@ class GroupBatch:
         # From pairs back to (b, g, level)
         scatter = np.full(mask.shape, -1, dtype=np.int64)
         scatter[mask] = inverse.numpy()
+        # What a hint decided was read, but is not the policy's own choice
+        chosen = mask[:, :group]
+        if given is not None:
+            levels = np.arange(mask.shape[-1])
+            chosen = chosen & (levels >= np.array(given)[:, None])[:, None]
         return cls(
             tree=tree.to(device),
             slots=slots.to(device),
@@ -153,7 +161,7 @@ class GroupBatch:
             pair_tokens=pair_tokens.to(device),
             pair_children=torch.from_numpy(trie.child_tokens(above_of_pair)).to(device),
             scatter=torch.from_numpy(scatter.reshape(-1)).to(device),
-            mask=torch.from_numpy(mask[:, :group]).to(device),
+            mask=torch.from_numpy(chosen).to(device),
             shape=mask.shape,
         )
 

@@ -1,9 +1,9 @@
-"""The RL objective as pure functions of tensors: advantages, KL, clipped policy loss.
+"""The RL objectives as pure functions of tensors: advantages, KL, policy losses, S-DPO.
 
-Shapes: B prompts, G completions per prompt (the group), L tokens per completion, F children of a
-trie node, J (node, token) pairs. ``mask (B, G, L)`` is True at the tokens of completions that
-exist: a SID may have fewer than L tokens, and a catalogue smaller than the group gives fewer than G
-completions.
+The trainer feeds them and adds nothing. Shapes: B prompts, G completions per prompt (the group), L
+tokens per completion, F children of a trie node, J (node, token) pairs. ``mask (B, G, L)`` is True
+at the tokens that the policy chose itself: a SID may have fewer than L tokens, a catalogue smaller
+than the group gives fewer than G completions, and codes of a hint belong to the prompt.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 
-class GRPOLoss(NamedTuple):
+class Loss(NamedTuple):
     """A loss and what it consists of, for the log."""
 
     loss: Tensor  # ()
-    parts: dict[str, float]  # clip_ratio, and kl and target_logp where they take part
+    parts: dict[str, float]
 
 
 def grpo_loss(
@@ -30,15 +30,10 @@ def grpo_loss(
     epsilon: float,
     kl: Tensor | None = None,
     beta: float = 0.0,
-    target_logps: Tensor | None = None,
-    sft_weight: float = 0.0,
     groups: Tensor | float | None = None,
-) -> GRPOLoss:
+    constant_length: bool = False,
+) -> Loss:
     """The clipped policy loss of GRPO with a KL penalty (arXiv:2402.03300, equation 3).
-
-    Every group has equally many completions (all G, or the whole catalogue), so the mean over
-    groups of the mean over their completions is TRL's ``loss_type="grpo"``. As a sum over a count
-    of groups that is known beforehand it does not depend on how a batch is cut into micro-batches.
 
     Args:
         logps: ``(B, G, L)`` log-probabilities of the completions' tokens under the policy, with
@@ -50,10 +45,8 @@ def grpo_loss(
         epsilon: how far the probability ratio may move before its gradient is cut off.
         kl: ``(B, G, L)`` per token, from ``k3_kl`` or ``exact_kl``; None without a penalty.
         beta: weight of ``kl``.
-        target_logps: ``(B, L)`` log-probabilities of the target's tokens, with gradient; None
-            without that term.
-        sft_weight: weight of the target's mean log-likelihood.
         groups: how many groups the loss is a mean over; B unless this is only a share of a batch.
+        constant_length: divide by L instead of a completion's own length, as Dr. GRPO does.
     """
     # A micro-batch that says nothing of the batch it belongs to is a batch of its own
     groups = groups or len(logps)
@@ -76,19 +69,81 @@ def grpo_loss(
     if kl is not None:
         per_token = per_token + beta * kl
         parts["kl"] = (kl.detach() * mask).sum().item() / tokens
+    mean = dr_grpo_mean if constant_length else grpo_mean
+    return Loss(mean(per_token, mask, groups), parts)
 
-    # Mean over the tokens of a completion, then over the completions of a group that exist, then
-    # over groups.
+
+def grpo_mean(per_token: Tensor, mask: Tensor, groups: Tensor | float) -> Tensor:
+    """Mean over the tokens of a completion, then over the completions of a group, then over groups.
+
+    Every group has equally many completions (all G, or the whole catalogue), so this is TRL's
+    ``loss_type="grpo"``. As a sum over a count of groups that is known beforehand it does not
+    depend on how a batch is cut into micro-batches.
+
+    Args:
+        per_token: ``(B, G, L)``.
+        mask: ``(B, G, L)``.
+        groups: how many groups the loss is a mean over.
+    """
     lengths = mask.sum(-1).clamp(min=1)  # (B, G)
     per_completion = (per_token * mask).sum(-1) / lengths  # (B, G)
-    completions = mask.any(-1).sum(-1)  # (B,)
-    loss = (per_completion.sum(-1) / completions).sum() / groups
+    completions = mask.any(-1).sum(-1).clamp(min=1)  # (B,)
+    return (per_completion.sum(-1) / completions).sum() / groups
 
-    if target_logps is not None:
-        likelihood = target_logps.mean(-1)  # (B,)
-        loss = loss - sft_weight * likelihood.sum() / groups
-        parts["target_logp"] = likelihood.mean().item()
-    return GRPOLoss(loss, parts)
+
+def dr_grpo_mean(per_token: Tensor, mask: Tensor, groups: Tensor | float) -> Tensor:
+    """As ``grpo_mean``, but every completion's sum is divided by L (arXiv:2503.20783, section 3.1).
+
+    A completion's own length would make the tokens of a short one weigh more. With SIDs of one
+    length, and without hints, this changes nothing. TRL's ``loss_type="dr_grpo"``.
+    """
+    per_completion = (per_token * mask).sum(-1) / mask.shape[-1]  # (B, G)
+    completions = mask.any(-1).sum(-1).clamp(min=1)  # (B,)
+    return (per_completion.sum(-1) / completions).sum() / groups
+
+
+def likelihood_anchor(target_logps: Tensor, groups: Tensor | float) -> Tensor:
+    """Negative log-likelihood of the targets, which keeps the policy where SFT led it.
+
+    Args:
+        target_logps: ``(B, L)`` log-probabilities of the target's tokens, with gradient, 0 where a
+            SID has fewer than L or where they are not to count.
+        groups: how many groups the loss is a mean over.
+    """
+    return -target_logps.mean(-1).sum() / groups
+
+
+def sdpo_loss(
+    logps: Tensor,
+    ref_logps: Tensor,
+    wanted: Tensor,
+    alive: Tensor,
+    *,
+    beta: float,
+    groups: Tensor | float,
+) -> Tensor:
+    """Softmax-DPO: the wanted completion against all others at once (arXiv:2406.09215, equation 8).
+
+    ``-log softmax_g(beta * (logp_g - ref_logp_g))`` at the wanted one: the paper's ``-log sigmoid
+    (-log sum_d exp(beta * (margin of d over the wanted one)))`` written out. With one other
+    completion it is DPO. Where several are wanted a little it is the cross-entropy with their
+    weights.
+
+    Args:
+        logps: ``(B, G)`` log-probability of each whole completion, with gradient.
+        ref_logps: ``(B, G)`` the same under the reference.
+        wanted: ``(B, G)`` weights that add up to 1 in every row; the paper has a single 1.
+        alive: ``(B, G)`` bool, False where a group has no completion.
+        beta: how much a shift of log-probability away from the reference counts.
+        groups: how many groups the loss is a mean over.
+    """
+    # The implicit reward of DPO: how far the policy has moved away from its reference, (B, G)
+    shift = beta * (logps - ref_logps)
+    # The wanted one competes with all others at once
+    among_all = torch.log_softmax(shift.masked_fill(~alive, -torch.inf), dim=-1)
+    # 0 instead of 0 * -inf where there is no completion
+    cross_entropy = -torch.where(alive, wanted * among_all, 0.0).sum(-1)  # (B,)
+    return cross_entropy.sum() / groups
 
 
 def k3_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -120,7 +175,10 @@ def exact_kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 
 def group_advantages(
-    rewards: Tensor, alive: Tensor, scale: bool = True, eps: float = 1e-4
+    rewards: Tensor,
+    alive: Tensor,
+    scale: bool = True,
+    eps: float = 1e-4,
 ) -> Tensor:
     """Group-relative advantages: how much better each completion did than its own group.
 
@@ -142,13 +200,87 @@ def group_advantages(
     centred = torch.where(alive, rewards - mean, 0.0)  # (B, G)
 
     # Equal rewards carry no signal: exactly 0, not rounding noise amplified by 1 / eps
-    low = torch.where(alive, rewards, torch.inf).amin(1, keepdim=True)
-    high = torch.where(alive, rewards, -torch.inf).amax(1, keepdim=True)
-    centred = torch.where(low == high, 0.0, centred)
+    centred = torch.where(has_one_reward(rewards, alive), 0.0, centred)
     if not scale:
         return centred
     variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + eps)
+
+
+def has_one_reward(rewards: Tensor, alive: Tensor) -> Tensor:
+    """Whether all completions of a group earned the same, ``(B, 1)``."""
+    low = torch.where(alive, rewards, torch.inf).amin(1, keepdim=True)
+    high = torch.where(alive, rewards, -torch.inf).amax(1, keepdim=True)
+    return low == high
+
+
+def sibling_advantages(
+    rewards: Tensor,
+    alive: Tensor,
+    paths: Tensor,
+    eps: float = 1e-4,
+) -> Tensor:
+    """How much better each completion's prefixes did than their siblings in the trie (V-STAR).
+
+    A node that completions of the group pass is worth their mean reward. Where a node has two such
+    children or more, each child's worth becomes a z-score over these siblings, std over their count
+    - 1. A completion gets the mean over those of its levels that have siblings, 0 without any. So
+    credit goes to the level at which good and bad completions part.
+
+    Args:
+        rewards: ``(B, G)``.
+        alive: ``(B, G)`` bool, False where a group has no completion.
+        paths: ``(B, G, L)`` trie nodes from the first level down, 0 behind short SIDs.
+        eps: keeps the division finite.
+
+    Returns:
+        ``(B, G)``, 0 where not alive.
+    """
+    total = torch.zeros_like(rewards)
+    levels = torch.zeros_like(rewards)
+    above = torch.zeros_like(paths[..., 0])  # (B, G) the root
+    for level in range(paths.shape[-1]):
+        # Which completions pass the same node of this level, and which of them the same parent
+        here = paths[..., level]  # (B, G)
+        there = alive & (here > 0)
+        pairs = there[:, :, None] & there[:, None, :]  # (B, G, G)
+        same_node = (here[:, :, None] == here[:, None, :]) & pairs
+        same_parent = (above[:, :, None] == above[:, None, :]) & pairs
+
+        # A node's worth is the mean reward of the completions that pass it
+        passing = same_node.sum(-1).clamp(min=1)  # (B, G)
+        worth = (same_node * rewards[:, None, :]).sum(-1) / passing  # (B, G)
+
+        # Sums over siblings: each node counts once, however many completions pass it
+        once = same_parent / passing[:, None, :]  # (B, G, G)
+        siblings = once.sum(-1)  # (B, G) how many there are, itself included
+        mean = (once * worth[:, None, :]).sum(-1) / siblings.clamp(min=1)
+        gaps = (worth[:, None, :] - mean[:, :, None]).square()  # (B, G, G)
+        variance = (once * gaps).sum(-1) / (siblings - 1).clamp(min=1)
+
+        has_siblings = (siblings > 1.5) & there  # 1 or at least 2, but for rounding
+        score = (worth - mean) / (variance.sqrt() + eps)
+        total += torch.where(has_siblings, score, 0.0)
+        levels += has_siblings
+        above = here
+    # Equal rewards carry no signal: exactly 0, not rounding noise
+    return torch.where(has_one_reward(rewards, alive), 0.0, total / levels.clamp(min=1))
+
+
+def mixed_advantages(
+    rewards: Tensor,
+    alive: Tensor,
+    paths: Tensor,
+    *,
+    alpha: float,
+    scale: bool = True,
+) -> Tensor:
+    """``(1 - alpha)`` group-relative and ``alpha`` sibling-relative advantages, ``(B, G)``."""
+    advantages = group_advantages(rewards, alive, scale)
+    if alpha:
+        siblings = sibling_advantages(rewards, alive, paths)
+        advantages = (1 - alpha) * advantages + alpha * siblings
+    return advantages
 
 
 def groups_with_signal(advantages: Tensor) -> list[int]:

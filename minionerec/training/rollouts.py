@@ -16,7 +16,7 @@ from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import RLSettings
 from minionerec.model.beam_search import Beams, constrained_beam_search
 from minionerec.model.decoders import make_decoder
-from minionerec.training.objective import group_advantages
+from minionerec.training.objective import mixed_advantages
 
 # (items (B, G), targets (B,), alive (B, G), B histories) -> each weighted part (B, G); they add up
 Reward = Callable[[Tensor, Tensor, Tensor, Sequence[Sequence[int]]], dict[str, Tensor]]
@@ -33,14 +33,31 @@ class Rollouts(NamedTuple):
     alive: Tensor  # (B, G)
     old_logps: Tensor  # (B, G, L)
     advantages: Tensor  # (B, G)
+    wanted: Tensor | None  # (B, G) what S-DPO prefers; None without it
     targets: list[int]  # item index of each prompt's target
+    given: list[int]  # levels of each prompt's completions that a hint has decided
     metrics: dict[str, float]
 
     @classmethod
     def none(cls, device: torch.device) -> Rollouts:
         """Of a process without rows in a step."""
         empty = torch.empty(0, 0, device=device)
-        return cls([], empty.long(), empty.bool(), empty[..., None], empty, [], {})
+        return cls([], empty.long(), empty.bool(), empty[..., None], empty, None, [], [], {})
+
+    def of(self, groups: Sequence[int]) -> Rollouts:
+        """Some of the groups, by their numbers."""
+        kept = list(groups)
+        return Rollouts(
+            prompts=[self.prompts[b] for b in kept],
+            nodes=self.nodes[kept],
+            alive=self.alive[kept],
+            old_logps=self.old_logps[kept],
+            advantages=self.advantages[kept],
+            wanted=None if self.wanted is None else self.wanted[kept],
+            targets=[self.targets[b] for b in kept],
+            given=[self.given[b] for b in kept],
+            metrics=self.metrics,
+        )
 
 
 class RolloutBuffer:
@@ -94,7 +111,13 @@ class Roller:
         self.item_of_leaf = torch.tensor(first_item, device=self.device)
 
     @torch.no_grad()
-    def roll_out(self, model: nn.Module, rows: Sequence[Row], seeds: Sequence[int]) -> Rollouts:
+    def roll_out(
+        self,
+        model: nn.Module,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        given: Sequence[int] | None = None,
+    ) -> Rollouts:
         """Generate G completions per row and reward them.
 
         Args:
@@ -102,20 +125,37 @@ class Roller:
                 that it had.
             rows: at least one.
             seeds: one per row, of the noise of ``gumbel`` and ``sample``.
+            given: per row, how many codes of its target are a hint; the rest is generated.
         """
+        given = list(given or [0] * len(rows))
         # Dropout would roll out from another policy than the one that the loss scores
         was_training = model.training
         model.eval()
         # Leaf -1 stands where the catalogue had no further item
-        beams = self._search(model, rows, seeds)
+        beams = self._search(model, rows, seeds, given)
         model.train(was_training)
 
-        alive = beams.leaves >= 0  # (B, G)
+        settings = self.settings
         targets = torch.tensor([row.target_item for row in rows], device=self.device)  # (B,)
+        # S-DPO compares the target with the misses, so it must be there to be compared
+        if settings.objective == "sdpo":
+            beams = self._with_targets(beams, targets)
+        alive = beams.leaves >= 0  # (B, G)
         items = self._items(beams.leaves, alive, targets)
+        # Each part is weighted already; what a completion earns is their sum
         parts = self.reward(items, targets, alive, [row.history for row in rows])
         rewards = torch.stack(list(parts.values())).sum(0)  # (B, G)
-        advantages = group_advantages(rewards, alive, scale=self.settings.scale_rewards)
+        # Dr. GRPO leaves out the deviation, which makes easy and hard prompts weigh more
+        advantages = mixed_advantages(
+            rewards,
+            alive,
+            self.trie.path(beams.nodes, self.trie.num_levels),
+            alpha=settings.sibling_alpha,
+            scale=settings.scale_rewards and settings.objective == "grpo",
+        )
+        wanted = None
+        if settings.objective == "sdpo":
+            wanted = shares_of(rewards)
 
         # Scores are log-probabilities of distinct items, so their mean bounds the entropy from
         # above
@@ -125,6 +165,7 @@ class Roller:
             "reward": rewards[alive].mean().item(),
             "groups_with_hit": hit.float().mean().item(),
             "groups_with_signal": (advantages != 0).any(1).float().mean().item(),
+            "hint_codes": sum(given) / len(given),
             "rollout_coverage": items[alive].unique().numel() / self.trie.num_items,
             "entropy_bound": -torch.where(alive, beams.scores, 0).sum().item() / live,
         }
@@ -136,11 +177,19 @@ class Roller:
             alive=alive,
             old_logps=beams.token_logps,
             advantages=advantages,
+            wanted=wanted,
             targets=targets.tolist(),
+            given=given,
             metrics=metrics,
         )
 
-    def _search(self, model: nn.Module, rows: Sequence[Row], seeds: Sequence[int]) -> Beams:
+    def _search(
+        self,
+        model: nn.Module,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        given: Sequence[int],
+    ) -> Beams:
         """G distinct SIDs per row (``beam``, ``gumbel``) or G draws (``sample``)."""
         settings = self.settings
         generators = None
@@ -153,6 +202,7 @@ class Roller:
             self.trie,
             settings.num_generations,
             normalize=self.normalize,
+            given=given_nodes(self.trie, rows, given) if any(given) else None,
             rollout=settings.rollout,
             temperature=settings.temperature,
             generator=generators,
@@ -169,3 +219,40 @@ class Roller:
         target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(self.device)
         is_target = leaves == target_leaves[:, None]
         return torch.where(is_target, targets[:, None], items)
+
+    def _with_targets(self, beams: Beams, targets: Tensor) -> Beams:
+        """The beams, the last one replaced by the target where that is not among them."""
+        leaf_of_item = torch.from_numpy(self.trie.leaf_of_item)
+        target_leaves = leaf_of_item[targets.cpu()].to(self.device)  # (B,)
+        missing = (beams.leaves != target_leaves[:, None]).all(1)  # (B,)
+        leaves = beams.leaves.clone()
+        nodes = beams.nodes.clone()
+        new = target_leaves[missing].long()
+        leaves[missing, -1] = new
+        nodes[missing, -1] = self.trie.leaf_node[new].long()
+        # What it scored is unknown, and nobody asks: S-DPO compares with the reference only
+        scores = beams.scores.clone()
+        scores[missing, -1] = 0.0
+        return beams._replace(leaves=leaves, nodes=nodes, scores=scores)
+
+
+def given_nodes(trie: SidTrie, rows: Sequence[Row], given: Sequence[int]) -> Tensor:
+    """The trie nodes of each row's hint, ``(B, L)``, -1 behind its codes."""
+    nodes = torch.full((len(rows), trie.num_levels), -1)
+    for row, (example, codes) in enumerate(zip(rows, given, strict=True)):
+        path = trie.item_path(example.target_item)
+        hint = path[:codes]
+        nodes[row, : len(hint)] = torch.tensor(hint)
+    return nodes.to(trie.leaf_node.device)
+
+
+def shares_of(rewards: Tensor) -> Tensor:
+    """What each completion is wanted among those of its group: shares that add up to 1, ``(B, G)``.
+
+    Penalties count nothing. A group in which nothing earns anything has shares of 0.
+
+    Args:
+        rewards: ``(B, G)``.
+    """
+    gains = rewards.clamp(min=0)
+    return gains / gains.sum(1, keepdim=True).clamp(min=1e-12)

@@ -62,9 +62,24 @@ def adapters_off_is_reference(experiment: Experiment) -> bool:
 
 
 def training_arguments(
-    experiment: Experiment, stage: str, *, eval_steps: int, total_steps: int, **specific: Any
+    experiment: Experiment,
+    stage: str,
+    *,
+    eval_steps: int,
+    total_steps: int,
+    chosen_by: str = "NDCG@10",
+    **specific: Any,
 ) -> TrainingArguments:
-    """``TrainingArguments`` from the ``sft`` or ``rl`` section."""
+    """``TrainingArguments`` from the ``sft`` or ``rl`` section.
+
+    Args:
+        experiment: its settings.
+        stage: ``sft`` or ``rl``.
+        eval_steps: optimiser steps between two validations.
+        total_steps: of the whole run.
+        chosen_by: the validation metric of which the checkpoint handed on has most.
+        specific: what differs between the stages.
+    """
     s = getattr(experiment, stage)
     report_to = reporters(s.report_to)
     _, bf16 = backbone.precision(experiment.model.dtype)
@@ -79,7 +94,7 @@ def training_arguments(
         save_strategy="steps",
         save_steps=eval_steps,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_NDCG@10",
+        metric_for_best_model=f"eval_{chosen_by}",
         greater_is_better=True,
         # The patience that is used up survives an interruption
         restore_callback_states_from_checkpoint=True,

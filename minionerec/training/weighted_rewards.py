@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,13 @@ from minionerec.experiment.manifest import Parent
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.stages import settings_of, stage_path
-from minionerec.rankers import sequential
+from minionerec.rankers import experts, sequential
 from minionerec.training import rewards
 from minionerec.training.rollouts import Reward
+
+# (B histories, the rows' own targets) -> (B, N); all equal where a row shows no history
+Scores = Callable[[Sequence[Sequence[int]], Sequence[int]], Tensor]
+TEMPERATURE = 0.07  # of text_knn, as for soft labels
 
 
 def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
@@ -38,7 +42,9 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
         longest = len(catalogue.sids.codebook_sizes)
         padded = [[*sid, *[-1] * (longest - len(sid))] for sid in catalogue.sids.codes]
         codes = torch.tensor(padded, device=device)  # (N, L)
-    if "collaborative" in weights:
+    if "collaborative" in weights and catalogue.experiment.rl.teacher:
+        score = teacher_scores(catalogue, catalogue.experiment.rl.teacher, device)
+    elif "collaborative" in weights:
         models.append(collaborative_model(catalogue))
         score = collaborative_scores(catalogue, models[0].path, device)
 
@@ -55,7 +61,8 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
         if codes is not None:
             parts["prefix"] = rewards.prefix(items, targets, alive, codes)
         if score is not None:
-            parts["collaborative"] = rewards.collaborative(items, alive, score(histories))
+            scores = score(histories, targets.tolist())
+            parts["collaborative"] = rewards.collaborative(items, alive, scores)
         return {name: weight * parts[name] for name, weight in weights.items()}
 
     return reward, models
@@ -81,10 +88,42 @@ def collaborative_model(catalogue: Catalogue) -> Parent:
     return open_stage(experiment, "collaborative")
 
 
-def collaborative_scores(
-    catalogue: Catalogue, path: Path, device: str
-) -> Callable[[Sequence[Sequence[int]]], Tensor]:
-    """A function from B histories to the SASRec's log-probabilities, ``(B, N)``.
+def teacher_scores(catalogue: Catalogue, weights: Mapping[str, float], device: str) -> Scores:
+    """Scores by a mix of rankers, as they teach SFT: what they hold likely, without the row itself.
+
+    A ranker that has counted the row's own transition would but repeat its target. Items that the
+    user is never recommended again earn nothing.
+    """
+    experiment = catalogue.experiment
+    exclude = experiment.evaluate.exclude_history
+    shares = {name: weight for name, weight in weights.items() if weight}
+    unwanted = None
+    if exclude:
+        unwanted = catalogue.seen("valid")
+    teacher = experts.build(
+        list(shares),
+        catalogue.samples,
+        embeddings_file=catalogue.sids_stage.path / "embeddings.npy",
+        temperature=TEMPERATURE,
+        unwanted=unwanted,
+    )
+
+    def score(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
+        # Leave-one-out: what the row itself has added to the counts is taken out
+        mixed = experts.mix(teacher, list(shares.values()), histories, targets)  # (B, N)
+        for row, history in enumerate(histories):
+            # Nothing is known of a row that shows no history: all items are worth the same
+            if not history:
+                mixed[row] = 0.0
+            elif exclude:
+                mixed[row, list(history)] = 0.0
+        return torch.from_numpy(mixed).float().to(device)
+
+    return score
+
+
+def collaborative_scores(catalogue: Catalogue, path: Path, device: str) -> Scores:
+    """Scores by the SASRec: its log-probabilities.
 
     A row that shows no history (title -> SID, say) gets the same score for every item, hence no
     reward.
@@ -92,7 +131,7 @@ def collaborative_scores(
     model = sequential.load("sasrec", path).to(device)
     num_items = len(catalogue.items)
 
-    def score(histories: Sequence[Sequence[int]]) -> Tensor:
+    def score(histories: Sequence[Sequence[int]], _targets: Sequence[int]) -> Tensor:
         scores = torch.zeros(len(histories), num_items, device=device)
         shown = [i for i, history in enumerate(histories) if history]
         if shown:

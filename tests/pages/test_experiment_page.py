@@ -27,7 +27,7 @@ from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import baseline_path, baseline_stage, settings_of, stage_path
-from minionerec.pages import examples, experiment_page, number_sections
+from minionerec.pages import examples, experiment_page, number_sections, stage_sections
 from minionerec.pages.charts import Dot, dot_chart
 from tests.browser import NASTY, browse, parsed, widths
 from tests.worlds import tiny_run
@@ -56,6 +56,9 @@ LOG = [
     {"step": 3, "loss": 1.0},
     {"step": 4, "eval_NDCG@10": 0.125, "eval_HR@10": 0.5},
 ]
+
+START = {"eval_NDCG@10": 0.2, "eval_HR@1": 0.1, "eval_HR@10": 0.5, "eval_HR@50": 0.75}
+RL_ROW = {"reward": 0.5, "kl": 0.01, "groups_with_signal": 0.25}
 
 
 def rank(
@@ -126,7 +129,7 @@ def finished(folder: Path, **run) -> Experiment:
     """Two baselines, SFT and RL, trained and ranked: targets at 6 (popularity), 3 (Markov), 2 (SFT) and 1 (RL)."""
     experiment = tiny_run(folder, **run)
     train(experiment, "sft", LOG)
-    train(experiment, "rl", [{**row, "reward": 0.5, "kl": 0.01} for row in LOG])
+    train(experiment, "rl", [{"step": 0, **START}, *({**row, **RL_ROW} for row in LOG)])
     for name, place in (("popularity", 5), ("markov", 2), ("sft", 1), ("rl", 0)):
         rank(experiment, name, place)
     return experiment
@@ -293,6 +296,23 @@ def test_what_a_killed_run_left_behind_is_no_result(tmp_path):
     assert [result.name for result in results(experiment)] == ["popularity", "markov", "SFT", "RL"]
 
 
+def test_curves_of_rl_start_from_sft_as_a_line_and_name_the_step_that_the_guard_let_pass():
+    log = [{"step": 0, **START}]
+    for step, (ndcg, hits) in enumerate([(0.3, 0.5), (0.25, 0.75)], start=1):
+        guarded = {"eval_guarded_NDCG@10": ndcg if hits == 0.75 else 0.0}
+        log.append({"step": step, "eval_NDCG@10": ndcg, "eval_HR@50": hits, **guarded})
+    picture = stage_sections.curve_against_start("RL", "HR@50", log)
+    assert "RL: HR@50" in picture and "SFT" in picture and picture.count('class="line ') == 2
+    assert stage_sections.curve_against_start("SFT", "HR@50", log[1:]) == ""
+    assert stage_sections.best_step("RL", log) == (
+        "RL: best validation NDCG@10 0.2500 at step 2 of 2."
+    )
+    refused = [{**row, "eval_guarded_NDCG@10": 0.0} for row in log]
+    assert "no step of 2 kept as many hits as rl.guard demands" in stage_sections.best_step(
+        "RL", refused
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
@@ -309,8 +329,9 @@ def test_the_page_has_every_section_stands_alone_and_escapes_titles(tmp_path):
         "Not there yet",
     )  # the audit was not made
     assert (
-        text.count("<svg") == 2 + 5 + 2 + 4
-    )  # NDCG and HR; five slices; SFT: loss, validation; RL: reward and KL as well
+        text.count("<svg") == 2 + 5 + 2 + 5 + 4
+    )  # NDCG and HR; five slices; SFT: loss, validation; RL: reward, signal and KL as well, and four
+    # metrics against SFT's line
     assert not list(path.parent.glob(".report*"))
 
 

@@ -2,6 +2,7 @@
 meaning.
 """
 
+import itertools
 import json
 import math
 
@@ -65,9 +66,9 @@ def grpo_trainer(folder, settings, model, ref_model=None, reward=None, normalize
     return trainer, rows, trie
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2])
+@pytest.mark.parametrize("num_iterations, objective", [(1, "grpo"), (2, "grpo"), (2, "dr_grpo")])
 def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(
-    tmp_path, num_iterations
+    tmp_path, num_iterations, objective
 ):
     """TRL scores every completion with its prompt in a row of its own; ours reads one tree per
     group.
@@ -82,6 +83,7 @@ def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(
             "num_generations": 8,
             "beta": 0.1,
             "num_iterations": num_iterations,
+            "objective": objective,
         },
     )
     model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
@@ -109,7 +111,8 @@ def test_loss_and_gradients_equal_trl_on_the_same_rollouts_in_the_paper_preset(
     config = GRPOConfig(
         output_dir=str(tmp_path / "trl"),
         beta=0.0,
-        loss_type="grpo",
+        loss_type=objective,
+        max_completion_length=3,
         num_generations=8,
         per_device_train_batch_size=32,
         report_to=[],
@@ -192,6 +195,9 @@ def test_groups_without_variance_are_left_out_without_changing_the_gradient(tmp_
         {"beta": 0.5},
         {"sft_weight": 0.3},
         {"num_generations": 5},
+        {"objective": "dr_grpo"},
+        {"objective": "sdpo"},
+        {"sibling_alpha": 0.5},
     ],
 )
 def test_every_switch_of_the_objective_changes_the_gradient(tmp_path, changed):
@@ -312,6 +318,75 @@ def test_rl_that_never_helps_hands_on_the_sft_weights_and_says_so(tmp_path, monk
     assert weights_digest(path) == weights_digest(before)
     assert json.loads((path / "MANIFEST.json").read_text())["improved_on_sft"] is False
     assert "no step beat it: the SFT weights are handed on" in capsys.readouterr().out
+
+
+def test_the_best_step_that_keeps_the_hits_is_handed_on(tmp_path, monkeypatch, capsys):
+    """The second step ranks best of all, but has lost hits at the end of its lists."""
+    quick = {"num_generations": 4, "batch_size": 32, "epochs": 1.0, "evals": 3, "beta": 0.0}
+    experiment = tiny_run(
+        tmp_path,
+        sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 64, "eval_rows": 5},
+        rl={**quick, "learning_rate": 1e-3},
+    )
+    train(sft, experiment)
+    script = itertools.chain(
+        [(0.1, 0.5), (0.2, 0.5), (0.3, 0.49)], itertools.repeat((0.15, 0.5))
+    )  # SFT, step by step, all further steps
+    digests = {}
+
+    def validate(_model, most=None):
+        if most is not None:  # only to see how long it takes
+            return {"HR@50": 0.0, "NDCG@10": 0.0}
+        ndcg, hits = next(script)
+        return {"HR@1": 0.1, "HR@10": 0.3, "HR@50": hits, "NDCG@10": ndcg}
+
+    def save(trainer, model, trial=None):
+        original(trainer, model, trial)
+        step = trainer.state.global_step
+        digests[step] = weights_digest(trainer.checkpoints.path(step))
+
+    original = minionerec_trainer.RankingTrainer.save_checkpoint
+    monkeypatch.setattr(minionerec_trainer.RankingTrainer, "save_checkpoint", save)
+    monkeypatch.setattr(rl, "stage_validator", lambda *_: (validate, 20))
+    path = train(rl, experiment)
+    steps = sorted(digests)
+    assert len(set(digests.values())) == len(steps) >= 3
+    assert weights_digest(path) == digests[steps[0]]
+    said = capsys.readouterr().out
+    assert f"SFT 0.1000, best of RL 0.2000; at step {steps[0]} of {steps[-1]}" in said
+    assert said.count("guard refuses") == 1 and said.count("guard passes") == len(steps) - 1
+    assert "groups with signal" in said and "loss 0.0" not in said.partition("SFT model")[2]
+
+
+def test_rl_trains_on_the_latest_targets_that_sft_left_to_it(tmp_path, monkeypatch):
+    experiment = tiny_run(
+        tmp_path,
+        sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 64, "holdout_for_rl": 0.25},
+        rl={"num_generations": 4, "batch_size": 64, "epochs": 0.5, "evals": 1, "eval_rows": 5},
+    )
+    shown = {}
+
+    def noting(stage):
+        original = stage.mixture
+
+        def mixture(tasks, targets, *rest):
+            shown[stage.__name__] = targets
+            return original(tasks, targets, *rest)
+
+        monkeypatch.setattr(stage, "mixture", mixture)
+
+    for stage in (sft, rl):
+        noting(stage)
+        train(stage, experiment)
+    samples = inputs.Catalogue.open(experiment).samples.splits["train"]
+    assert len(shown["sft"]) + len(shown["rl"]) == len(samples)
+    assert max(s.timestamp for s in shown["sft"]) < min(s.timestamp for s in shown["rl"])
+    assert len(shown["rl"]) == pytest.approx(0.25 * len(samples), abs=3)
+    # another share is another stage
+    other = experiment.changed({"sft.holdout_for_rl": 0.5})
+    with pytest.raises(UserError, match=r"sft.holdout_for_rl: 0.25 -> 0.5"):
+        inputs.Catalogue.open(other)
+        train(rl, other)
 
 
 @pytest.mark.parametrize("tune", ["lora", "new_tokens"])
