@@ -163,7 +163,7 @@ class RankingTrainer(Trainer):
 
     def further_forwards(self) -> int:
         """Forwards over the same tokens that have no backward."""
-        return int(self.args.activation_checkpointing)
+        return int(self.args.gradient_checkpointing)
 
     def copies(self) -> int:
         """Further models that are kept beside the one that is trained."""

@@ -54,7 +54,10 @@ def main() -> None:
     request = batch.read_request(filters, int(k))
     attributes = flags.get("attributes")
     if asked == ["history"]:
-        recommend(experiment, history_ids(flags["history"]), int(k), request, attributes)
+        history = history_ids(flags["history"])
+        if not history:
+            raise UserError(f"--history: got '{flags['history']}', expected item ids with commas")
+        recommend(experiment, history, int(k), request, attributes)
     else:
         to_file(experiment, flags, request)
 

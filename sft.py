@@ -26,6 +26,7 @@ from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.lineage import require_unchanged
 from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
@@ -35,6 +36,7 @@ from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run, soft_labels
 from minionerec.training.callbacks import early_stopping
+from minionerec.training.code_words import code_rows
 
 
 def main() -> None:
@@ -53,10 +55,13 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     # Data, and a model with tokens for the SIDs; then what may learn
     catalogue = Catalogue.open(experiment)
     samples = catalogue.samples
+    sources = backbone.sources_of(experiment.model)
     policy = Policy.create(catalogue, s.dropout)
+    require_unchanged(sources)
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
     targets, _ = held_out(catalogue.train_targets(), s.holdout_for_rl)
     rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
+    rows += code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
     recipe = soft_labels.Recipe.of(s.soft_labels)
     teachers: list[Parent] = []
     if s.soft_labels:
@@ -85,7 +90,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         arguments,
         rows,
         policy.tokenizer,
-        trainers.CheckpointContents("sft", settings, parents, policy),
+        trainers.CheckpointContents("sft", settings, parents, policy, sources),
         validate,
         [row.user_id for row in rows] if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,
@@ -101,7 +106,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     best = trainer.state.best_metric
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
-        facts = {"sids_sha256": catalogue.sids.sha256}
+        facts = {"sids_sha256": catalogue.sids.sha256, "sources": sources}
         with committed(path, "sft", settings, parents, **facts) as staging:
             policy.save(backbone.merged(whole), staging)
             plots.save_log(trainer, staging)

@@ -100,7 +100,7 @@ def main(
     drawn = [rows[i * batch : (i + 1) * batch] for i in range(micro_batches)]
     model = w.build_model(sizes, device=device).train()
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     ok = check_parity(model, drawn[0][:parity])
     peak = w.gemm_peak(sizes.dtype, device)
     ways = ({"stock": stock_loss} if stock else {}) | {"trees": our_loss}

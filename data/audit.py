@@ -99,7 +99,7 @@ def read_prompts(experiment: Experiment, checkpoint: Path) -> Prompts:
     trusted = settings.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trusted)
     template = load_template(checkpoint, settings.template)
-    longest = how_it_is_asked(checkpoint, settings)["max_tokens"]
+    longest = how_it_is_asked(checkpoint, settings, tokenizer)["max_tokens"]
     renderer = catalogue.renderer(tokenizer, template, longest)
     tasks = []
     for task in TASKS:

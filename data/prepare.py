@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minionerec.catalogue import prepared
+from minionerec.catalogue.advice import advice_on
 from minionerec.catalogue.sources import times
 from minionerec.errors import one_line_errors
 from minionerec.experiment.commit import committed
@@ -45,6 +46,8 @@ def prepare(experiment: Experiment, path: Path) -> None:
     for note in source.notes:
         print(f"note: {note}")
     print(summary(stats))
+    for line in advice_on(stats, experiment):
+        print(f"advice: {line}")
 
 
 def summary(stats: dict[str, Any]) -> str:

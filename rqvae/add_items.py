@@ -48,6 +48,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import STAGES, next_command, settings_of, stage_path
 from minionerec.pages.html import render
 from rqvae import build_sids, embed_items
+from rqvae.embeddings.encoder import encoder_digest
 from rqvae.embeddings.own import beside_text, read_own_vectors
 from rqvae.embeddings.parts import join_parts
 from rqvae.quantizers.collisions import Sid, as_tuples, colliding, nearest_free
@@ -71,6 +72,7 @@ def main() -> None:
     embeddings_path = stage_path(experiment, "embeddings")
     if embeddings_path.exists():  # an encoder that changed since is refused
         embed_items.check_own(experiment, embeddings_path, data)
+    check_encoder(experiment, sids)
     old = pd.read_parquet(data / "items.parquet")
     new = read_new_items(Path(flags["items"]), experiment, old["item_id"])
     with locked(stage_path(target, "sids")):
@@ -140,6 +142,21 @@ def check_names(experiment: Experiment, name: str, flags: dict[str, str]) -> Non
         problems.append(f"--to: got '{name}', expected a plain folder name")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def check_encoder(experiment: Experiment, sids: Path) -> None:
+    """Refuse an encoder that is not the one that the codebooks are of, as far as that is known.
+
+    Raises:
+        UserError: it would give new items vectors of another space.
+    """
+    before = embed_items.embedding_facts(sids).get("encoder_sha256", "")
+    now = encoder_digest(experiment.sids.encoder) if before else ""
+    if now and now != before:
+        raise UserError(
+            f"{sids}: was made with another model than '{experiment.sids.encoder}' now holds "
+            f"(sha256 {before[:12]}, now {now[:12]}); restore it, or make the SIDs again"
+        )
 
 
 def read_new_items(path: Path, experiment: Experiment, known: pd.Series) -> pd.DataFrame:
@@ -462,8 +479,9 @@ def write_sids(
         (staging / "sids.json").write_text(text, encoding="utf-8")
         link_or_copy(joined, staging / "embeddings.npy")
         write_json(staging / "item_ids.json", list(extended))
-        for name in ("quantizer.safetensors", "quantizer.json"):
-            link_or_copy(sids / name, staging / name)
+        for name in ("quantizer.safetensors", "quantizer.json", build_sids.EMBEDDING_FACTS):
+            if (sids / name).is_file():
+                link_or_copy(sids / name, staging / name)
         write_json(staging / "report.json", facts)
         page = render(
             "added_items.html",

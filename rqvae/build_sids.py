@@ -46,6 +46,8 @@ from rqvae.quantizers.rqkmeans import Quantised, check_inputs, from_codes
 from rqvae.report import build_report, summary
 from rqvae.verdict import verdict
 
+EMBEDDING_FACTS = "embeddings.json"  # of stage 1a
+
 
 def main(experiment: Experiment) -> None:
     """Build ``runs/<name>/sids`` unless it is there, and say what was made."""
@@ -113,6 +115,8 @@ def build(experiment: Experiment, final: Path) -> dict:
         (staging / "sids.json").write_text(text, encoding="utf-8")
         link_or_copy(embedded / "embeddings.npy", staging / "embeddings.npy")
         link_or_copy(embedded / "item_ids.json", staging / "item_ids.json")
+        if (embedded / EMBEDDING_FACTS).is_file():  # with which encoder further items are embedded
+            link_or_copy(embedded / EMBEDDING_FACTS, staging / EMBEDDING_FACTS)
         save_quantizer(staging, quantised, experiment.sids.method, sizes, embeddings.shape[1])
         write_json(staging / "report.json", report)
         write_page(staging / "report.html", report, experiment.name)
@@ -148,7 +152,7 @@ def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
 
 def unknown_tokens(folder: Path) -> float | None:
     """The share of the texts' tokens that the encoder did not know; None where nobody looked."""
-    file = folder / "embeddings.json"
+    file = folder / EMBEDDING_FACTS
     facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     share: float | None = facts.get("unknown_tokens")
     return share

@@ -47,13 +47,25 @@ from minionerec.experiment.files import (
     sha256_file,
     write_json,
 )
-from minionerec.experiment.lineage import check_sources, open_stage, require_stage
+from minionerec.experiment.lineage import (
+    check_sources,
+    open_stage,
+    require_stage,
+    require_unchanged,
+    ways_out,
+)
 from minionerec.experiment.lock import locked
 from minionerec.experiment.manifest import Parent, read_manifest, verify
 from minionerec.experiment.run import is_main_process, run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_difference, settings_of, stage_path
-from rqvae.embeddings.encoder import encode_with, encoder_digest, load_encoder, text_lengths
+from rqvae.embeddings.encoder import (
+    encode_with,
+    encoder_digest,
+    encoder_folder,
+    load_encoder,
+    text_lengths,
+)
 from rqvae.embeddings.language import language_warning, unknown_tokens
 from rqvae.embeddings.own import beside_text, read_own_vectors
 from rqvae.embeddings.parts import MOST_ITEMS_PER_PART, PARTS, embed_parts, join_parts
@@ -77,16 +89,20 @@ def embed(experiment: Experiment, final: Path) -> None:
     data = open_stage(experiment, "data")
     started = time.perf_counter()
     items = data.path / "items.parquet"
+    sources = sources_of(experiment)
     own = read_own(experiment, items)
+    require_unchanged(sources)
     if own is not None and experiment.sids.embeddings_weight == 1:
         if is_main_process():
-            write_own(experiment, final, data, own, started)
+            write_own(experiment, final, data, own, sources, started)
         return
     state = this_launch()
+    with state.main_process_first():  # fetched once, and before its revision names the parts
+        encoder_folder(experiment.sids.encoder)
     scratch = scratch_folder(experiment, items, final)
     store, unknown = embed_texts(experiment, items, scratch, state)
     if state.is_main_process:
-        write(experiment, final, data, store, scratch, own, unknown, started)
+        write(experiment, final, data, store, scratch, own, unknown, sources, started)
         for parts in final.parent.glob(".embeddings.parts-*"):  # of other texts or encoders, too
             shutil.rmtree(parts)
     state.wait_for_everyone()
@@ -185,17 +201,17 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
             that now holds another model.
     """
     manifest = verify(final)
-    check_sources(final, manifest)
     changed = settings_difference(manifest["settings"], settings_of(experiment, "embeddings"))
     now = encoder_digest(experiment.sids.encoder)
     before = embedding_facts(final).get("encoder_sha256", now)
-    if before != now:
+    if before != now and before and now:  # "": a model of the hub that is not on this machine
         changed.append(f"files of sids.encoder: sha256 {before[:12]} -> {now[:12]}")
     if changed:
         raise UserError(
-            f"{final}: was made with other settings ({'; '.join(changed)}); "
-            "delete it, or give this experiment another name with --name NAME"
+            f"{final}: was made with other settings ({'; '.join(changed)}); restore them, or "
+            f"run again {ways_out(experiment, 'embeddings')}"
         )
+    check_sources(final, manifest)
     if not data.exists():
         return True
     if read_manifest(data)["manifest_sha256"] in manifest["parents"].values():
@@ -203,7 +219,7 @@ def check_own(experiment: Experiment, final: Path, data: Path) -> bool:
     if not holds(experiment, final):
         raise UserError(
             f"{final}: was made from other items than {data} now holds; "
-            "delete it and run `bash rqvae/rqvae.sh` again"
+            "run `bash rqvae/rqvae.sh` with --redo embeddings"
         )
     return False
 
@@ -263,7 +279,8 @@ def commit_copy(experiment: Experiment, source: Path, final: Path) -> None:
     """
     data = open_stage(experiment, "data")
     settings = settings_of(experiment, "embeddings")
-    with committed(final, "embeddings", settings, [data]) as staging:
+    sources = read_manifest(source).get("sources", {})
+    with committed(final, "embeddings", settings, [data], sources=sources) as staging:
         for name in ("embeddings.npy", "item_ids.json", "embeddings.json"):
             link_or_copy(source / name, staging / name)
 
@@ -299,11 +316,11 @@ def write(
     scratch: Path,
     own: np.ndarray | None,
     unknown: float,
+    sources: dict[str, Any],
     started: float,
 ) -> None:
     """Commit ``runs/<name>/embeddings`` and say what was made."""
     settings = settings_of(experiment, "embeddings")
-    sources = sources_of(experiment)
     with committed(final, "embeddings", settings, [data], sources=sources) as staging:
         file = staging / "embeddings.npy"
         num_items, width = join_parts(store, scratch, file)
@@ -332,11 +349,15 @@ def write(
 
 
 def write_own(
-    experiment: Experiment, final: Path, data: Parent, own: np.ndarray, started: float
+    experiment: Experiment,
+    final: Path,
+    data: Parent,
+    own: np.ndarray,
+    sources: dict[str, Any],
+    started: float,
 ) -> None:
     """Commit vectors of your own as ``runs/<name>/embeddings`` and say so."""
     settings = settings_of(experiment, "embeddings")
-    sources = sources_of(experiment)
     with committed(final, "embeddings", settings, [data], sources=sources) as staging:
         np.save(staging / "embeddings.npy", own, allow_pickle=False)
         write_ids(staging / "item_ids.json", data.path / "items.parquet")
@@ -350,8 +371,13 @@ def write_own(
 
 
 def sources_of(experiment: Experiment) -> dict[str, Any]:
-    """The fingerprint of the file of own vectors, for the manifest."""
-    return fingerprints([Path(experiment.sids.embeddings)] if experiment.sids.embeddings else [])
+    """The fingerprints of the encoder's folder and the file of own vectors, for the manifest."""
+    s = experiment.sids
+    paths = [Path(s.embeddings)] if s.embeddings else []
+    reads_texts = not s.embeddings or s.embeddings_weight < 1
+    if reads_texts and Path(s.encoder).is_dir():
+        paths.append(Path(s.encoder))
+    return fingerprints(path for path in paths if path.exists())
 
 
 def write_ids(path: Path, items: Path) -> None:

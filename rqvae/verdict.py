@@ -19,6 +19,7 @@ MOVED = (0.1, 0.5)  # share of items whose SID is not the one the quantiser gave
 ERROR = (0.6, 0.9)  # share of the embeddings' variance that the codes lose
 NEIGHBOURS = (3.0, 1.5)  # times the rate of the same SIDs dealt at random
 UNKNOWN = (0.05, 0.5)  # share of the tokens of the item texts
+ONE_CATEGORY = 0.99  # purity of SIDs dealt at random: all items are alike, which judges nothing
 LEAST_PAIRS = 200  # fewer pairs of consecutive items judge nothing
 PURITY = (0.2, 0.05)  # of the way from the random control's purity to 1
 SHARED_INTERACTIONS = 0.01  # collision keep: share of interactions with items that share their SID
@@ -175,7 +176,9 @@ def purity(report: dict[str, Any]) -> dict[str, str] | None:
     if first["category_purity"] is None:
         return None
     control = first["category_purity_control"]
-    gain = (first["category_purity"] - control) / max(1 - control, 1e-9)
+    if control > ONE_CATEGORY:
+        return None
+    gain = (first["category_purity"] - control) / (1 - control)
     return row(
         "category purity of the first code",
         f"{first['category_purity']:.3f}, random {control:.3f} (gain {gain:.2f})",

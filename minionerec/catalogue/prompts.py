@@ -26,6 +26,7 @@ from minionerec.catalogue.item_text import item_texts
 from minionerec.catalogue.sources.text import LONE_SURROGATE
 from minionerec.errors import UserError
 from minionerec.experiment.choices import TASKS
+from minionerec.experiment.files import read_json
 
 TEMPLATE_FILE = "prompt_template.json"
 MAX_DESCRIPTION_TOKENS = 128  # the part of a description that a prompt shows
@@ -106,7 +107,7 @@ def load_template(directory: Path, default: str) -> Template:
     if not file.is_file():
         return TEMPLATES[default]
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file.read_text(encoding="utf-8"))
         problem = _problem(content)
     except RecursionError:
         problem = "it is nested too deeply"
@@ -225,6 +226,10 @@ class Renderer:
                 f"tokens, the limit is {self.max_tokens}; raise it"
             )
         return ids
+
+    def start(self, text: str) -> list[int]:
+        """Token ids of any text where a prompt begins; SID tokens in it are tokens."""
+        return self._bos + self._encode(text)
 
     def completion(self, task: str, target: int) -> list[int]:
         """Token ids that the model must produce, end-of-sequence included.

@@ -12,6 +12,7 @@ import numpy as np
 
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
+from minionerec.experiment.choices import CODE_TASKS
 
 
 class Label(NamedTuple):
@@ -79,7 +80,8 @@ def mixture(
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
     for task, share in shares.items():
-        if not share:
+        # Rows of codes are no rows of items (minionerec/training/code_words.py)
+        if not share or task in CODE_TASKS:
             continue
         with _no_garbage_collection():
             found = task_rows(task, samples, renderer, num_items)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from minionerec.errors import UserError
+from minionerec.experiment.files import read_json
 
 SIDS_FILE = "sids.json"
 LEVELS = "abcdefghijklmnopqrstuvwxyz"
@@ -80,7 +80,7 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
     """
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = read_json(raw)
         sids = dict(content["sids"])
         sizes = [int(size) for size in content["codebook_sizes"]]
     except FileNotFoundError:

@@ -164,6 +164,7 @@ def statistics(
     repeat = pd.DataFrame({"user": users, "item": items}).duplicated().to_numpy()
     shown = target_in_history(users, items, max_history)
     in_train = np.isin(items, np.unique(items[splits == "train"]))
+    trained = np.unique(users[splits == "train"])
     per_split = {}
     for name in SPLITS:
         rows = target & (splits == name)
@@ -171,6 +172,7 @@ def statistics(
         per_split[name] = {
             "samples": count,
             "users": len(np.unique(users[rows])),
+            "users_without_train": int((~np.isin(np.unique(users[rows]), trained)).sum()),
             "repeat_rate": _share(repeat[rows]),
             "target_in_history_rate": _share(shown[rows]),
             "target_seen_in_train_rate": _share(in_train[rows]),

@@ -19,6 +19,7 @@ from minionerec.evaluation.methods import Method, notes_on
 from minionerec.evaluation.metrics import KEYS
 from minionerec.evaluation.rankings import Ranking, check_rows
 from minionerec.evaluation.statistics import bootstrap_intervals, holm, paired_difference
+from minionerec.evaluation.terms import footnotes, terms_of
 from minionerec.experiment.manifest import read_manifest
 
 LEVEL = 0.05  # two-sided, after Holm's correction over all printed comparisons
@@ -48,6 +49,7 @@ def compared(
         "slices": slices(methods, reference, keys, users, samples),
         "beam_widths": beam_widths(methods),
         "notes": notes_on(methods),
+        "footnotes": footnotes({m.name: terms_of(m.rankings[0].path) for m in methods}),
     }
 
 

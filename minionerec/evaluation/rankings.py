@@ -18,10 +18,9 @@ import numpy as np
 
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, Values, row_metrics
-from minionerec.evaluation.results import check_name
 from minionerec.evaluation.statistics import row_keys
-from minionerec.experiment.files import sha256_file
-from minionerec.experiment.lineage import check_parents
+from minionerec.experiment.files import read_json, sha256_file
+from minionerec.experiment.lineage import check_parents, require_own_name
 from minionerec.experiment.manifest import MANIFEST, verify
 
 ROW_TYPES = {"user_id": str, "target_item_id": str, "item_ids": list, "scores": list}
@@ -68,7 +67,7 @@ def read_ranking(path: Path) -> Ranking:
             raise UserError(f"{path}: has no {name}; expected an evaluation or a baseline")
     metrics = read_metrics(path / "metrics.json")
     if manifest and path.parent.name in STAGES:  # elsewhere, its name is what the user likes
-        check_name(path, manifest, metrics)
+        require_own_name(path, manifest)
     file = path / "predictions.jsonl"
     rows = read_predictions(file)
     data = parent(path, manifest, "data")
@@ -171,7 +170,7 @@ def parsed(content: bytes, where: str) -> Any:
         UserError: it is not JSON, not UTF-8, or nested beyond measure.
     """
     try:
-        return json.loads(content)
+        return read_json(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not JSON ({error}); make the ranking again") from None
 

@@ -85,22 +85,12 @@ def read_result(directory: Path, is_baseline: bool, sids: dict[str, list[int]] |
     manifest = verify(directory)
     check_parents(directory, manifest)
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    check_name(directory, manifest, metrics)
+    require_own_name(directory, manifest)
     name = directory.name
     if not is_baseline:
         name = title_of(str(manifest["settings"]["evaluate.checkpoint"]), directory)
-    return Result(name, directory, metrics, is_baseline, sids if "sids_sha256" in metrics else None)
-
-
-def check_name(directory: Path, manifest: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Refuse a ranking that stands under the name of another, as after a copy or a swap.
-
-    Raises:
-        UserError: the manifest says something else than the directory's name.
-    """
-    if "method" in metrics and "method" not in manifest:  # baselines made before manifests had it
-        manifest = {**manifest, "method": metrics["method"]}
-    require_own_name(directory, manifest)
+    sid_of = sids if "sids_sha256" in metrics else None
+    return Result(name, directory, metrics, is_baseline, sid_of)
 
 
 def title_of(checkpoint: str, directory: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def rank_in_parts(
     spent = cost(
         ranker.model.num_parameters(),
         time.perf_counter() - start,
-        sum(len(batch) for number in todo for batch in parts[number]),
+        rows_of(parts, todo),
         prompt_tokens_per_user=sum(map(len, ranker.prompts)) / len(ranker.prompts),
         peak_memory=max(peaks),
     )
@@ -109,9 +110,16 @@ def what_is_missing(folder: Path, facts: dict[str, Any], parts: Parts) -> list[i
     missing = kept.missing_parts(folder, len(parts))
     if len(missing) < len(parts):
         done = set(range(len(parts))) - set(missing)
-        rows = sum(len(batch) for number in done for batch in parts[number])
-        say(f"continuing: {rows:,} rows are ranked already, in {folder}")
+        say(f"continuing: {rows_of(parts, done):,} rows are ranked already, in {folder}")
     return missing
+
+
+def rows_of(parts: Parts, numbers: Iterable[int]) -> int:
+    """How many rows the parts with these numbers hold."""
+    count = 0
+    for number in numbers:
+        count += sum(map(len, parts[number]))
+    return count
 
 
 def joined(folder: Path, parts: Parts) -> list[str]:

@@ -9,6 +9,7 @@ from minionerec.experiment.baselines import BASELINES
 if TYPE_CHECKING:
     # Names in lists and mappings are text to a type checker, so that any function may take them
     Task = str
+    CodeTask = str
     RLTask = str
     RewardName = str
     Column = str
@@ -28,6 +29,8 @@ else:
         "titles_to_sid",
         "description_to_sid",
     ]
+    # What it may learn of codes besides, in SFT alone (minionerec/training/code_words.py).
+    CodeTask = Literal["words_to_code", "code_to_words"]
     # Tasks that end in a semantic ID, so that a completion is an item.
     RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
     BaselineName = Literal[tuple(BASELINES)]
@@ -62,4 +65,5 @@ Quantizer = Literal[
 Schedule = Literal["cosine", "linear", "constant"]
 
 TASKS: tuple[str, ...] = get_args(Task)
+CODE_TASKS: tuple[str, ...] = get_args(CodeTask)
 QUANTIZERS: tuple[str, ...] = get_args(Quantizer)

@@ -119,6 +119,29 @@ def load_array(path: Path) -> np.ndarray:
         ) from error
 
 
+class RepeatedKeyError(ValueError):
+    """An object of a JSON text has a key twice."""
+
+
+def read_json(text: str | bytes) -> Any:
+    """JSON in which no object has a key twice; Python's reader would keep the last one silently.
+
+    Raises:
+        RepeatedKeyError: naming the key that is there twice.
+        ValueError: it is no JSON.
+    """
+    return json.loads(text, object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RepeatedKeyError(f"the key '{twice}' is there twice in one object")
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON with stable key order as given."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

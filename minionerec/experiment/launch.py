@@ -53,11 +53,16 @@ def main(argv: list[str]) -> int:
     if not all(map(has_package, PACKAGES)):
         raise UserError(f"{sys.executable} lacks packages of requirements.txt; {ADVICE}")
     # Only now: these import the packages
-    from minionerec.experiment import preflight, stages
+    from minionerec.experiment import preflight, reuse, stages
+    from minionerec.experiment.config import read_command_line
 
-    if preflight.main(argv) == preflight.NOTHING_TO_DO:
+    words, flags, yes = reuse.split_words(argv)
+    if flags or yes:
+        preflight.check_stage(words)
+        reuse.apply(read_command_line(__doc__, words[1:], own=())[0], flags, yes)
+    if preflight.main(words) == preflight.NOTHING_TO_DO:
         return 0
-    stage, *arguments = argv
+    stage, *arguments = words
     rows = stages.scripts_of(stage)
     commands = [command_of(row.script, arguments, row.parallel) for row in rows]
     for name, default in DEFAULTS.items():

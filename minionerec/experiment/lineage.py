@@ -17,6 +17,7 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import (
     COMMANDS,
     OF_EACH_STAGE,
+    STAGES,
     TRAINED,
     WITHOUT_EFFECT,
     flat_settings,
@@ -26,6 +27,8 @@ from minionerec.experiment.stages import (
     stage_path,
 )
 
+# What --redo calls the stages that another stage's command makes on its way
+REDONE = {"baseline_networks": "baselines", "baseline_tiger": "baselines", "fusion": "evaluate"}
 EXEMPT = OF_EACH_STAGE | WITHOUT_EFFECT  # may differ from what a parent was made with
 
 
@@ -134,11 +137,17 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None, **fact
     changed = settings_difference(manifest["settings"], settings_of(experiment, stage))
     if changed:
         raise UserError(
-            f"{path}: was made with other settings ({'; '.join(changed)}); "
-            f"delete it, or give this experiment another name with --name NAME"
+            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or "
+            f"run again {ways_out(experiment, stage)}"
         )
     check_parents(path, manifest)
     check_sources(path, manifest)
+    for parent in _parents_on_disk(path, manifest):
+        made = read_manifest(parent)
+        if STAGES[made["stage"]].part_of == stage:  # made on the way, by the same command
+            check_sources(parent, made)
+    if stage == "evaluate":
+        _check_checkpoint(experiment, path, manifest)
     return True
 
 
@@ -154,6 +163,7 @@ def require_is(path: Path, manifest: dict[str, Any], stage: str, **facts: Any) -
     Raises:
         UserError: the manifest says something else.
     """
+    manifest = with_method(path, manifest)
     for key, expected in {"stage": stage, **facts}.items():
         found = manifest.get(key)
         if found != expected:
@@ -163,6 +173,15 @@ def require_is(path: Path, manifest: dict[str, Any], stage: str, **facts: Any) -
             )
 
 
+def with_method(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the method of a baseline, which those of the first versions do not name."""
+    file = path / "metrics.json"
+    if "method" in manifest or manifest["stage"] in ("evaluate", "fusion") or not file.is_file():
+        return manifest
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    return {**manifest, "method": metrics["method"]} if "method" in metrics else manifest
+
+
 def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
     """Refuse a copy or a swap among directories whose names say what they are.
 
@@ -170,7 +189,7 @@ def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
         UserError: as ``require_is``.
     """
     settings = manifest["settings"]
-    name = manifest.get("method", manifest["stage"])
+    name = with_method(path, manifest).get("method", manifest["stage"])
     names = {name}
     if manifest["stage"] in ("evaluate", "fusion"):
         checkpoint = Path(settings["evaluate.checkpoint"])
@@ -224,9 +243,18 @@ def check_settings(experiment: Experiment, path: Path, manifest: dict[str, Any])
     changed = settings_difference(before, {key: now[key] for key in before})
     if changed:
         raise UserError(
-            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or give "
-            f"this experiment another name with --name NAME and run `{_maker(manifest)}` first"
+            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or run "
+            f"`{_maker(manifest)}` first {ways_out(experiment, manifest['stage'])}"
         )
+
+
+def ways_out(experiment: Experiment, stage: str) -> str:
+    """What to run a command with whose settings are not those of a finished stage."""
+    run = stage_path(experiment, stage).parent
+    return (
+        f"with --redo {REDONE.get(stage, stage)} (makes it and what follows again), or with "
+        f"--name NAME --from {run} (another experiment that shares what is the same)"
+    )
 
 
 def check_sources(path: Path, manifest: dict[str, Any]) -> None:
@@ -238,9 +266,30 @@ def check_sources(path: Path, manifest: dict[str, Any]) -> None:
     for name, before in manifest.get("sources", {}).items():
         if Path(name).exists() and fingerprint(Path(name)) != before:
             raise UserError(
-                f"{path}: {name} has changed since it was read; delete {path} and run "
-                f"`{_maker(manifest)}` again, or give this experiment another name with --name NAME"
+                f"{path}: {name} has changed since it was read; run `{_maker(manifest)}` again "
+                f"with --redo {REDONE.get(manifest['stage'], manifest['stage'])}, or give this "
+                "experiment another name with --name NAME"
             )
+
+
+def _check_checkpoint(experiment: Experiment, path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse an evaluation of another folder than the one that ``evaluate.checkpoint`` now means.
+
+    A relative path means another folder in another working directory.
+    """
+    folder = Path(experiment.evaluate.checkpoint)
+    if experiment.evaluate.checkpoint in TRAINED or not folder.is_dir():
+        return
+    if (folder / MANIFEST).is_file():
+        now = read_manifest(folder)["manifest_sha256"]
+    else:
+        now = fingerprint(folder)["sha256"]
+    before = manifest.get("checkpoint_sha256", now)
+    if now != before:
+        raise UserError(
+            f"{path}: ranks with another checkpoint ({before[:12]}) than {folder.absolute()} "
+            f"({now[:12]}); delete {path}, or give this experiment another name with --name NAME"
+        )
 
 
 def _parents_on_disk(path: Path, manifest: dict[str, Any]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 The folder holds ``run.json``, everything that its parts depend on, and
 ``part-<number>.<digest>.jsonl``. A part gets its name when it is whole on the disk, and the digest
-in its name is compared whenever it is read. Several processes may write parts of their own at the
-same time.
+in its name, of its run, its number and its content, is compared whenever it is read. Several
+processes may write parts of their own at the same time.
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ def write_part(folder: Path, number: int, lines: Iterable[str]) -> None:
         UserError: the disk is full or not writable; nothing half-written has a part's name.
     """
     content = "".join(f"{line}\n" for line in lines).encode()
-    _write(folder / f"part-{number:05d}.{_digest(content)}.jsonl", content)
+    digest = _digest(folder, number, content)
+    _write(folder / f"part-{number:05d}.{digest}.jsonl", content)
 
 
 def read_part(folder: Path, number: int) -> list[str] | None:
     """The lines of one part; None if it is not there.
 
-    A file that is not what was written is deleted and not there.
+    A file that is not what was written as this part of this run is deleted and not there.
     """
     for file in folder.glob(f"part-{number:05d}.*.jsonl"):
         content = file.read_bytes()
-        if file.name.split(".")[1] == _digest(content):
+        if file.name.split(".")[1] == _digest(folder, number, content):
             return [
                 line.decode() for line in content.splitlines()
             ]  # as text they would be cut at U+2028 in an id, too
@@ -81,8 +82,11 @@ def missing_parts(folder: Path, count: int) -> list[int]:
     return [number for number in range(count) if read_part(folder, number) is None]
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _digest(folder: Path, number: int, content: bytes) -> str:
+    digest = hashlib.sha256((folder / RUN).read_bytes())
+    digest.update(f" {number} ".encode())
+    digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def _write(file: Path, content: bytes) -> None:

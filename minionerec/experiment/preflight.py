@@ -11,6 +11,7 @@ reads.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -41,11 +42,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: anything that would stop the stage later.
     """
-    if not argv or argv[0] not in NAMES:
-        raise UserError(
-            f"preflight: got '{argv[0] if argv else ''}', expected one of {', '.join(NAMES)}"
-        )
-    stage = argv[0]
+    stage = check_stage(argv)
     if {"-h", "--help"} & set(argv):
         print(usage_of(ROOT / STAGES[stage].script) + "\n\n" + describe_settings())
         return NOTHING_TO_DO
@@ -54,12 +51,39 @@ def main(argv: list[str]) -> int:
     if is_finished(experiment, stage):
         forget_interrupted(experiment, stage)
         print(
-            f"{path_of(experiment, stage)} is there already, made with these settings; delete it "
-            f"to make it again. Next: `{next_command(stage)}` with the same --config"
+            f"{path_of(experiment, stage)} is there already, made with these settings; --redo "
+            f"{stage} makes it again. Next: `{next_command(stage)}` with the same --config"
         )
         return NOTHING_TO_DO
     require_inputs(experiment, stage)
+    if stage == "sids" and experiment.sids.method == "opq":
+        require_faiss()
     return 0
+
+
+def require_faiss() -> None:
+    """Refuse ``opq`` before its embeddings are made where its package is missing.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    if importlib.util.find_spec("faiss") is None:
+        raise UserError(
+            "sids.method: opq needs the package faiss-cpu; run `pip install -e '.[faiss]'`"
+        )
+
+
+def check_stage(argv: list[str]) -> str:
+    """The stage that the first word names.
+
+    Raises:
+        UserError: it names none.
+    """
+    if not argv or argv[0] not in NAMES:
+        raise UserError(
+            f"preflight: got '{argv[0] if argv else ''}', expected one of {', '.join(NAMES)}"
+        )
+    return argv[0]
 
 
 def usage_of(script: Path) -> str:

@@ -30,6 +30,7 @@ from minionerec.errors import UserError
 from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.choices import (
     BaselineName,
+    CodeTask,
     Column,
     ExpertName,
     FusionKey,
@@ -65,14 +66,24 @@ class Settings(BaseModel):
             UserError: a line per mistake.
         """
         fields: dict[str, Any] = dict(self)
+        sections: dict[str, dict[str, Any]] = {}
         for dotted, value in values.items():
             section, _, key = dotted.partition(".")
-            fields[section] = {**dict(fields[section]), key: value} if key else value
+            if key:
+                sections.setdefault(section, {})[key] = value
+            else:
+                fields[section] = value
+        for section, changes in sections.items():
+            fields[section] = {**fields[section].kept(changes), **changes}
         try:
             return type(self)(**fields)
         except ValidationError as error:
             lines = [f"{problem.key}: {problem.text}" for problem in problems_of(error)]
             raise UserError("\n".join(lines)) from None
+
+    def kept(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The values that stay as they are when those of ``changes`` are given."""
+        return dict(self)
 
 
 class DataSettings(Settings):
@@ -111,6 +122,13 @@ class DataSettings(Settings):
         description=(
             "tables only: how times are written if not as numbers or ISO dates, e.g. "
             "'%m/%d/%Y %I:%M:%S %p' (Python's strptime); empty: recognised"
+        ),
+    )
+    missing_title: Literal["drop", "id", "error"] = Field(
+        "drop",
+        description=(
+            "tables only: items without a title are dropped with their interactions and counted "
+            "(drop, paper), have their id for one (id), or stop the stage (error)"
         ),
     )
     split: Literal["global_time", "leave_one_out", "own"] = Field(
@@ -163,6 +181,13 @@ class DataSettings(Settings):
             raise ValueError(
                 f"has no effect with data.source {source}; only tables have columns to name"
             )
+        named = [columns.get(ours, ours) for ours in ("user_id", "item_id", "timestamp")]
+        for theirs in named:
+            if named.count(theirs) > 1:
+                raise ValueError(
+                    f"column '{theirs}' stands for two of user_id, item_id and timestamp; each has "
+                    "a column of its own"
+                )
         return columns
 
     @field_validator("split")
@@ -469,7 +494,7 @@ class ModelSettings(Settings):
 class SFTSettings(Settings):
     """Stage 2: supervised fine-tuning."""
 
-    tasks: dict[Task, Share] = Field(
+    tasks: dict[Task | CodeTask, Share] = Field(
         {
             "sid_to_sid": 1.0,
             "sid_to_title": 1.0,
@@ -479,7 +504,7 @@ class SFTSettings(Settings):
         },
         description=(
             "task -> share of its rows used per epoch; 0 or absent: off, 2: twice (paper: tasks 1"
-            " to 5 together)"
+            " to 5 together); words_to_code and code_to_words have a row for every code (TS-Rec)"
         ),
     )
     epochs: int = Field(10, ge=1, description="passes over the rows (paper)")
@@ -793,6 +818,18 @@ class RLSettings(Settings):
             return written
         return {**RL_PRESETS.get(written.get("preset", "default"), {}), **written}
 
+    def kept(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """With another preset only what was written out stays: the preset fills in the rest."""
+        if changes.get("preset", self.preset) == self.preset:
+            return super().kept(changes)
+        filled_in = RL_PRESETS.get(self.preset, {})
+        kept = {}
+        for key in self.model_fields_set:
+            value = getattr(self, key)
+            if key not in filled_in or value != filled_in[key]:
+                kept[key] = value
+        return kept
+
     @field_validator("tasks")
     @classmethod
     def _are_not_all_off(cls, tasks: dict[str, float]) -> dict[str, float]:
@@ -892,9 +929,12 @@ class BaselineSettings(Settings):
     """Baselines on the same split and evaluator."""
 
     methods: list[BaselineName] = Field(
-        list(BASELINES),
+        [*(name for name, row in BASELINES.items() if row.module == "rules"), "sasrec"],
         min_length=1,
-        description="which to run; text_knn, tgh and tiger need stage 1",
+        description=(
+            "which to run; text_knn, tgh and tiger need stage 1. The default fits a CPU: tgh, "
+            "gru4rec, hstu and tiger take from minutes to hours there"
+        ),
     )
     hidden_size: list[Count] = Field(
         [128],

@@ -28,6 +28,7 @@ from minionerec.catalogue.prompts import Template, save_template
 from minionerec.catalogue.rows import Row
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
+from minionerec.experiment.files import fingerprints
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
@@ -75,6 +76,17 @@ def build(
             shuffle_seed = seed if settings.sid_init == "shuffled_words" else None
             start_from_words(model, tokenizer, sids, list(texts), new_ids, rows, shuffle_seed)
     return _ready(model, tokenizer, name), tokenizer
+
+
+def sources_of(settings: ModelSettings) -> dict[str, Any]:
+    """The fingerprint of the backbone's file or folder, by its path, for the manifest.
+
+    Nothing for a model from scratch, or for a hub name, which is no file of this machine.
+    """
+    if settings.backbone == SCRATCH:
+        return {}
+    path = find_gguf(settings.backbone) or Path(settings.backbone)
+    return fingerprints([path] if path.exists() else [])
 
 
 def _pretrained(

@@ -365,7 +365,7 @@ def search_batches(
         normalize: as for ``constrained_beam_search``.
         excluded: by number of a prompt, leaves that must not be returned.
         mask: what may be returned at all.
-        progress: what a bar is called; None: no bar.
+        progress: what it is called where it takes long; "" shows nothing.
 
     Yields:
         ``(B, W)`` leaves (-1 where there is no further item) and ``(B, W)`` scores of one batch

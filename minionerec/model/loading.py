@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -42,6 +43,7 @@ VOCABULARY_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+FLOATS = ("F64", "F32", "F16", "BF16")
 LFS_POINTER = b"version https://git-lfs"
 MOST_LAYERS = 1000  # of any model there is, with a margin: more would be built for hours
 
@@ -136,6 +138,7 @@ def look_into(source: str | Path) -> None:
                     f"model '{source}': {file.name} is a Git LFS pointer, not the file itself; "
                     "run `git lfs pull` where it was cloned"
                 )
+    _look_at_weights(folder)
     config_file = folder / "config.json"
     if not config_file.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -162,6 +165,42 @@ def look_into(source: str | Path) -> None:
             f"model '{source}': config.json has num_hidden_layers {layers}, "
             f"expected 1 to {MOST_LAYERS}"
         )
+
+
+def _look_at_weights(folder: Path) -> None:
+    """Weights in one place, of floating-point numbers, with no adapter beside them.
+
+    Raises:
+        UserError: otherwise the library would choose one of two, take integers for weights that
+            lost their scale, or add the adapter; each without a word.
+    """
+    both = ("model.safetensors", "model.safetensors.index.json")
+    if all((folder / name).exists() for name in both):
+        raise UserError(
+            f"model '{folder}': holds its weights twice, as {both[0]} and in the parts of "
+            f"{both[1]}; move one of them away"
+        )
+    if all((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise UserError(
+            f"model '{folder}': holds an adapter beside the whole model; move adapter_config.json "
+            "away, or merge it first (peft: merge_and_unload, then save_pretrained)"
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, dtype in _dtypes(file).items():
+            if dtype not in FLOATS and not COMPUTED.search(name):
+                raise UserError(
+                    f"model '{folder}': {file.name}: {name} is stored as {dtype}, expected one of "
+                    f"{', '.join(FLOATS)}; use the model that it was quantised from"
+                )
+
+
+def _dtypes(file: Path) -> dict[str, str]:
+    """Name -> dtype of a file's weights; none is read. Empty where it is no such file."""
+    try:
+        with safe_open(file, "pt") as weights:
+            return {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}  # the library says what is wrong with it
 
 
 def check_weights(

@@ -11,7 +11,6 @@ and the distribution that its scores come from lie beside its weights.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.masks import Mask, MaskBuilder
 from minionerec.catalogue.prompts import (
+    TEMPLATE_FILE,
     TEMPLATES,
     Renderer,
     Template,
@@ -36,14 +36,16 @@ from minionerec.catalogue.samples import Sample
 from minionerec.catalogue.sids import SIDS_FILE
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
-from minionerec.experiment.files import write_json
+from minionerec.experiment.files import read_json, sha256_json, write_json
 from minionerec.experiment.lineage import Checkpoint, open_checkpoint, require_unchanged
 from minionerec.experiment.manifest import Parent
+from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
 from minionerec.model import backbone
 from minionerec.model.ranking import Ranker, Unwanted
 
 POLICY_FILE = "policy.json"
+VOCABULARY = "vocabulary_sha256"  # in it: of {token: id}
 NEW = Checkpoint(Path(), "", [], {})  # of a model that is no checkpoint yet
 
 
@@ -114,7 +116,8 @@ class Policy:
             dtype = backbone.precision(settings.dtype)[0]
         model, tokenizer = backbone.load(found.path, dtype, settings.trust_remote_code)
         template = load_template(found.path, settings.template)
-        asked = how_it_is_asked(found.path, settings)
+        asked = how_it_is_asked(found.path, settings, tokenizer)
+        say_what_is_trusted(found.path)
         require_unchanged(found.sources)
         return cls._with_tables(catalogue, found, model, tokenizer, template, asked)
 
@@ -255,28 +258,50 @@ class Policy:
         (directory / SIDS_FILE).write_bytes(self.catalogue.sids.raw)
         save_template(self.template, directory)
         asked = {"normalize": self.normalize, "max_tokens": self.max_tokens}
-        write_json(directory / POLICY_FILE, asked)
+        tokens = {VOCABULARY: sha256_json(self.tokenizer.get_vocab())}
+        write_json(directory / POLICY_FILE, asked | tokens)
 
     def _recommendation(self, item: int, score: float) -> Recommendation:
         title = self.catalogue.items["title"].iloc[item]
         return Recommendation(self.catalogue.item_ids[item], title, score)
 
 
-def how_it_is_asked(checkpoint: Path, settings: ModelSettings) -> dict[str, Any]:
+def say_what_is_trusted(checkpoint: Path) -> None:
+    """Tell which of its companions a foreign checkpoint lacks, and what nothing shows therefore."""
+    wanted = (SIDS_FILE, TEMPLATE_FILE, POLICY_FILE)
+    lacking = [name for name in wanted if not (checkpoint / name).is_file()]
+    if lacking:
+        say(
+            f"note: {checkpoint}: has no {', '.join(lacking)}: that it was trained with this "
+            "experiment's SIDs, model.template and model.normalize is taken on trust"
+        )
+
+
+def how_it_is_asked(
+    checkpoint: Path, settings: ModelSettings, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """``normalize`` and ``max_tokens`` of a checkpoint; a foreign one takes them from the settings.
 
     Raises:
-        UserError: the checkpoint's file says something else.
+        UserError: the checkpoint's file says something else, or names another tokenizer.
     """
     file = checkpoint / POLICY_FILE
     if not file.is_file():
         return {"normalize": settings.normalize, "max_tokens": settings.max_tokens}
     try:
-        asked = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file.read_text(encoding="utf-8"))
+        asked = {name: content[name] for name in ("normalize", "max_tokens")}
         settings.changed(asked)
-        return {"normalize": asked["normalize"], "max_tokens": asked["max_tokens"]}
+        vocabulary = content.get(VOCABULARY)  # the first versions did not note it
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(
             f"{file}: does not say how the model is asked ({type(error).__name__}: {error}); "
             "expected normalize and max_tokens; train this checkpoint again"
         ) from None
+    if vocabulary not in (None, sha256_json(tokenizer.get_vocab())):
+        raise UserError(
+            f"{checkpoint}: its tokenizer is not the one that it was trained with (other tokens, "
+            f"or others for the same ids, than {POLICY_FILE} notes); copy the tokenizer's files "
+            "from where the model was trained"
+        )
+    return asked

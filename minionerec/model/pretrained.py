@@ -136,13 +136,9 @@ def plain_copy(quantised: PreTrainedModel) -> PreTrainedModel:
 
     Transformers marks a dequantised one as quantised for good.
     """
-    config = type(quantised.config).from_dict(
-        {
-            key: value
-            for key, value in quantised.config.to_dict().items()
-            if key != "quantization_config"
-        }
-    )
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(quantised.config).from_dict(settings)
     model = type(quantised)(config).to(quantised.dtype)
     model.load_state_dict(quantised.state_dict())
     return model.eval()
@@ -164,12 +160,11 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
         raise UserError(f"model.layers: got {layers}, but the backbone has {total} blocks")
     # Families name their list of blocks differently: it is the only one as long as the model is
     # deep
-    stacks = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == total
-    ]
+    stacks = []
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == total:
+                stacks.append((parent, name))
     if len(stacks) != 1:
         raise UserError(
             f"model.layers: {type(model).__name__} has {len(stacks)} lists of {total} blocks, "

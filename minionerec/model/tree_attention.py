@@ -113,8 +113,16 @@ def attention_over_blocks(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (model.is_activation_checkpointing and model.training):
+        if not (model.training and is_checkpointing(model)):
             model.config._attn_implementation = model.plain_attention
+
+
+def is_checkpointing(model: nn.Module) -> bool:
+    """Whether layers are computed again in the backward pass.
+
+    Releases of transformers differ in what they call this of a whole model, not of its modules.
+    """
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def enable_trees(model: PreTrainedModel) -> PreTrainedModel:

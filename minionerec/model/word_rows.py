@@ -50,9 +50,12 @@ def start_from_words(
         words = words_of_codes(texts, sids.codes, level, len(token_ids))
         if shuffle_seed is not None:
             words = shuffled(words, shuffle_seed + level)
-        changed = [code for code, token in enumerate(token_ids) if token in new]
-        ids = [token_ids[code] for code in changed]
-        own_words = [words[code] for code in changed]
+        ids = []
+        own_words = []
+        for token, own in zip(token_ids, words, strict=True):
+            if token in new:
+                ids.append(token)
+                own_words.append(own)
         for table in tables:  # (V, D)
             with torch.no_grad():
                 rows = rows_from_words(table[:pretrained_rows], tokenizer, own_words, table[ids])
@@ -116,12 +119,10 @@ def rows_from_words(
     mean_norm = table.norm(dim=1).mean()
     rows = drawn.float().clone()
     for code, own in enumerate(words):
-        ids = [
-            token
-            for word in own
-            for token in tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-            if token < len(table)
-        ]
+        ids = []
+        for word in own:
+            pieces = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            ids += [token for token in pieces if token < len(table)]
         if ids:
             mean = table[torch.tensor(ids, device=table.device)].mean(dim=0)  # (D,)
             rows[code] = mean * (mean_norm / mean.norm().clamp_min(1e-12))

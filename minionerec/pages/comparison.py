@@ -30,6 +30,8 @@ def comparison_text(figures: Mapping[str, Any]) -> str:
         parts.append(slices_table(figures))
     if figures["beam_widths"]:
         parts.append(f"one seed, a sample of rows\n{widths_table(figures['beam_widths'])}")
+    if figures["footnotes"]:
+        parts.append("\n".join(figures["footnotes"]))
     if figures["notes"]:
         parts.append("\n".join(figures["notes"]))
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from minionerec.evaluation.results import KEYS, Comparison, Result, best, in_words
+from minionerec.evaluation.terms import footnotes, marked, terms_of
 from minionerec.pages.charts import Dot, dot_chart
 from minionerec.pages.html import Table, number
 
@@ -70,9 +71,11 @@ def judged_line(comparison: Comparison) -> dict[str, Any]:
 def results(found: Sequence[Result], seed: int) -> dict[str, Any]:
     """Every metric of every method, and the two that are looked at first with their intervals."""
     rows = []
+    terms = {result.name: terms_of(result.directory) for result in found}
+    names = marked(terms)
     for result in found:
         cells = [number(result.metrics.get(key), "{:.4f}") for key in SHOWN]
-        rows.append([result.name, *cells, between(interval(result.metrics, "NDCG@10"))])
+        rows.append([names[result.name], *cells, between(interval(result.metrics, "NDCG@10"))])
     first = found[0].metrics
     return {
         "rows_ranked": f"{first['num_rows']:,}",
@@ -80,6 +83,7 @@ def results(found: Sequence[Result], seed: int) -> dict[str, Any]:
         "seed": seed,
         "head": ["", *SHOWN, "NDCG@10, 95 %"],
         "rows": rows,
+        "footnotes": footnotes(terms),
         "charts": [metric_chart(found, key) for key in KEYS],
     }
 

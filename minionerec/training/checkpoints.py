@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class CheckpointContents:
     settings: dict[str, Any]
     parents: list[Parent]
     policy: Policy  # writes what belongs beside the weights
+    sources: dict[str, Any] = field(default_factory=dict)  # files it starts from: fingerprints
 
 
 class CheckpointKeeper:
@@ -90,7 +91,12 @@ class CheckpointKeeper:
         """Give a staged checkpoint its manifest and its name."""
         contents = self.contents
         commit_directory(
-            staged, self.path(step), contents.stage, contents.settings, contents.parents
+            staged,
+            self.path(step),
+            contents.stage,
+            contents.settings,
+            contents.parents,
+            sources=contents.sources,
         )
 
     def forget_older(self, keep: set[Path]) -> None:

@@ -240,7 +240,7 @@ def of(trainer: Any) -> str:
         weights,
         tokens.largest,
         bf16=args.bf16,
-        checkpointing=args.activation_checkpointing,
+        checkpointing=args.gradient_checkpointing,
         copies=trainer.copies(),
     )
     # Several passes over the same rollouts are steps, so that they are in the epochs already

@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import (
 
 from minionerec.errors import UserError
 from minionerec.experiment.files import TIMING, append_log
-from minionerec.experiment.lineage import check_parents
+from minionerec.experiment.lineage import check_parents, check_sources
 from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
@@ -30,6 +30,11 @@ from minionerec.model import backbone
 from minionerec.training import price
 from minionerec.training.callbacks import StepProgress
 from minionerec.training.checkpoints import last_checkpoint, step_of
+
+# Renamed in transformers 5.2x; the ranges of requirements.txt hold both
+CHECKPOINTING = "gradient_checkpointing"
+if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
+    CHECKPOINTING = "activation_checkpointing"
 
 
 def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[int, int]:
@@ -114,7 +119,7 @@ def training_arguments(
         run_name=experiment.name,
         # Rows are objects of ours, not columns of a data set
         remove_unused_columns=False,
-        activation_checkpointing=experiment.model.gradient_checkpointing,
+        **{CHECKPOINTING: experiment.model.gradient_checkpointing},
         # ``StepProgress`` has a bar of its own, and lines for a log file
         disable_tqdm=True,
         log_level_replica="error",
@@ -179,6 +184,8 @@ def train_or_resume(trainer: Trainer, validation_rows: int, dry_run: bool) -> No
                 f"({'; '.join(changed)}); restore them, or delete it to start again"
             )
         check_parents(last, manifest)
+        # Adapters, and what an optimiser remembers, belong to the weights that they started from
+        check_sources(last, manifest)
         say(f"continuing from {last}")
     # From here on a signal ends in a checkpoint; before, there is nothing to save
     start = time.perf_counter()

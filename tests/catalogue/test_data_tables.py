@@ -291,7 +291,7 @@ BAD = {
     "empty title": (
         INTERACTIONS,
         "item_id,title\n001,Bolt\n1,<br>\n",
-        {},
+        {"missing_title": "error"},
         "items.csv:3: title: got '<br>', expected a title; fill it in, or remove the item",
     ),
     "bad category list": (
@@ -346,7 +346,8 @@ BAD = {
         INTERACTIONS,
         b"item_id,title\n001,caf\xe9 cup\n",
         {},
-        "items.csv: is not UTF-8 text (invalid continuation byte); convert it to UTF-8",
+        "items.csv: is not UTF-8 text (invalid continuation byte); convert it to UTF-8 "
+        "(in Excel: Save as, 'CSV UTF-8')",
     ),
     "rows over several lines keep their line": (
         HEAD + 'u,"0\n01",1\nu,1,soon\n',
@@ -368,8 +369,10 @@ def test_a_bad_table_is_one_line_with_file_row_and_value(tmp_path, case):
 
 
 def test_all_kinds_of_mistakes_are_reported_together(tmp_path):
+    items = "item_id,title\n1,\n1,Nut\n"
+    settings = shop(tmp_path, HEAD + "u,1,soon\n,1,2\n", items, missing_title="error")
     with pytest.raises(UserError) as caught:
-        tables.load(shop(tmp_path, HEAD + "u,1,soon\n,1,2\n", "item_id,title\n1,\n1,Nut\n"))
+        tables.load(settings)
     assert [re.search(r"(\w+): got", line)[1] for line in str(caught.value).splitlines()] == [
         "item_id",
         "title",

@@ -353,7 +353,7 @@ def test_a_stage_runs_in_folders_with_spaces_and_paths_are_relative_to_the_calle
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout == (
-        "runs/shop/data is there already, made with these settings; delete it to make it again. "
+        "runs/shop/data is there already, made with these settings; --redo data makes it again. "
         "Next: `bash rqvae/rqvae.sh` with the same --config\n"
     )
     early = bash(copy / "sft.sh", "--config", "shop.yaml", cwd=here, VIRTUAL_ENV=sys.prefix)

@@ -352,6 +352,18 @@ def test_a_preset_gives_defaults_and_written_keys_win(tmp_path):
     assert paper.tasks == {"sid_to_sid": 1.0, "title_to_sid": 1.0, "titles_to_sid": 0.3}
 
 
+def test_a_preset_that_is_named_later_fills_in_all_that_was_not_written(tmp_path):
+    """By a notebook's ``changed`` as by the flag; back again, nothing of it stays."""
+    file = write(tmp_path, "rl:\n  num_generations: 8\n")
+    by_flag = read_experiment(file, {"rl.preset": "paper", "rl.beta": "0.5"})
+    changed = read_experiment(file).changed({"rl.preset": "paper", "rl.beta": 0.5})
+    assert changed == by_flag
+    assert (changed.rl.num_generations, changed.rl.beta, changed.rl.sync_ref_steps) == (8, 0.5, 512)
+    back = read_experiment(file, {"rl.preset": "paper"}).changed({"rl.preset": "default"})
+    assert back == read_experiment(file)
+    assert changed.changed({"rl.epochs": 1.0}).rl.sync_ref_steps == 512
+
+
 def test_the_paper_preset_goes_on_in_the_distribution_of_the_model(tmp_path):
     """Scores of another distribution than the one a model was trained in rank worse, whatever a preset says."""
     trie = read_experiment(write(tmp_path, "model: {normalize: trie}\nrl: {preset: paper}\n"))

@@ -13,7 +13,6 @@ import pytest
 
 from minionerec.errors import UserError
 from minionerec.experiment import preflight
-from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_experiment
 from minionerec.experiment.files import write_json
@@ -103,14 +102,14 @@ def test_a_finished_stage_says_so_and_what_comes_next(experiment, capsys, stage,
     assert look(stage) == 0
     path = evaluation_path(experiment) if stage == "evaluate" else stage_path(experiment, stage)
     if stage == "baselines":
-        for method in BASELINES:
+        for method in experiment.baselines.methods:
             assert look(stage) == 0
             make_baseline(experiment, method)
     else:
         make(experiment, stage, path)
     assert look(stage) == preflight.NOTHING_TO_DO
     assert capsys.readouterr().out == (
-        f"{path} is there already, made with these settings; delete it to make it again. "
+        f"{path} is there already, made with these settings; --redo {stage} makes it again. "
         f"Next: `{upcoming}` with the same --config\n"
     )
 
@@ -120,8 +119,9 @@ def test_a_finished_stage_with_other_settings_is_refused(experiment):
     with pytest.raises(UserError) as caught:
         look("data", "--data.k_core", "3")
     assert str(caught.value) == (
-        "runs/demo/data: was made with other settings (data.k_core: 5 -> 3); delete it, "
-        "or give this experiment another name with --name NAME"
+        "runs/demo/data: was made with other settings (data.k_core: 5 -> 3); restore them, "
+        "or run again with --redo data (makes it and what follows again), or with --name NAME "
+        "--from runs/demo (another experiment that shares what is the same)"
     )
 
 
@@ -166,6 +166,16 @@ def test_unknown_flags_and_stages_are_refused(experiment):
         match="^preflight: got 'train', expected one of data, sids, baselines, sft, rl, evaluate, audit, add_items$",
     ):
         look("train")
+
+
+def test_a_missing_package_of_the_quantiser_is_said_before_anything_is_embedded(
+    experiment, monkeypatch
+):
+    make(experiment, "data")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"^sids.method: opq needs the package faiss-cpu; run `pip"):
+        look("sids", "--sids.method", "opq")
+    look("sids")
 
 
 def test_nothing_heavy_is_imported(root):

@@ -310,7 +310,8 @@ def test_a_stage_made_with_other_settings_lists_them(tmp_path):
     tasks = "{'sid_to_sid': 1.0, 'sid_to_title': 1.0, 'title_to_sid': 1.0, 'sids_to_title': 1.0, 'titles_to_sid': 1.0}"
     assert str(caught.value) == (
         f"{path}: was made with other settings (seed: 42 -> 43; sft.epochs: 10 -> 3; "
-        f"sft.tasks: {tasks} -> {{'sid_to_sid': 1.0}}); delete it, or give this experiment another name with --name NAME"
+        f"sft.tasks: {tasks} -> {{'sid_to_sid': 1.0}}); restore them, or run again with --redo sft "
+        f"(makes it and what follows again), or with --name NAME --from {path.parent} (another experiment that shares what is the same)"
     )
 
 

@@ -93,8 +93,9 @@ def test_a_setting_that_a_parent_was_made_with_is_refused_when_it_differs(
     changed = experiment.changed({key: value})
     expected = (
         f"{stage_path(experiment, maker)}: was made with other settings ({key}: {before} -> {value}); "
-        "restore them, or give this experiment another name with --name NAME and run "
-        f"`{STAGES[maker].command}` first"
+        f"restore them, or run `{STAGES[maker].command}` first with --redo {maker} (makes it and "
+        f"what follows again), or with --name NAME --from {stage_path(experiment, maker).parent} "
+        "(another experiment that shares what is the same)"
     )
     argv = [stage, "--config", str(as_yaml(changed))]
     with pytest.raises(UserError) as caught:
@@ -118,8 +119,9 @@ def test_rl_is_made_from_the_model_of_its_collaborative_reward(made, tmp_path):
     changed = experiment.changed({"baselines.epochs": 2})
     assert refused(lambda: lineage.is_done(changed, "rl")) == (
         f"{stage_path(experiment, 'collaborative')}: was made with other settings "
-        "(baselines.epochs: 1 -> 2); restore them, or give this experiment another name with "
-        "--name NAME and run `bash rl.sh` first"
+        "(baselines.epochs: 1 -> 2); restore them, or run `bash rl.sh` first with --redo "
+        "collaborative (makes it and what follows again), or with --name NAME --from "
+        f"{stage_path(experiment, 'rl').parent} (another experiment that shares what is the same)"
     )
 
 
@@ -153,7 +155,8 @@ def test_a_plain_copy_of_a_checkpoint_is_asked_as_it_was_trained(made, tmp_path)
     run_stage("evaluate", evaluate.evaluate, own)
     folder = tmp_path / "copy"
     shutil.copytree(stage_path(own, "sft"), folder, ignore=shutil.ignore_patterns(MANIFEST))
-    assert json.loads((folder / POLICY_FILE).read_text()) == {"normalize": "trie", "max_tokens": 40}
+    asked = json.loads((folder / POLICY_FILE).read_text())
+    assert (asked["normalize"], asked["max_tokens"]) == ("trie", 40)
     other = tiny_run(
         tmp_path / "other", sft=SFT, evaluate={"checkpoint": str(folder), "num_beams": 10}
     )
@@ -294,7 +297,7 @@ def test_another_checkpoint_at_the_same_path_is_not_taken_for_the_one_that_was_e
     (folder / "model.safetensors").write_bytes(weights)
     said = refused(lambda: lineage.is_finished(experiment, "evaluate"))
     path = evaluation_path(experiment)
-    assert said.startswith(f"{path}: {folder} has changed since it was read; delete {path} and run")
+    assert said.startswith(f"{path}: {folder} has changed since it was read; run `bash")
 
 
 def test_rows_appended_to_a_table_after_stage_0_are_noticed(tmp_path, monkeypatch, capsys):
@@ -308,8 +311,8 @@ def test_rows_appended_to_a_table_after_stage_0_are_noticed(tmp_path, monkeypatc
     said = refused(prepare.main)
     data = tmp_path / "runs/shop/data"
     assert said == (
-        f"{data}: {tmp_path / 'interactions.csv'} has changed since it was read; delete {data} and "
-        "run `bash data/prepare.sh` again, or give this experiment another name with --name NAME"
+        f"{data}: {tmp_path / 'interactions.csv'} has changed since it was read; run "
+        "`bash data/prepare.sh` again with --redo data, or give this experiment another name with --name NAME"
     )
 
 

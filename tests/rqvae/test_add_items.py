@@ -318,3 +318,37 @@ def test_the_trie_reaches_the_new_items_and_still_all_old_ones(here, policy):
     before, after = SidTrie(old.codes), SidTrie(new.codes)
     assert all(after.find(sid) is not None for sid in new.codes) and after.num_leaves == 50
     assert all(before.find(sid) is None for sid in new.codes[40:])
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_new_items_are_not_embedded_with_another_model_than_the_old_ones(
+    here, tmp_path, monkeypatch, again
+):
+    """Also where the embeddings' own folder is gone, or never was, as in an extended experiment."""
+    folder = here()
+    encoder = tmp_path / "encoder"
+    text = (folder / "demo.yaml").read_text()
+    found = re.search("encoder: '(.*?)'", text)[1]
+    shutil.copytree(found, encoder)
+    file = folder / "demo.yaml"
+    file.write_text(text.replace(found, str(encoder)))
+    for stage in ("embeddings", "sids"):
+        shutil.rmtree(folder / "runs/demo" / stage)
+    experiment = read_experiment(file)
+    embed_items.main(experiment)
+    build_sids.main(experiment)
+
+    def add(name: str, items: str, to: str) -> None:
+        (folder / "new.csv").write_text(f"item_id,title\n{items},thing {items}\n")
+        flags = ["--name", name, "--items", "new.csv", "--to", to]
+        monkeypatch.setattr("sys.argv", ["add_items.py", "--config", "demo.yaml", *flags])
+        add_items.main()
+
+    name = "demo"
+    if again:
+        add("demo", "n1", "longer")
+        name = "longer"
+    shutil.rmtree(folder / "runs/demo/embeddings")
+    (encoder / "README.md").write_text("retrained")
+    with pytest.raises(UserError, match=rf"runs/{name}/sids: was made with another model than"):
+        add(name, "n2", "longest")

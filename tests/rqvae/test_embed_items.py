@@ -24,10 +24,11 @@ from benchmarks.encoder import save_encoder
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.errors import UserError
 from minionerec.experiment.commit import commit, committed
+from minionerec.experiment.lineage import is_finished
 from minionerec.experiment.manifest import verify
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of, stage_path
-from rqvae import embed_items
+from rqvae import build_sids, embed_items
 from rqvae.embeddings import encoder, parts, texts
 from tests.rqvae.test_sids_stage import WORDS, world
 
@@ -441,7 +442,7 @@ def test_the_same_texts_are_not_embedded_again_when_the_data_is_made_again(
     with pytest.raises(
         UserError,
         match=re.escape(
-            f"{folder}: was made from other items than {folder.parent / 'data'} now holds; delete"
+            f"{folder}: was made from other items than {folder.parent / 'data'} now holds; run `bash"
         ),
     ):
         embed_items.main(experiment)
@@ -543,9 +544,84 @@ def test_an_encoder_folder_with_other_weights_is_noticed(tmp_path, tiny_encoder)
     (encoder / "README.md").write_text("retrained")
     with pytest.raises(
         UserError,
-        match=r"was made with other settings \(files of sids.encoder: sha256 \w{12} -> \w{12}\); delete",
+        match=r"was made with other settings \(files of sids.encoder: sha256 \w{12} -> \w{12}\); restore",
     ):
         embed_items.main(experiment)
     other = experiment.changed({"sids.max_text_tokens": 9})
     with pytest.raises(UserError, match=r"sids.max_text_tokens: 256 -> 9"):
         embed_items.main(other)
+
+
+def in_the_hubs_cache(cache: Path, name: str, source: Path, revision: str) -> Path:
+    """A model as the hub's cache holds it, the only revision there."""
+    model = cache / f"models--{name.replace('/', '--')}"
+    shutil.rmtree(model, ignore_errors=True)
+    shutil.copytree(source, model / "snapshots" / revision)
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text(revision)
+    return model / "snapshots" / revision
+
+
+def test_an_encoder_by_its_hub_name_is_checked_and_told_by_its_revision(
+    tmp_path, tiny_encoder, monkeypatch
+):
+    """As a folder is: missing weights are refused, and another revision is another encoder."""
+    import huggingface_hub.constants
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert encoder.encoder_digest("some/encoder") == ""
+    folder = in_the_hubs_cache(tmp_path / "cache", "some/encoder", tiny_encoder, "a" * 40)
+    experiment = world(tmp_path, encoder="some/encoder")
+    assert encoder.encoder_digest("some/encoder") == "a" * 40
+    assert encoder.encoder_folder("some/encoder") == str(folder)
+    embed_items.main(experiment)
+    assert embed_items.embedding_facts(stage_path(experiment, "embeddings"))["encoder_sha256"] == (
+        "a" * 40
+    )
+
+    folder = in_the_hubs_cache(tmp_path / "cache", "some/encoder", tiny_encoder, "b" * 40)
+    with pytest.raises(UserError, match="files of sids.encoder: sha256 aaaaaaaaaaaa -> bbbbbbbb"):
+        embed_items.main(experiment)
+
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("output.dense.weight"))
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"1 weights are missing \\({lost}\\)"):
+        encoder.load_encoder(experiment, torch.device("cpu"))
+
+
+def test_sids_of_an_encoder_that_was_replaced_are_not_finished(tmp_path, tiny_encoder):
+    """One command makes both; its first look sees the encoder, too."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, folder)
+    experiment = world(tmp_path, encoder=str(folder), codebook_sizes=[4, 4, 4])
+    embed_items.main(experiment)
+    build_sids.main(experiment)
+    assert is_finished(experiment, "sids")
+    (folder / "README.md").write_text("retrained")
+    embeddings = stage_path(experiment, "embeddings")
+    with pytest.raises(UserError, match=f"^{embeddings}: {folder} has changed since it was read"):
+        is_finished(experiment, "sids")
+
+
+def test_own_vectors_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    experiment = world(tmp_path)
+    ids = pd.read_parquet(stage_path(experiment, "data") / "items.parquet")["item_id"]
+    table = pd.DataFrame(np.eye(len(ids)), columns=[f"x{n}" for n in range(len(ids))])
+    table.insert(0, "item_id", ids)
+    file = tmp_path / "vectors.parquet"
+    table.to_parquet(file)
+    experiment = experiment.changed({"sids.embeddings": str(file)})
+    original = embed_items.read_own_vectors
+
+    def read_and_replace(*args):
+        found = original(*args)
+        table.iloc[::-1].to_parquet(file)
+        return found
+
+    monkeypatch.setattr(embed_items, "read_own_vectors", read_and_replace)
+    with pytest.raises(UserError, match="vectors.parquet: changed while it was read"):
+        embed_items.main(experiment)

@@ -555,7 +555,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
         (-sft_logp(model, collate_sft(rows))).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])

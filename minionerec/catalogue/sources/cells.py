@@ -9,12 +9,14 @@ import ast
 import json
 import math
 import re
+import unicodedata
 import warnings
 from typing import Any
 
 from minionerec.catalogue.sources.text import LONE_SURROGATE, clean_text
 
 SEPARATORS = (" > ", "|", ";", ",")  # of category names in one text, the first that occurs
+EXACT = 2**53  # above, not every whole number is a float: neighbours become one
 UNREADABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
@@ -46,6 +48,17 @@ def read_id(cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell).strip()
+
+
+def lost_digits(cell: Any) -> bool:
+    """Whether an id is a number that has no room for all digits of one, or true or false."""
+    return isinstance(cell, bool) or (isinstance(cell, float) and abs(cell) >= EXACT)
+
+
+def as_seen(text: str) -> str:
+    """An id without what no reader sees: its Unicode form, and characters without a width."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(letter for letter in composed if unicodedata.category(letter) != "Cf")
 
 
 def has_half_characters(text: str) -> bool:

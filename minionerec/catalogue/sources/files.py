@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +74,15 @@ def lines(handle: io.TextIOWrapper, path: Path) -> Iterator[str]:
                 "export it again"
             )
         yield line
+
+
+def ends_with_a_line_end(path: Path) -> bool:
+    """Whether a text file's last line is whole, as far as one can tell; a packed one's is."""
+    if path.suffix.lower() == ".gz":
+        return True  # one that is cut off cannot be unpacked
+    with open(path, "rb") as handle:
+        handle.seek(-1, os.SEEK_END)
+        return handle.read() in (b"\n", b"\r")
 
 
 def is_utf8(path: Path) -> bool:

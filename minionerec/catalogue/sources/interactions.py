@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, SPLITS
 from minionerec.catalogue.sources.table import Table, complain
 from minionerec.experiment.settings import DataSettings
 
+DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 COMPARED = 1000  # unknown ids that are compared with the known ones for a hint
 
 
@@ -49,11 +51,14 @@ def convert_interactions(read: Table, settings: DataSettings, problems: list[str
     for column in ("user_id", "item_id"):
         ids = table.read_ids(read, column, problems)
         notes += table.note_missing_ids(read, column, ids)
+        notes += table.note_shortened_ids(read, column, ids)
         frame[column] = ids
     found = times.read_times(read.columns["timestamp"], settings.time_format)
     _complain_about_times(read, found, problems)
     frame["timestamp"] = found.seconds
     notes += note_doubtful_times(read, found)
+    notes += note_repeats(read, frame)
+    notes += _note_decimal_commas(read)
     frame["rating"] = _ratings(read, problems)
     frame["split"] = [""] * len(read.places)
     if settings.split == "own":
@@ -84,11 +89,41 @@ def _ratings(read: Table, problems: list[str]) -> np.ndarray:
     if "rating" not in read.columns:
         return np.full(len(read.places), np.nan)
     given = pd.Series(read.columns["rating"], dtype=object)
+    if _has_decimal_commas(read):
+        given = given.map(lambda cell: cell.replace(",", ".") if isinstance(cell, str) else cell)
     empty = (given.isna() | (given == "")).to_numpy()
     huge = given.map(lambda cell: isinstance(cell, int) and abs(cell) > 10**15)
     numbers = pd.to_numeric(given.where(~huge, None), errors="coerce").to_numpy(float)
     complain(read, "rating", ~empty & ~np.isfinite(numbers), "a number, or nothing", problems)
     return numbers
+
+
+def note_repeats(read: Table, frame: dict[str, object]) -> tuple[str, ...]:
+    """A line on rows that repeat an earlier one: bought twice at once, or exported twice."""
+    again = pd.DataFrame(frame).duplicated().to_numpy()
+    if not again.any():
+        return ()
+    row = int(np.flatnonzero(again)[0])
+    return (
+        f"{read.at(row)}: repeats user, item and time of an earlier row ({int(again.sum())} such "
+        f"rows of {len(again)}, which count); remove them if the export holds them twice",
+    )
+
+
+def _has_decimal_commas(read: Table) -> bool:
+    """Whether ratings are written as ``4,5``: some with a comma, and none with a point."""
+    written = [cell for cell in read.columns.get("rating", []) if isinstance(cell, str)]
+    return any(DECIMAL_COMMA.fullmatch(cell.strip()) for cell in written) and not any(
+        "." in cell for cell in written
+    )
+
+
+def _note_decimal_commas(read: Table) -> tuple[str, ...]:
+    if not _has_decimal_commas(read):
+        return ()
+    rows = read.columns["rating"]
+    first = next(row for row, cell in enumerate(rows) if "," in str(cell))
+    return (f"{read.at(first)}: rating: '{rows[first]}' is read with a decimal comma",)
 
 
 def note_doubtful_times(read: Table, found: times.Times) -> tuple[str, ...]:

@@ -26,13 +26,22 @@ def read_items(path: Path, names: dict[str, str]) -> Table:
     return read
 
 
-def convert_items(read: Table, problems: list[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Checked items with cleaned texts, and notes; mistakes are appended to ``problems``."""
+def convert_items(
+    read: Table, problems: list[str], missing_title: str = "error"
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Checked items with cleaned texts, and notes; mistakes are appended to ``problems``.
+
+    ``missing_title`` is ``data.missing_title``; with ``drop`` titles may be "" in the result, and
+    the caller drops these items (``without_titles``).
+    """
     ids = table.read_ids(read, "item_id", problems)
     _complain_about_repeats(read, ids, problems)
     titles = read_column(read, "title", cells.read_text, "text", problems)
     empty = np.array([title == "" for title in titles])
-    complain(read, "title", empty, "a title; fill it in, or remove the item", problems)
+    if missing_title == "error":
+        complain(read, "title", empty, "a title; fill it in, or remove the item", problems)
+    if missing_title == "id":
+        titles = [title or item for title, item in zip(titles, ids, strict=True)]
     texts = "text or a list of texts"
     names = "a list, or names between ' > ', '|', ';' or ','"
     columns = {
@@ -46,10 +55,27 @@ def convert_items(read: Table, problems: list[str]) -> tuple[pd.DataFrame, tuple
     for name in ITEM_COLUMNS[1:]:
         notes += table.note_half_characters(read, name, columns[name])
     notes += table.note_missing_ids(read, "item_id", ids)
+    notes += table.note_shortened_ids(read, "item_id", ids)
     for name in ("description", "brand"):
         columns[name] = columns[name] or [""] * len(ids)
     columns["categories"] = columns["categories"] or [[] for _ in ids]
     return pd.DataFrame(columns), notes
+
+
+def without_titles(
+    items: pd.DataFrame, interactions: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Items with a title, the interactions with them, and what that leaves out, by reason."""
+    titled = items["title"] != ""
+    if titled.all():
+        return items, interactions, {}
+    lost = interactions["item_id"].isin(items["item_id"][~titled])
+    dropped = {
+        "items without a title": int((~titled).sum()),
+        "interactions with items without a title": int(lost.sum()),
+    }
+    kept = interactions[~lost].reset_index(drop=True)
+    return items[titled].reset_index(drop=True), kept, dropped
 
 
 def _complain_about_repeats(read: Table, ids: list[str], problems: list[str]) -> None:

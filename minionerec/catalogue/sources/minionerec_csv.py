@@ -16,7 +16,6 @@ guess. Times are not in these files; the timestamp is a running number in the or
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -29,7 +28,7 @@ from minionerec.catalogue.sources.items import convert_items
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, SPLITS, Source
 from minionerec.catalogue.sources.table import Table
 from minionerec.errors import UserError
-from minionerec.experiment.files import fingerprints
+from minionerec.experiment.files import fingerprints, read_json
 from minionerec.experiment.settings import DataSettings
 
 TOKEN = re.compile(r"<([a-z]+)_(\d+)>")
@@ -114,7 +113,7 @@ def _only(found: list[Path], folder: Path, pattern: str) -> Path:
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = read_json(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: is not UTF-8 text ({error.reason}); convert it to UTF-8"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +21,14 @@ from minionerec.catalogue.sources import cells, dialect, files, layouts, table
 from minionerec.catalogue.sources.dialect import BadRowError, Dialect
 from minionerec.catalogue.sources.table import Table
 from minionerec.errors import UserError
+from minionerec.experiment.files import RepeatedKeyError, read_json
 
 TEXT_SUFFIXES = tuple(dialect.EXPECTED_BY_SUFFIX)
 JSON_SUFFIXES = (".jsonl", ".json")
 PLAIN_SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES
 SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES), ".parquet")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+SEQUENCE = ":token_seq"  # RecBole: words with blanks between them
 WRAPPED_SHARE = 0.5  # of a column's cells stand in quotes: then they are no part of the text
 
 
@@ -54,7 +55,8 @@ def read_table(path: Path, wanted: dict[str, str]) -> Table:
             read = _read_text(path, wanted)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: is not UTF-8 text ({error.reason}); convert it to UTF-8"
+            f"{path}: is not UTF-8 text ({error.reason}); convert it to UTF-8 "
+            "(in Excel: Save as, 'CSV UTF-8')"
         ) from None
     except DAMAGED as error:
         raise UserError(f"{path}: is damaged or cut off ({error}); copy it again") from None
@@ -73,7 +75,8 @@ def kind_of(path: Path) -> str:
     for suffix in (*PLAIN_SUFFIXES, ".parquet"):
         if name.endswith((suffix, f"{suffix}.gz")) and not name.endswith(".parquet.gz"):
             return suffix
-    raise UserError(f"{path}: unknown kind of table, expected one of {', '.join(SUFFIXES)}")
+    hint = "; in Excel: Save as, 'CSV UTF-8'" if name.endswith((".xlsx", ".xls")) else ""
+    raise UserError(f"{path}: unknown kind of table, expected one of {', '.join(SUFFIXES)}{hint}")
 
 
 def is_table(path: Path) -> bool:
@@ -208,6 +211,14 @@ def _read_rows(path: Path, wanted: dict[str, str], found: Dialect, encoding: str
         notes.append(
             f"{path}:{several[0]}: a cell in quotes spans several lines ({len(several)} such rows)"
         )
+    if places and not files.ends_with_a_line_end(path):
+        last = ", ".join(values[-1] for values in columns.values())
+        notes.append(
+            f"{path}:{places[-1]}: the last line has no end ({cells.shorten(last)}); if the file "
+            "was cut off there, copy it again"
+        )
+    if "categories" in use and header[use["categories"]].endswith(SEQUENCE):
+        columns["categories"] = [cell.split() for cell in columns["categories"]]
     if not found.quoted:
         notes.extend(_note_wrapped(path, columns, places))
     return Table(path, columns, header, places, ":", tuple(notes), first_line, orders)
@@ -283,9 +294,11 @@ def parse_record(text: str) -> dict[str, Any]:
         TypeError: a literal of another kind. Its text is that kind.
     """
     try:
-        record = json.loads(text)
+        record = read_json(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except RepeatedKeyError:
+        raise
     except ValueError as error:
         if not text.lstrip().startswith("{"):
             raise
@@ -316,7 +329,7 @@ def _begins_with_bracket(handle: Iterator[str]) -> bool:
 def _records_of_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with files.open_text(path) as handle:
         try:
-            values = json.load(handle)
+            values = read_json(handle.read())
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: not valid JSON ({error}); expected an array of objects or one object "

@@ -18,6 +18,7 @@ from minionerec.errors import UserError
 
 SHOWN = 5  # rows named per kind of mistake
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
+SHORTENED = re.compile(r"\d\.\d+[eE]\+\d+")
 SAYS_MISSING = frozenset(("nan", "none", "null", "<na>", "n/a", "undefined"))
 
 
@@ -84,10 +85,38 @@ def read_ids(table: Table, column: str, problems: list[str]) -> list[str]:
     ids = [cells.read_id(cell) for cell in table.columns[column]]
     empty = np.array([not text for text in ids])
     complain(table, column, empty, "an id", problems)
+    lost = np.array([cells.lost_digits(cell) for cell in table.columns[column]])
+    exact = (
+        "text or a whole number; true, false and fractions from 2^53 on cannot tell ids apart: "
+        "export them as text"
+    )
+    complain(table, column, lost, exact, problems)
+    _complain_about_look_alikes(table, column, ids, problems)
     broken = np.array([cells.has_half_characters(text) for text in ids])
     whole = "an id of whole characters; half of a pair (a lone surrogate) cannot be stored"
     complain(table, column, broken, whole, problems)
     return [whole_characters(text) for text in ids] if broken.any() else ids
+
+
+def _complain_about_look_alikes(
+    table: Table, column: str, ids: Sequence[str], problems: list[str]
+) -> None:
+    """One line on ids that differ in nothing that can be seen: they are one id, written twice."""
+    seen_as: dict[str, str] = {}  # id -> what is seen of it
+    spelt: dict[str, str] = {}  # what is seen -> the id that is written so first
+    for text in dict.fromkeys(ids):
+        seen_as[text] = text if text.isascii() else cells.as_seen(text)
+        spelt.setdefault(seen_as[text], text)
+    if len(spelt) == len(seen_as):
+        return
+    other = np.array([spelt[seen_as[text]] != text for text in ids])
+    row = int(np.flatnonzero(other)[0])
+    first = spelt[seen_as[ids[row]]]
+    expected = (
+        f"{ascii(first)}, from which {ascii(ids[row])} differs in nothing that can be seen (its "
+        "Unicode form, or characters without a width); write every id in one way"
+    )
+    complain(table, column, other, expected, problems)
 
 
 def require_columns(table: Table, needed: Sequence[str], names: dict[str, str]) -> None:
@@ -98,7 +127,9 @@ def require_columns(table: Table, needed: Sequence[str], names: dict[str, str]) 
     """
     item_side = "title" in needed
     ours_here = ITEM_COLUMNS if item_side else INTERACTION_COLUMNS
-    wanted = [*needed, *(name for name in names if name in ours_here)]
+    # A column that is named as it is anyway is no demand for one
+    named = [name for name, theirs in names.items() if theirs != name and name in ours_here]
+    wanted = [*needed, *named]
     lacking = [ours for ours in dict.fromkeys(wanted) if ours not in table.columns]
     if lacking and table.first_line:
         raise UserError(
@@ -176,6 +207,18 @@ def note_half_characters(table: Table, column: str, read: Sequence[Any]) -> tupl
     return (
         f"{table.at(rows[0])}: {column}: holds half of a character (a lone surrogate), "
         f"replaced by U+FFFD ({len(rows)} such rows)",
+    )
+
+
+def note_shortened_ids(table: Table, column: str, ids: Sequence[str]) -> tuple[str, ...]:
+    """A line on ids such as 1.23E+12, to which a spreadsheet shortens long numbers."""
+    rows = [row for row, text in enumerate(ids) if SHORTENED.fullmatch(text)]
+    if not rows:
+        return ()
+    return (
+        f"{table.at(rows[0])}: {column}: '{ids[rows[0]]}' looks like a number that a spreadsheet "
+        f"shortened, so that different ids may have become one ({len(rows)} such rows); export "
+        "the column as text",
     )
 
 

@@ -22,7 +22,7 @@ from minionerec.catalogue.sources.interactions import (
     convert_interactions,
     read_interactions,
 )
-from minionerec.catalogue.sources.items import convert_items, read_items
+from minionerec.catalogue.sources.items import convert_items, read_items, without_titles
 from minionerec.catalogue.sources.readers import SUFFIXES, is_table
 from minionerec.catalogue.sources.source import Source
 from minionerec.catalogue.sources.table import SHOWN
@@ -43,7 +43,7 @@ def load(settings: DataSettings) -> Source:
     files = fingerprints([interactions_path, items_path])
     problems: list[str] = []
     items_table = read_items(items_path, settings.columns)
-    items, notes = convert_items(items_table, problems)
+    items, notes = convert_items(items_table, problems, settings.missing_title)
     read = read_interactions(interactions_path, settings, items["item_id"])
     interactions = convert_interactions(read, settings, problems)
     frame = interactions.frame
@@ -52,8 +52,16 @@ def load(settings: DataSettings) -> Source:
         complain_about_strangers(read, frame["item_id"], ids, items_path, problems)
     if problems:
         raise UserError("\n".join(problems))
+    items, frame, dropped = without_titles(items, frame)
     notes = items_table.notes + notes + interactions.notes
-    return Source(items, frame, timestamps=interactions.timestamps, notes=notes, files=files)
+    return Source(
+        items,
+        frame,
+        dropped=dropped,
+        timestamps=interactions.timestamps,
+        notes=notes,
+        files=files,
+    )
 
 
 def find_file(folder: Path, name: str, word: str) -> Path:

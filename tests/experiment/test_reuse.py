@@ -1,0 +1,141 @@
+"""``--from`` and ``--redo``: what is shared, what is removed, and what stays.
+
+python -m pytest tests/experiment/test_reuse.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from minionerec.errors import UserError
+from minionerec.experiment import reuse
+from minionerec.experiment.commit import committed
+from minionerec.experiment.lineage import is_done
+from minionerec.experiment.manifest import opened
+from minionerec.experiment.settings import Experiment
+from minionerec.experiment.stages import evaluation_path, settings_of, stage_path
+
+PARENTS = {
+    "data": (),
+    "embeddings": ("data",),
+    "sids": ("data", "embeddings"),
+    "sft": ("data", "sids"),
+    "rl": ("data", "sids", "sft"),
+}
+
+
+def make(
+    experiment: Experiment, stage: str, parents: tuple[str, ...], path: Path | None = None
+) -> Path:
+    path = path or stage_path(experiment, stage)
+    read = [opened(stage_path(experiment, name)) for name in parents]
+    with committed(path, stage, settings_of(experiment, stage), read) as staging:
+        (staging / "deep").mkdir()
+        (staging / "deep" / "content").write_text(f"{stage} of {experiment.name}")
+    return path
+
+
+@pytest.fixture
+def first(tmp_path, monkeypatch) -> Experiment:
+    """An experiment with five stages and the ranking of its SFT model; the working folder is its home."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(name="A", evaluate={"checkpoint": "sft"})
+    for stage, parents in PARENTS.items():
+        make(experiment, stage, parents)
+    make(experiment, "evaluate", ("data", "sids", "sft"), evaluation_path(experiment))
+    return experiment
+
+
+def content(experiment: Experiment, stage: str) -> str:
+    return (stage_path(experiment, stage) / "deep" / "content").read_text()
+
+
+def test_stages_whose_settings_agree_are_shared_as_links_and_the_others_named(first, capsys):
+    second = first.changed({"name": "B", "sft.epochs": 3})
+    reuse.share(second, Path("runs/A"))
+    assert capsys.readouterr().out == (
+        "runs/B: shares data, embeddings, sids of runs/A; not shared: sft (sft.epochs: 10 -> 3), "
+        "rl (its sft is not shared), evaluate/sft-test (its sft is not shared)\n"
+    )
+    assert is_done(second, "sids") and content(second, "sids") == "sids of A"
+    ours = stage_path(second, "sids") / "deep" / "content"
+    assert os.stat(ours).st_nlink == 2
+    assert not stage_path(second, "sft").exists()
+
+
+def test_a_stage_is_not_shared_beside_parents_of_ones_own(first, capsys):
+    """B has made its data itself: to the letter the same settings, yet another directory."""
+    second = first.changed({"name": "B"})
+    with committed(stage_path(second, "data"), "data", settings_of(second, "data"), []) as staging:
+        (staging / "content").write_text("other")
+    reuse.share(second, Path("runs/A"))
+    said = capsys.readouterr().out
+    assert "shares nothing more of runs/A" in said
+    assert "embeddings (its data is not shared)" in said
+    assert not stage_path(second, "sids").exists()
+
+
+def test_sharing_everything_shares_rankings_too_and_twice_is_once(first, capsys):
+    second = first.changed({"name": "B"})
+    reuse.share(second, Path("runs/A"))
+    assert (
+        "shares data, embeddings, sids, sft, rl, evaluate/sft-test of runs/A\n"
+        in capsys.readouterr().out
+    )
+    assert is_done(second, "evaluate", evaluation_path(second))
+    reuse.share(second, Path("runs/A"))
+    assert capsys.readouterr().out == "runs/B: shares nothing more of runs/A\n"
+
+
+@pytest.mark.parametrize(
+    "source, message", [("runs/C", "no experiment's folder"), ("runs/A", "itself")]
+)
+def test_from_nowhere_or_from_itself_is_refused(first, source, message):
+    with pytest.raises(UserError, match=f"^command line: --from: {source}.*{message}"):
+        reuse.share(first, Path(source))
+
+
+def test_redo_lists_first_and_removes_with_yes_what_was_made_from_the_stage(first, capsys):
+    (Path("runs/A") / "sft.partial").mkdir()
+    doomed = "runs/A/sft, runs/A/evaluate/sft-test, runs/A/rl, runs/A/sft.partial"
+    expected = f"--redo sft would remove {doomed}; add --yes to remove them and go on"
+    with pytest.raises(UserError, match="^" + re.escape(expected) + "$"):
+        reuse.redo(first, "sft", yes=False)
+    assert stage_path(first, "rl").exists()
+    reuse.redo(first, "sft", yes=True)
+    assert capsys.readouterr().out == f"--redo sft: removed {doomed}\n"
+    left = sorted(path.name for path in Path("runs/A").iterdir() if path.name[0] != ".")
+    assert left == ["data", "embeddings", "evaluate", "sids"]
+    assert list(Path("runs/A/evaluate").glob("[!.]*")) == []
+
+
+def test_redo_leaves_another_experiment_that_shares_the_files_alone(first):
+    second = first.changed({"name": "B"})
+    reuse.share(second, Path("runs/A"))
+    reuse.redo(second, "data", yes=True)
+    assert content(first, "rl") == "rl of A" and is_done(first, "rl")
+    assert not stage_path(second, "data").exists()
+
+
+def test_redo_of_what_is_not_there_removes_nothing(first, capsys):
+    reuse.redo(first, "collaborative", yes=False)
+    assert capsys.readouterr().out == "--redo collaborative: nothing of it is there yet\n"
+    with pytest.raises(
+        UserError, match=r"got 'stf', expected one of data, .*; did you mean 'sft'\?"
+    ):
+        reuse.redo(first, "stf", yes=True)
+
+
+def test_the_flags_are_taken_out_of_the_words_of_the_command():
+    words = ["sft", "--config", "C", "--redo", "sft", "--yes", "--from=runs/A", "--seed", "1"]
+    rest, flags, yes = reuse.split_words(words)
+    assert rest == ["sft", "--config", "C", "--seed", "1"]
+    assert (flags, yes) == ({"redo": "sft", "from": "runs/A"}, True)
+    with pytest.raises(UserError, match="--redo has no value"):
+        reuse.split_words(["sft", "--redo", "--yes"])
+    with pytest.raises(UserError, match="--yes belongs to --redo"):
+        reuse.apply(Experiment(name="A"), {}, yes=True)
