@@ -60,8 +60,8 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     require_unchanged(sources)
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
     targets, _ = held_out(catalogue.train_targets(), s.holdout_for_rl)
-    rows = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
-    rows += code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
+    mixed = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
+    rows = mixed + code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
     recipe = soft_labels.Recipe.of(s.soft_labels)
     teachers: list[Parent] = []
     if s.soft_labels:

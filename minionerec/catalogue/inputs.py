@@ -104,7 +104,7 @@ class Catalogue:
         """``(N, D)`` float32 text embeddings of the items, from stage 1."""
         return load_array(self.sids_stage.path / "embeddings.npy").astype(np.float32)
 
-    def train_targets(self) -> list[Sample]:
+    def train_targets(self) -> Sequence[Sample]:
         """The rows that SFT learns to complete: every train target, or those of ``sft.rows``."""
         experiment = self.experiment
         if experiment.sft.rows == "per_user":

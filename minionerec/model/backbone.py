@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from minionerec.catalogue.prompts import Template, save_template
-from minionerec.catalogue.rows import Row
+from minionerec.catalogue.rows import Row, Rows
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
 from minionerec.experiment.files import fingerprints
@@ -357,10 +357,12 @@ def check_context(model: nn.Module, rows: Sequence[Row], setting: str) -> None:
     Raises:
         UserError: naming the setting to lower.
     """
-    longest = max(len(row.prompt) + len(row.completion) for row in rows)
     config = base_causal_lm(model).config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)  # models with a state have none
-    if context and longest > context:
+    if not context or (isinstance(rows, Rows) and rows.longest_possible() <= context):
+        return
+    longest = max(len(row.prompt) + len(row.completion) for row in rows)
+    if longest > context:
         raise UserError(
             f"{setting}: the longest of {len(rows):,} rows has {longest} tokens, "
             f"the model's context is {context}; lower it"

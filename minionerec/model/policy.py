@@ -116,6 +116,7 @@ class Policy:
             dtype = backbone.precision(settings.dtype)[0]
         model, tokenizer = backbone.load(found.path, dtype, settings.trust_remote_code)
         template = load_template(found.path, settings.template)
+        catalogue.sids.level_token_ids(tokenizer)  # a tokenizer without them says so first
         asked = how_it_is_asked(found.path, settings, tokenizer)
         say_what_is_trusted(found.path)
         require_unchanged(found.sources)
@@ -143,6 +144,28 @@ class Policy:
             renderer=renderer,
             trie=catalogue.trie(tokenizer),
         )
+
+    def is_of(self, checkpoint: str, catalogue: Catalogue) -> bool:
+        """Whether ``load`` would find the checkpoint that this policy was loaded from.
+
+        Raises:
+            UserError: as ``load``.
+        """
+        found = open_checkpoint(catalogue.experiment, checkpoint)
+        return found.digest == self.checkpoint.digest
+
+    def over(self, catalogue: Catalogue) -> Policy:
+        """The same model, not loaded again, over another catalogue with these SID tokens.
+
+        Raises:
+            UserError: the model was trained for other SIDs.
+        """
+        backbone.check_sids(self.checkpoint.path, catalogue.sids)
+        asked = {"normalize": self.normalize, "max_tokens": self.max_tokens}
+        policy = self._with_tables(
+            catalogue, self.checkpoint, self.model, self.tokenizer, self.template, asked
+        )
+        return policy.to(self.model.device)
 
     @property
     def parents(self) -> list[Parent]:

@@ -210,7 +210,7 @@ def _counting(
     made_with: dict[str, float],
 ) -> Expert:
     """Scores of ``rules.item_to_item``; ``own``: what a transition has added to which items."""
-    rule = rules.item_to_item(matrix, window)
+    rule = rules.item_to_item(lambda: matrix, window)
 
     def probabilities(
         histories: Sequence[Sequence[int]],

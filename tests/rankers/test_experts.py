@@ -98,6 +98,16 @@ def test_text_neighbours_are_a_softmax_over_cosines():
     assert without.probabilities([(1, 0)]).tolist() == [[0.0, 0.0, 1.0]]
 
 
+def test_text_neighbours_of_several_items_are_those_of_their_weighted_mean():
+    """The latest item counts 1, the one before it 1/2; the mean of the cosines, not their sum."""
+    embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
+    expert = experts.text_knn(embeddings, window=2, again=True, temperature=0.5)
+    latest, before = np.array([1.0, 0.0, 0.6]), np.array([0.0, 1.0, 0.8])
+    expected = np.exp((latest + before / 2) / 1.5 / 0.5)
+    found = expert.probabilities([(2, 1, 0)])
+    np.testing.assert_allclose(found[0], expected / expected.sum())
+
+
 def test_an_empty_history_tells_the_lookups_nothing():
     embeddings = np.eye(3)
     text = experts.text_knn(embeddings, window=3, again=True, temperature=0.1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minionerec.rankers import fusion
+from minionerec.rankers import experts, fusion
 from minionerec.rankers.fusion import Lists
 
 
@@ -51,6 +51,23 @@ def test_a_target_is_as_many_places_down_as_the_fused_list_says():
             assert fusion.ranks(united, (0.4, 0.4, 0.2), targets)[row] == place
         missing = np.full(len(items), next(i for i in range(99) if i not in ranked))
         assert fusion.ranks(united, (0.4, 0.4, 0.2), missing)[row] > 1000
+
+
+def test_a_target_among_equals_is_where_the_fused_list_has_it():
+    """Equal scores stand in the order of the items, in the list and in the place of a target."""
+    lists = [Lists(np.array([[7, 2, 5]]), np.array([[1.0, 1.0, 1.0]]))]
+    united = fusion.union(lists)
+    items, _ = fusion.fuse(united, (1.0,), 3)
+    assert items.tolist() == [[2, 5, 7]]
+    places = [fusion.ranks(united, (1.0,), np.array([item]))[0] for item in (2, 5, 7)]
+    assert places == [0, 1, 2]
+
+
+def test_an_experts_list_has_no_unwanted_item():
+    expert = experts.popularity(np.array([3, 9, 5, 0]))
+    found = fusion.from_expert(expert, [(0,), (0,)], 4, [{1}, set()])
+    assert found.items.tolist() == [[2, 0, -1, -1], [1, 2, 0, -1]]
+    assert (found.weights[:, :2] > 0).all()
 
 
 def test_a_fusion_with_all_weight_on_one_ranker_is_that_ranker():

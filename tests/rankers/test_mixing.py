@@ -1,9 +1,10 @@
 """Weights tried on validation rows."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.samples import Sample, Samples
 from minionerec.rankers import mixing
 from minionerec.rankers.experts import best_of
 from minionerec.rankers.fusion import Lists
@@ -27,6 +28,19 @@ def test_the_best_mix_joins_rankers_that_are_right_about_different_rows():
     assert alone.metrics["NDCG@10"] == 0.5
     half = next(mix for mix in found if mix.weights["markov"] == 0.5)
     assert half.metrics["log p"] == pytest.approx(np.log(0.9 * 0.45 + 0.1 / 8))
+
+
+def test_texts_are_asked_at_every_temperature_and_rules_once(tmp_path):
+    sequences = [[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1]]
+    valid = [Sample(f"u{n}", tuple(own[:3]), own[3], 0) for n, own in enumerate(sequences)]
+    items = pd.DataFrame({"item_id": list("abcdefgh")})
+    samples = Samples(items, {"train": [], "valid": valid, "test": []}, sequences)
+    np.save(tmp_path / "embeddings.npy", np.random.default_rng(0).normal(size=(8, 3)))
+    found = mixing.rankers_lists(samples, valid, tmp_path / "embeddings.npy", None)
+    assert list(found) == list(mixing.TEMPERATURES)
+    sharpest = [lists["text_knn"].weights.max() for lists in found.values()]
+    assert (np.diff(sharpest) < 0).all()
+    assert len({id(lists["markov"]) for lists in found.values()}) == 1
 
 
 def test_measurements_of_ranks_worked_by_hand():

@@ -101,10 +101,7 @@ def test_every_bad_data_file_ends_stage_0_with_exactly_its_line_and_nothing_is_w
         *amazon_cases(tmp_path / "amazon"),
     ]
     for number, (settings, message) in enumerate(cases):
-        data = {
-            key: getattr(settings, key)
-            for key in ("source", "path", "interactions", "items", "columns", "split", "k_core")
-        }
+        data = settings.model_dump(exclude_unset=True)
         (tmp_path / f"case-{number}.yaml").write_text(
             yaml.safe_dump({"output_dir": str(tmp_path / "runs"), "data": data})
         )

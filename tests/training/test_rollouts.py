@@ -10,7 +10,7 @@ from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import RLSettings
 from minionerec.model.backbone import add_dropout
 from minionerec.training import rewards
-from minionerec.training.rollouts import Roller, RolloutBuffer, Rollouts
+from minionerec.training.rollouts import Roller, RolloutBuffer, Rollouts, shares_of
 from tests.worlds import random_catalogue, tiny_model
 
 LEVELS = [list(range(10, 15)), list(range(15, 20)), list(range(20, 25))]
@@ -121,3 +121,28 @@ def test_a_sid_that_several_items_share_names_the_target_in_its_own_group_and_el
     is_hit = found.advantages > 0
     assert is_hit.sum(1).tolist() == [1, 1, 1, 1]
     assert len(set(found.nodes[1:][is_hit[1:]].tolist())) == 1  # the same SID three times
+
+
+# --------------------------------------------------------------------------------------------- S-DPO
+
+
+def test_softmax_dpo_sees_the_target_beside_the_beams_own_misses():
+    """Where the beams miss it, it takes the last one's place; all others stay as they were."""
+    model, everything = tiny_model("qwen2", 40), rows(*range(60))
+    plain = roller().roll_out(model, everything, seeds=[0] * 60)
+    found = roller(objective="sdpo").roll_out(model, everything, seeds=[0] * 60)
+    trie = roller().trie
+    leaf_nodes = trie.leaf_node[torch.from_numpy(trie.leaf_of_item).long()]
+    for row in range(60):
+        target = int(leaf_nodes[row])
+        before, after = plain.nodes[row].tolist(), found.nodes[row].tolist()
+        expected = before if target in before else [*before[:-1], target]
+        assert after == expected
+        assert found.wanted[row].tolist() == [float(node == target) for node in after]
+    assert plain.metrics["groups_with_hit"] < found.metrics["groups_with_hit"] == 1.0
+    assert plain.wanted is None
+
+
+def test_what_is_wanted_are_the_rewards_as_shares_and_penalties_count_nothing():
+    rewards_of_groups = torch.tensor([[3.0, 1.0, -2.0], [0.0, -1.0, 0.0]])
+    assert shares_of(rewards_of_groups).tolist() == [[0.75, 0.25, 0.0], [0.0, 0.0, 0.0]]
