@@ -28,7 +28,7 @@ from minionerec.errors import one_line_errors
 from minionerec.evaluation import fused
 from minionerec.evaluation.beam_widths import by_width
 from minionerec.evaluation.cost import cost, training_seconds
-from minionerec.evaluation.run import facts_of, measure, measure_records, rank_in_parts
+from minionerec.evaluation.run import facts_of, measure, measure_lists, rank_in_parts
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -74,7 +74,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
     unwanted = catalogue.seen(s.split) if s.exclude_history else None
     with backbone.fits_memory("evaluate.num_beams"):
         ranker = policy.ranker(rows, s.num_beams, unwanted)
-        lines, spent = rank_in_parts(
+        ranked, spent = rank_in_parts(
             ranker, catalogue.item_ids, parts_path(path), facts_of(policy), s.batch_size
         )
 
@@ -94,11 +94,11 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             )
 
     # Measure
-    if state.is_main_process:
+    if ranked is not None:
         if s.checkpoint in TRAINED:
             run = policy.checkpoint.path.parent
             spent["train_seconds"] = training_seconds(run, s.checkpoint)
-        metrics = measure(policy, [json.loads(line) for line in lines]) | widths | {"cost": spent}
+        metrics = measure(policy, ranked.items) | widths | {"cost": spent}
         facts = {
             "sids_sha256": catalogue.sids.sha256,
             "checkpoint_sha256": policy.checkpoint.digest,
@@ -107,8 +107,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         settings = settings_of(experiment, "evaluate")
         with committed(path, "evaluate", settings, policy.parents, **facts) as staging:
             write_json(staging / "metrics.json", metrics)
-            text = "".join(f"{line}\n" for line in lines)
-            (staging / "predictions.jsonl").write_text(text, encoding="utf-8")
+            ranked.lines.write(staging / "predictions.jsonl")
         print(evaluation_report(path.name, metrics), flush=True)
     state.wait_for_everyone()
 
@@ -123,7 +122,7 @@ def fuse(experiment: Experiment, path: Path) -> None:
     own = open_folder(experiment, path)
     rows = catalogue.samples.splits[s.split]
     model = fused.read_model_lists(path / "predictions.jsonl", rows, catalogue.item_ids)
-    rankers, shares = fused.rankers_of(catalogue)
+    rankers, shares, networks = fused.partners_of(catalogue)
 
     # Unite, weigh, measure
     ready = time.perf_counter()
@@ -131,14 +130,14 @@ def fuse(experiment: Experiment, path: Path) -> None:
     united = fused.unite(model, rankers, rows, unwanted)
     items, scores = fusion.fuse(united, shares, s.num_beams)
     records = fused.records(items, scores, rows, catalogue.item_ids)
-    metrics = measure_records(catalogue, records, None, len(catalogue.item_ids))
+    metrics = measure_lists(catalogue, items, None, len(catalogue.item_ids))
     metrics |= {
         "fusion": fused.weights_of(s.fusion),
         "chosen": {ranker.name: ranker.made_with for ranker in rankers},
         "cost": cost(0, time.perf_counter() - ready, len(rows), train_seconds=ready - start),
     }
     target = fusion_path(experiment)
-    parents = [*catalogue.parents, own]
+    parents = [*catalogue.parents, own, *networks]
     with committed(target, "fusion", settings_of(experiment, "fusion"), parents) as staging:
         write_json(staging / "metrics.json", metrics)
         with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:

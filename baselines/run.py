@@ -18,12 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minionerec.catalogue.samples import Samples, load_samples, seen_items, train_counts
 from minionerec.catalogue.sids import SIDS_FILE, load_sids
 from minionerec.errors import UserError, one_line_errors
 from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
-from minionerec.evaluation.scoring import score_predictions
+from minionerec.evaluation.rows import as_table, rows_of_samples
+from minionerec.evaluation.scoring import score_rows
 from minionerec.evaluation.slices import pairs_of
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -88,10 +91,10 @@ def run_method(method: str, inputs: Inputs, output: Output, parents: list[Parent
         )
         if ranking.log:
             write_log(ranking.log, staging)
-        predictions = list(records(ranking, inputs.samples))
-        metrics = measure(predictions, ranking, inputs)
+        metrics = measure(ranking, inputs)
         with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+            for row in records(ranking, inputs.samples):
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
         write_json(
             staging / "metrics.json",
             metrics | {"method": method, "split": "test", **ranking.facts, "cost": spent},
@@ -105,7 +108,7 @@ def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
     for sample, items, scores in rows:
         ranked = []
         rounded = []
-        for item, score in zip(items, scores, strict=True):
+        for item, score in zip(np.asarray(items).tolist(), scores, strict=True):
             if item >= 0:
                 ranked.append(item_ids[item])
                 rounded.append(round(float(score), 6))
@@ -117,26 +120,20 @@ def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
         }
 
 
-def measure(predictions: list[dict[str, Any]], ranking: Ranking, inputs: Inputs) -> dict[str, Any]:
+def measure(ranking: Ranking, inputs: Inputs) -> dict[str, Any]:
     """``metrics.json`` as ``evaluate.py`` writes it."""
     samples = inputs.samples
     item_ids = samples.item_ids
-    counts = train_counts(samples.train_sequences, len(item_ids))
-    histories = []
-    for history in inputs.test_histories:
-        histories.append([item_ids[item] for item in history])
     sid_of = None
     if ranking.sids_tie and inputs.sids is not None:
         sid_of = dict(zip(inputs.sids.item_ids, inputs.sids.codes, strict=True))
-    return score_predictions(
-        predictions,
+    return score_rows(
+        rows_of_samples(samples.splits["test"], as_table(ranking.items), item_ids),
         sid_of,
-        item_ids,
-        dict(zip(item_ids, counts.tolist(), strict=True)),
-        histories,
-        bootstrap_samples=inputs.experiment.evaluate.bootstrap_samples,
-        seed=inputs.experiment.seed,
-        train_pairs=pairs_of(samples.train_sequences, item_ids),
+        train_counts(samples.train_sequences, len(item_ids)),
+        inputs.experiment.evaluate.bootstrap_samples,
+        inputs.experiment.seed,
+        train_pairs=pairs_of(samples.train_sequences, len(item_ids)),
     )
 
 

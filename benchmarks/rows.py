@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import fire
 import pandas as pd
@@ -35,7 +35,7 @@ def one_call_per_row(
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     items: pd.DataFrame,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     sids: list[list[int]],
 ) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion of every row, each from a tokenizer call on its text.
@@ -92,7 +92,7 @@ def main(data: str = "", repeats: int = 5, template: str = "alpaca") -> None:
         plain, seconds = timed(lambda: one_call_per_row(tokenizer, new(), items, samples, sids))
         stock.append(seconds)
         rows, seconds = timed(
-            lambda: mixture(SFTSettings().tasks, samples, new(), len(items), seed=0)
+            lambda: list(mixture(SFTSettings().tasks, samples, new(), len(items), seed=0))
         )
         ours.append(seconds)
     same = plain == [(row.prompt, row.completion) for row in rows]

@@ -8,14 +8,15 @@ task. Which split a sample belongs to is the split of its target. Item ids becom
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
+from minionerec.catalogue.compact import Sample, SampleList, Sequences, UserLog
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import is_target
 from minionerec.errors import UserError
@@ -23,25 +24,13 @@ from minionerec.errors import UserError
 T = TypeVar("T")
 
 
-class Sample(NamedTuple):
-    """One target and what came before it in the user's sequence.
-
-    ``history`` holds item indexes, oldest first, at most ``max_history`` of them, repeats kept.
-    """
-
-    user_id: str
-    history: tuple[int, ...]
-    target: int
-    timestamp: int
-
-
 @dataclass(frozen=True)
 class Samples:
     """The data of one experiment as stages 2 to 4 and the baselines read it."""
 
     items: pd.DataFrame  # item_id, title, description, brand, categories; the row is the item index
-    splits: dict[str, list[Sample]]  # train, valid, test; in the order of the interactions
-    train_sequences: list[list[int]]  # each user's train items in order, the first one included
+    splits: Mapping[str, Sequence[Sample]]  # train, valid, test; in the order of the interactions
+    train_sequences: Sequence[list[int]]  # each user's train items in order, the first one included
 
     @property
     def item_ids(self) -> list[str]:
@@ -57,7 +46,8 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
             is named).
     """
     items = pd.read_parquet(data_dir / "items.parquet")
-    interactions = pd.read_parquet(data_dir / "interactions.parquet")
+    columns = ["user_id", "item_id", "timestamp", "split"]
+    interactions = pd.read_parquet(data_dir / "interactions.parquet", columns=columns)
     index = {item_id: i for i, item_id in enumerate(items["item_id"])}
     _refuse(
         data_dir / "items.parquet", items["item_id"], items["item_id"].duplicated(), "every id once"
@@ -89,7 +79,7 @@ def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> Non
 
 def build_samples(
     interactions: pd.DataFrame, item_index: dict[str, int], max_history: int
-) -> tuple[dict[str, list[Sample]], list[list[int]]]:
+) -> tuple[dict[str, Sequence[Sample]], Sequence[list[int]]]:
     """Cut the interactions into samples, one for each target (``split.is_target``).
 
     Args:
@@ -102,21 +92,33 @@ def build_samples(
         The samples of each split in the order of their targets' rows, and each user's train items
         in order.
     """
-    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
-    seen: dict[str, list[int]] = {}
-    train_sequences: dict[str, list[int]] = {}
-    columns = [interactions[name].tolist() for name in ("user_id", "item_id", "timestamp", "split")]
-    targets = is_target(pd.factorize(interactions["user_id"])[0])
-    for user_id, item_id, timestamp, split, target in zip(*columns, targets, strict=True):
-        item = item_index[item_id]
-        before = seen.setdefault(user_id, [])
-        if target:
-            shown = tuple(before[-max_history:])
-            splits[split].append(Sample(user_id, shown, item, int(timestamp)))
-        before.append(item)
-        if split == "train":
-            train_sequences.setdefault(user_id, []).append(item)
-    return splits, list(train_sequences.values())
+    users, user_ids = pd.factorize(interactions["user_id"])
+    items = interactions["item_id"].map(item_index).to_numpy(np.int32)
+    split = pd.Categorical(interactions["split"], categories=list(SPLITS)).codes
+    # User after user; ``place`` leads from a row to where it stands then
+    order = np.argsort(users, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    sizes = np.bincount(users, minlength=len(user_ids))
+    log = UserLog(
+        user_ids.tolist(),
+        users[order].astype(np.int32),
+        items[order],
+        interactions["timestamp"].to_numpy(np.int64)[order],
+        np.cumsum(sizes) - sizes,
+        max_history,
+    )
+    target = is_target(users)
+    splits: dict[str, Sequence[Sample]] = {}
+    for number, name in enumerate(SPLITS):
+        splits[name] = SampleList(log, place[target & (split == number)])
+
+    # Users in the order of their first train interactions
+    in_train = np.flatnonzero(split == 0)
+    of_user, _ = pd.factorize(users[in_train])
+    grouped = np.argsort(of_user, kind="stable")
+    lengths = np.bincount(of_user)
+    return splits, Sequences(items[in_train][grouped], lengths)
 
 
 def windows(
@@ -193,7 +195,7 @@ def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
     return [samples[i] for i in sorted(order[:size])]
 
 
-def held_out(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+def held_out(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """The earlier and the later of some samples by the time of their targets, each in their order.
 
     Targets of one second stay together: on the later side if the cut falls among them.
@@ -208,7 +210,7 @@ def held_out(samples: Sequence[Sample], share: float) -> tuple[list[Sample], lis
     """
     count = round(share * len(samples))
     if not count:
-        return list(samples), []
+        return samples, []
     since = sorted(sample.timestamp for sample in samples)[-count]
     earlier = [sample for sample in samples if sample.timestamp < since]
     later = [sample for sample in samples if sample.timestamp >= since]

@@ -39,7 +39,7 @@ class Evidence:
     prompts: Prompts | None  # None until a checkpoint brings a tokenizer
 
     @property
-    def test(self) -> list[Sample]:
+    def test(self) -> Sequence[Sample]:
         """The rows that the numbers will be about."""
         return self.samples.splits["test"]
 

@@ -5,16 +5,14 @@ Shapes: N items, B test rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import scipy.sparse as sparse
 
-from minionerec.catalogue.samples import Sample
 from minionerec.catalogue.split import quantiles
-from minionerec.evaluation.audit_evidence import ROWS_AT_ONCE, Check, Evidence, grade
-from minionerec.rankers.rules import repeat_last, transition_counts
-from minionerec.rankers.scores import popularity_order, top_k
+from minionerec.evaluation.audit_evidence import Check, Evidence, grade
+from minionerec.rankers.rules import matrix_scores, repeat_scores, transition_counts
+from minionerec.rankers.scores import popularity_order
+from minionerec.rankers.sparse_scores import places_of, target_ranks
 
 # -------------------------------------------------------------------------------------------------
 # What they ask for
@@ -54,8 +52,8 @@ def cold_targets(evidence: Evidence) -> Check:
     cold = evidence.train_counts[evidence.targets] == 0  # (B,)
     rows = evidence.interactions
     elsewhere = rows.loc[rows["split"] != "test", "item_id"].unique()
-    target_ids = np.array(evidence.samples.item_ids)[evidence.targets]
-    unseen = ~np.isin(target_ids, elsewhere)
+    target_ids = evidence.samples.items["item_id"].iloc[evidence.targets]
+    unseen = ~target_ids.isin(elsewhere).to_numpy()  # (B,)
     return Check(
         name="cold targets",
         verdict=grade(float(cold.mean()), 0.01, 0.1),
@@ -158,11 +156,10 @@ def zero_cost(evidence: Evidence) -> Check:
     any_of = np.zeros(len(evidence.test), bool)  # (B,)
     shares = {}
     sentences = []
-    for name, scores in rules(evidence).items():
-        hits = hits_of(evidence, scores)  # (B, 10)
-        in_ten = hits.any(axis=1)
+    for name, ranks in rule_ranks(evidence).items():
+        in_ten = ranks < 10
         any_of |= in_ten
-        share = {"at_1": float(hits[:, 0].mean()), "at_10": float(in_ten.mean())}
+        share = {"at_1": float((ranks == 0).mean()), "at_10": float(in_ten.mean())}
         shares[name] = share
         sentences.append(f"{name} {share['at_1']:.1%} and {share['at_10']:.1%}")
     return Check(
@@ -178,32 +175,20 @@ def zero_cost(evidence: Evidence) -> Check:
     )
 
 
-def rules(evidence: Evidence) -> dict[str, Callable[[Sequence[Sample]], np.ndarray]]:
-    """Rules that cost nothing: name -> a function from rows to scores ``(rows, N)``."""
-    num_items = len(evidence.samples.items)
-    graph = transitions(evidence)
-
-    def popularity(rows: Sequence[Sample]) -> np.ndarray:
-        return np.zeros((len(rows), num_items))  # all tied: ties go by popularity
-
-    def repeat(rows: Sequence[Sample]) -> np.ndarray:
-        return repeat_last(num_items).scores([row.history for row in rows])
-
-    def markov(rows: Sequence[Sample]) -> np.ndarray:
-        return graph[[row.history[-1] for row in rows]].toarray()
-
-    return {"popularity": popularity, "repeat": repeat, "Markov": markov}
-
-
-def hits_of(evidence: Evidence, scores: Callable[[Sequence[Sample]], np.ndarray]) -> np.ndarray:
-    """``(B, 10)`` whether each of a rule's first ten is the target."""
+def rule_ranks(evidence: Evidence) -> dict[str, np.ndarray]:
+    """Rules that cost nothing: name -> ``(B,)`` how many items each puts before the target."""
     order = popularity_order(evidence.train_counts)
-    blocks = []
-    for start in range(0, len(evidence.test), ROWS_AT_ONCE):
-        rows = evidence.test[start : start + ROWS_AT_ONCE]
-        targets = np.array([row.target for row in rows])
-        blocks.append(top_k(scores(rows), order, 10) == targets[:, None])
-    return np.concatenate(blocks)
+    graph = transitions(evidence)
+    histories = [sample.history for sample in evidence.test]
+    last = [history[-1:] for history in histories]
+    repeat = repeat_scores(len(order))
+    markov = matrix_scores(lambda: graph, window=1)
+    targets = evidence.targets
+    return {
+        "popularity": places_of(order)[targets],
+        "repeat": target_ranks(repeat, histories, targets, order),
+        "Markov": target_ranks(markov, last, targets, order),
+    }
 
 
 def transitions(evidence: Evidence) -> sparse.csr_matrix:

@@ -87,4 +87,4 @@ def values_of(places: Iterable[Place]) -> Values:
 
 def mean(values: np.ndarray) -> float:
     """The mean by an exact sum, which no order of rows changes."""
-    return math.fsum(values) / len(values)
+    return math.fsum(values.tolist()) / len(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,21 +30,34 @@ def predictions(
     A SID that several items share is written as all of them, with the same score.
     """
     records = []
-    for number, sample in enumerate(samples):
-        items, item_scores = trie.items_of_leaves(
+    found = ranked_items(leaves, scores, trie, unwanted)
+    for sample, (items, item_scores) in zip(samples, found, strict=True):
+        records.append(record(sample, items, item_scores, item_ids))
+    return records
+
+
+def ranked_items(
+    leaves: np.ndarray, scores: np.ndarray, trie: SidTrie, unwanted: Unwanted | None = None
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Item indexes and scores of row after row; of a SID that several items share all of them."""
+    for number in range(len(leaves)):
+        yield trie.items_of_leaves(
             leaves[number].tolist(),
             scores[number].tolist(),
             () if unwanted is None else unwanted[number],
         )
-        records.append(
-            {
-                "user_id": sample.user_id,
-                "target_item_id": item_ids[sample.target],
-                "item_ids": [item_ids[item] for item in items],
-                "scores": [round(score, 5) for score in item_scores],
-            }
-        )
-    return records
+
+
+def record(
+    sample: Sample, items: Sequence[int], scores: Sequence[float], item_ids: Sequence[str]
+) -> dict[str, Any]:
+    """One line of ``predictions.jsonl``."""
+    return {
+        "user_id": sample.user_id,
+        "target_item_id": item_ids[sample.target],
+        "item_ids": [item_ids[item] for item in items],
+        "scores": [round(score, 5) for score in scores],
+    }
 
 
 def sid_of(sids: SidTable) -> dict[str, tuple[int, ...]]:

@@ -1,25 +1,39 @@
-"""From predictions to the content of ``metrics.json``: metrics, intervals, exposure, slices."""
+"""From ranked rows to the content of ``metrics.json``: metrics, intervals, exposure, slices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minionerec.errors import UserError
+import numpy as np
+
 from minionerec.evaluation.exposure import exposure
 from minionerec.evaluation.metrics import (
     KS,
-    Prediction,
     SidOf,
     Values,
+    as_string,
     mean,
     measured_ks,
-    row_metrics,
+    values_of,
 )
-from minionerec.evaluation.slices import Pairs, slice_intervals, slice_names, sliced
-from minionerec.evaluation.statistics import bootstrap_intervals
-
-ROW_KEYS = ("user_id", "target_item_id", "item_ids", "scores")
+from minionerec.evaluation.row_places import find_targets, repeats, tie_groups
+from minionerec.evaluation.rows import (
+    NOTHING,
+    ROWS_AT_ONCE,
+    Prediction,
+    RankedRows,
+    rows_of_records,
+)
+from minionerec.evaluation.slices import (
+    Intervals,
+    Pairs,
+    slice_columns,
+    slice_intervals_of,
+    slice_names,
+    sliced,
+)
+from minionerec.evaluation.statistics import Users, intervals_by, resampled_sums, user_sums
 
 
 def score_predictions(
@@ -33,7 +47,7 @@ def score_predictions(
     depth: int | None = None,
     train_pairs: Pairs | None = None,
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says about a ranking.
+    """What ``metrics.json`` says about the rows of a ``predictions.jsonl``.
 
     Args:
         predictions: one per test row, in any order.
@@ -48,118 +62,160 @@ def score_predictions(
         train_pairs: items that follow each other directly in train; None: no slice by them.
 
     Returns:
+        As ``score_rows``.
+
+    Raises:
+        UserError: a row lacks a key, names a target outside the catalogue, or there is no row.
+    """
+    rows = rows_of_records(
+        predictions,
+        catalogue,
+        histories,
+    )
+    counts = [train_counts.get(item, 0) for item in rows.item_ids[: rows.num_items]]
+    return score_rows(
+        rows, sid_of, np.array(counts), bootstrap_samples, seed, depth, train_pairs=train_pairs
+    )
+
+
+def score_rows(
+    rows: RankedRows,
+    sid_of: SidOf | None,
+    train_counts: np.ndarray,
+    bootstrap_samples: int = 1000,
+    seed: int = 42,
+    depth: int | None = None,
+    train_pairs: Pairs | None = None,
+) -> dict[str, Any]:
+    """What ``metrics.json`` says about a ranking.
+
+    Args:
+        rows: in any order.
+        sid_of: item -> SID, None for a ranker that knows items apart.
+        train_counts: ``(N,)``.
+        bootstrap_samples: resamples of the intervals; 0 leaves ``intervals`` empty.
+        seed: of the resampling.
+        depth: how many items a list was asked for; by default the longest list counts.
+        train_pairs: items that follow each other directly in train; None: no slice by them.
+
+    Returns:
         ``HR@K``, ``NDCG@K``, ``MRR@K``, ``Recall@K`` for the K of ``measured_ks`` and, with the
         last of ``KS`` among them, ``MRR`` over the whole list; the same under ``sid_level`` and, as
         difference to the item level, ``inflation``; ``num_users``, ``num_rows``; what ``exposure``
         says of each K; ``invalid`` and ``duplicates``; ``intervals`` key -> [low, high]; ``slices``
         kind -> name -> HR@10, NDCG@10, count; their intervals in ``slice_intervals``.
-
-    Raises:
-        UserError: a row lacks a key, names a target outside the catalogue, or there is no row.
     """
-    known = set(catalogue)
-    check_predictions(predictions, known)
-    predictions, histories = sorted_rows(predictions, histories)
-    lists = [row["item_ids"] for row in predictions]
-    users = [row["user_id"] for row in predictions]
     if depth is None:
-        depth = max(map(len, lists))
-    ks = measured_ks(depth, len(known))
+        depth = int((rows.items != NOTHING).sum(axis=1).max())
+    ks = measured_ks(depth, rows.num_items)
+    groups = None if sid_of is None else tie_groups(rows.item_ids, sid_of)
+    distinct, of_row = find_targets(rows, groups)
+    # Sums of rows round by their order: they are added up in one that only their content decides
+    order = rows.canonical_order()
+    of_row = of_row[order]
+    users = rows.users[order]
 
-    all_items, all_sids = row_metrics(predictions, sid_of)
-    item_level = only_measured(all_items, ks)
-    names = slice_names(predictions, histories, train_counts, train_pairs)
-    sid_level = only_measured(all_sids, ks)
+    table = values_of(distinct)
+    table_of_sids = values_of(map(as_string, distinct))
+    item_level = {}
     means = {}
     sid_means = {}
     inflation = {}
-    for key in item_level:
+    for key in table:
+        if not is_measured(key, ks):
+            continue
+        item_level[key] = table[key][of_row]
         means[key] = mean(item_level[key])
-        sid_means[key] = mean(sid_level[key])
+        sid_means[key] = mean(table_of_sids[key][of_row])
         inflation[key] = sid_means[key] - means[key]
+    names = slice_names(
+        rows.targets,
+        rows.histories,
+        train_counts,
+        train_pairs,
+    )
+    names = {kind: of_kind[order] for kind, of_kind in names.items()}
+    intervals, slice_intervals = intervals_of(
+        item_level,
+        names,
+        users,
+        bootstrap_samples,
+        seed,
+    )
     return {
         **means,
         "sid_level": sid_means,
         "inflation": inflation,
-        "num_users": len(set(users)),
-        "num_rows": len(predictions),
-        **exposure(lists, catalogue, train_counts, ks),
-        "invalid": count_invalid(lists, known),
-        "duplicates": count_duplicates(lists),
-        "intervals": bootstrap_intervals(item_level, users, bootstrap_samples, seed),
+        "num_users": len(np.unique(users)),
+        "num_rows": len(rows),
+        **exposure(
+            rows.items,
+            train_counts,
+            ks,
+        ),
+        "invalid": int((rows.items >= rows.num_items).sum()),
+        "duplicates": count_duplicates(rows.items),
+        "intervals": intervals,
         "slices": sliced(item_level, names),
-        "slice_intervals": slice_intervals(item_level, names, users, bootstrap_samples, seed),
+        "slice_intervals": slice_intervals,
     }
 
 
-def only_measured(values: Values, ks: Sequence[int]) -> Values:
-    """The keys whose K is among ``ks``; ``MRR`` stands for the last of ``KS``."""
-    kept = {}
-    for key, rows in values.items():
-        k = int(key.partition("@")[2] or KS[-1])
-        if k in ks:
-            kept[key] = rows
-    return kept
+def intervals_of(
+    values: Values, names: Mapping[str, np.ndarray], users: Users, samples: int, seed: int
+) -> tuple[dict[str, list[float]], Intervals]:
+    """95 % bootstrap intervals of the metrics and of their slices, all from the same draws.
 
-
-def count_invalid(lists: Sequence[Sequence[str]], catalogue: set[str]) -> int:
-    """Recommended ids that the catalogue does not have."""
-    count = 0
-    for items in lists:
-        count += sum(item not in catalogue for item in items)
-    return count
-
-
-def count_duplicates(lists: Sequence[Sequence[str]]) -> int:
-    """Recommended ids that stand in their list already."""
-    return sum(len(items) - len(set(items)) for items in lists)
-
-
-def check_predictions(predictions: Sequence[Prediction], catalogue: set[str]) -> None:
-    """Refuse rows that cannot be scored.
-
-    Raises:
-        UserError: naming the first such row, counted from 1.
+    Args:
+        values: key -> ``(rows,)``.
+        names: kind -> ``(rows,)`` the slice of each row.
+        users: whose row it is, ``(rows,)``.
+        samples: number of resamples; 0 gives empty dicts.
+        seed: of the draws.
     """
-    if not predictions:
-        raise UserError("predictions: there is no row to score; the split that was ranked is empty")
-    for number, row in enumerate(predictions, start=1):
-        for key in ROW_KEYS:
-            if key not in row:
-                raise UserError(
-                    f"predictions, row {number}: has no '{key}'; expected {', '.join(ROW_KEYS)}"
-                )
-        if len(row["item_ids"]) != len(row["scores"]):
-            raise UserError(
-                f"predictions, row {number}: {len(row['item_ids'])} item_ids but "
-                f"{len(row['scores'])} scores; expected one score per item"
-            )
-        if row["target_item_id"] not in catalogue:
-            raise UserError(
-                f"predictions, row {number}: target '{row['target_item_id']}' is not in the "
-                "catalogue; these predictions belong to other data, make them again"
-            )
-
-
-def sorted_rows(
-    predictions: Sequence[Prediction], histories: Sequence[Sequence[str]] | None
-) -> tuple[list[Prediction], list[list[str]] | None]:
-    """Rows, each with its history, in an order that depends on their content alone.
-
-    Raises:
-        UserError: there are more or fewer histories than rows.
-    """
-    if histories is not None and len(histories) != len(predictions):
-        raise UserError(
-            f"histories: got {len(histories)} for {len(predictions)} predictions; "
-            "expected one per row"
+    if not samples or not values:
+        return {}, {}
+    columns = slice_columns(values, names)
+    sums, sizes = user_sums(
+        values.values(),
+        users,
+        len(values),
+    )
+    tables = [sums, sizes]
+    if columns:
+        made = (make() for _, make in columns)
+        of_slices, _ = user_sums(
+            made,
+            users,
+            len(columns),
         )
-    keys = []
-    for number, row in enumerate(predictions):
-        history = list(histories[number]) if histories is not None else []
-        keys.append((row["user_id"], row["target_item_id"], row["item_ids"], history))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    rows = [predictions[i] for i in order]
-    if histories is None:
-        return rows, None
-    return rows, [list(histories[i]) for i in order]
+        tables.append(of_slices)
+    # The same draws serve everything: drawing is what takes the time
+    drawn = resampled_sums(
+        tables,
+        samples,
+        seed,
+    )
+    intervals = intervals_by(
+        values,
+        drawn[0],
+        drawn[1],
+    )
+    if not columns:
+        return intervals, {}
+    return intervals, slice_intervals_of([place for place, _ in columns], drawn[2])
+
+
+def is_measured(key: str, ks: Sequence[int]) -> bool:
+    """Whether the K of a key is among ``ks``; ``MRR`` stands for the last of ``KS``."""
+    return int(key.partition("@")[2] or KS[-1]) in ks
+
+
+def count_duplicates(items: np.ndarray) -> int:
+    """Recommended items that stand in their list already."""
+    blocks = range(
+        0,
+        len(items),
+        ROWS_AT_ONCE,
+    )
+    return sum(int(repeats(items[start : start + ROWS_AT_ONCE]).sum()) for start in blocks)

@@ -7,85 +7,108 @@ from the row's last item straight to its target. Counting rules live of the rows
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from minionerec.evaluation.metrics import Prediction, Values, mean
-from minionerec.evaluation.statistics import resamples, user_sums
+from minionerec.evaluation.metrics import Values, mean
+from minionerec.evaluation.rows import Histories
 
 # Items in the history, inclusive bounds.
 HISTORY_BUCKETS = ((1, 1), (2, 4), (5, 9), (10, math.inf))
 SHOWN = ("HR@10", "NDCG@10")
 THIRDS = ("head", "mid", "tail")
-YES_NO = {True: "yes", False: "no"}
+COLD = "cold"
 
 Slices = dict[str, dict[str, dict[str, float]]]  # kind -> name -> metrics and count
+Place = tuple[str, str, str]  # kind, name, metric
+Column = tuple[Place, Callable[[], np.ndarray]]
 Intervals = dict[str, dict[str, dict[str, list[float]]]]  # kind -> name -> key -> [low, high]
-Pairs = Collection[tuple[str, str]]  # of items, the second straight after the first
+Pairs = np.ndarray  # of items, the second straight after the first: first * N + second
 
 
 def slice_names(
-    predictions: Sequence[Prediction],
-    histories: Sequence[Sequence[str]] | None,
-    train_counts: Mapping[str, int],
+    targets: np.ndarray,
+    histories: Histories | None,
+    train_counts: np.ndarray,
     train_pairs: Pairs | None = None,
-) -> dict[str, list[str]]:
-    """For every kind of slice the slice each row belongs to: kind -> ``(rows,)`` names.
+) -> dict[str, np.ndarray]:
+    """For every kind of slice the slice each row belongs to: kind -> ``(n,)`` names.
 
     ``target_popularity`` splits by train interactions: items are ordered by count, and a third of
     all interactions each makes head, mid and tail (items with equal counts stay together); cold
     items have none.
+
+    Args:
+        targets: ``(n,)`` item indexes.
+        histories: what came before them; None: no slices by it.
+        train_counts: ``(N,)``.
+        train_pairs: as ``pairs_of`` numbers them; None: no slices by them.
     """
-    third_of = popularity_thirds(train_counts)
-    names = defaultdict(list)
-    for number, row in enumerate(predictions):
-        target = row["target_item_id"]
-        names["target_popularity"].append(third_of.get(target, "cold"))
-        if histories is None:
-            continue
-        history = histories[number]
-        names["history_length"].append(bucket(len(history)))
-        names["target_in_history"].append(YES_NO[target in history])
-        names["target_repeats_last"].append(YES_NO[list(history[-1:]) == [target]])
-        if train_pairs is not None:
-            names["pair_in_train"].append(YES_NO[(*history[-1:], target) in train_pairs])
-    return dict(names)
+    names = {"target_popularity": popularity_thirds(train_counts)[targets]}
+    if histories is None:
+        return names
+    buckets = [bucket(length) for length in range(int(histories.lengths.max(initial=0)) + 1)]
+    names["history_length"] = np.array(buckets)[histories.lengths]
+    rows = histories.rows  # (T,)
+    found = rows[histories.items == targets[rows]]
+    names["target_in_history"] = yes_no(np.bincount(found, minlength=len(targets)) > 0)
+    names["target_repeats_last"] = yes_no(histories.last == targets)
+    if train_pairs is not None:
+        pairs = histories.last * len(train_counts) + targets  # negative of an empty history
+        names["pair_in_train"] = yes_no(np.isin(pairs, train_pairs))
+    return names
 
 
-def pairs_of(sequences: Iterable[Sequence[int]], item_ids: Sequence[str]) -> Pairs:
-    """Every item with every one that follows it directly in some sequence, as ids.
+def pairs_of(sequences: Sequence[Sequence[int]], num_items: int) -> Pairs:
+    """Every item with every one that follows it directly in some sequence, as numbers, ascending.
 
-    >>> sorted(pairs_of([[0, 1, 1]], ["a", "b"]))
-    [('a', 'b'), ('b', 'b')]
+    >>> pairs_of([[0, 1, 1]], 2).tolist()  # 0 then 1, 1 then 1
+    [1, 3]
     """
-    found = set()
-    for sequence in sequences:
-        for item, following in pairwise(sequence):
-            found.add((item_ids[item], item_ids[following]))
-    return found
+    shown = Histories.of(sequences)
+    users = shown.rows
+    same = users[1:] == users[:-1]
+    return np.unique((shown.items[:-1] * num_items + shown.items[1:])[same])
 
 
-def popularity_thirds(train_counts: Mapping[str, int]) -> dict[str, str]:
-    """head, mid or tail for every item with a train interaction.
+def yes_no(flags: np.ndarray) -> np.ndarray:
+    """``(n,)`` yes where a flag is set, else no."""
+    return np.where(
+        flags,
+        "yes",
+        "no",
+    )
+
+
+def popularity_thirds(train_counts: np.ndarray) -> np.ndarray:
+    """``(N,)`` head, mid or tail for every item with a train interaction, else cold.
 
     It is the third of all interactions in which the item's count lies.
 
     >>> # of 10 interactions, more popular items have 0, 5, 5, 9
-    >>> popularity_thirds({"a": 5, "b": 2, "c": 2, "d": 1, "e": 0})
-    {'a': 'head', 'b': 'mid', 'c': 'mid', 'd': 'tail'}
+    >>> popularity_thirds(np.array([5, 2, 2, 1, 0])).tolist()
+    ['head', 'mid', 'mid', 'tail', 'cold']
     """
-    total = sum(train_counts.values())
-    items_with = Counter(train_counts.values())  # count -> number of items that have it
-    third = {}
+    total = int(train_counts.sum())
+    counts, of_item, items_with = np.unique(
+        train_counts,
+        return_inverse=True,
+        return_counts=True,
+    )
+    third = np.full(len(counts), COLD)
     above = 0  # interactions of more popular items
-    for count in sorted(items_with, reverse=True):
+    for place in range(
+        len(counts) - 1,
+        -1,
+        -1,
+    ):
+        count = int(counts[place])
         if count > 0:
-            third[count] = THIRDS[3 * above // total]
-            above += count * items_with[count]
-    return {item: third[count] for item, count in train_counts.items() if count > 0}
+            third[place] = THIRDS[3 * above // total]
+            above += count * int(items_with[place])
+    return third[of_item]
 
 
 def bucket(length: int) -> str:
@@ -100,64 +123,89 @@ def bucket(length: int) -> str:
     return f"{low}-{high}" if high < math.inf else f"{low}+"
 
 
-def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> Slices:
+def sliced(values: Mapping[str, np.ndarray], names: Mapping[str, np.ndarray]) -> Slices:
     """HR@10, NDCG@10 (where they are measured) and the number of rows of every slice with rows."""
     shown = [key for key in SHOWN if key in values]
     table: Slices = {}
     for kind, of_row in names.items():
-        rows = defaultdict(list)
-        for index, name in enumerate(of_row):
-            rows[name].append(index)
         table[kind] = {}
-        for name in sorted(rows):
+        for name in np.unique(of_row).tolist():
+            inside = of_row == name
             figures: dict[str, float] = {}
             for key in shown:
-                figures[key] = mean(values[key][rows[name]])
-            figures["count"] = len(rows[name])
+                figures[key] = mean(values[key][inside])
+            figures["count"] = int(inside.sum())
             table[kind][name] = figures
     return table
 
 
-def slice_intervals(
-    values: Values,
-    names: Mapping[str, Sequence[str]],
-    users: Sequence[str],
-    samples: int,
-    seed: int,
-) -> Intervals:
-    """95 % bootstrap intervals of what ``sliced`` says, as ``bootstrap_intervals`` draws users.
+def slice_columns(values: Values, names: Mapping[str, np.ndarray]) -> list[Column]:
+    """What the bootstrap adds up for the means of every slice.
 
-    A slice's mean in a resample is over the rows of the slice that were drawn; all slices share the
-    same draws.
-
-    Args:
-        values: key -> ``(rows,)``.
-        names: kind -> ``(rows,)`` the slice of each row.
-        users: whose row it is, ``(rows,)``.
-        samples: number of resamples; 0 gives an empty dict.
-        seed: of the draws.
+    First for every slice and key of ``SHOWN`` the ``(rows,)`` metric where a row is in the slice,
+    else 0; then as many ``(rows,)`` of 1 where it is. Each is made when it is asked for.
     """
     shown = [key for key in SHOWN if key in values]
-    if not samples or not shown:
-        return {}
-    places = []
-    columns = []  # (rows,) a metric where the row is in the slice, else 0
-    members = []  # (rows,) 1 where it is
+    columns: list[Column] = []
+    members: list[Column] = []
     for kind, of_row in names.items():
-        for name in sorted(set(of_row)):
-            inside = np.array([other == name for other in of_row], dtype=float)
+        for name in np.unique(of_row).tolist():
             for key in shown:
-                places.append((kind, name, key))
-                columns.append(values[key] * inside)
-                members.append(inside)
-    sums, _ = user_sums(np.stack([*columns, *members], axis=1), users)  # (U, 2 M)
-    blocks = []
-    for weights in resamples(len(sums), samples, seed):  # (chunk, U) how often each is drawn
-        total, rows = np.split(weights @ sums, 2, axis=1)  # (chunk, M), (chunk, M)
-        # a slice of one user may not be drawn at all: no mean, rather than one of 0
-        blocks.append(np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0))
-    low, high = np.nanpercentile(np.concatenate(blocks), [2.5, 97.5], axis=0)  # (M,), (M,)
+                place = (kind, name, key)
+                measured = partial(
+                    _inside,
+                    of_row,
+                    name,
+                    values[key],
+                )
+                counted = partial(
+                    _inside,
+                    of_row,
+                    name,
+                    None,
+                )
+                columns.append((place, measured))
+                members.append((place, counted))
+    return [*columns, *members]
+
+
+def _inside(
+    of_row: np.ndarray,
+    name: str,
+    values: np.ndarray | None,
+) -> np.ndarray:
+    inside = (of_row == name).astype(float)
+    return inside if values is None else values * inside
+
+
+def slice_intervals_of(places: Sequence[Place], drawn: np.ndarray) -> Intervals:
+    """95 % intervals from the ``(samples, 2 M)`` sums of ``slice_columns``.
+
+    A slice's mean in a resample is over the rows of the slice that were drawn.
+    """
+    total, rows = np.split(
+        drawn,
+        2,
+        axis=1,
+    )  # (samples, M), (samples, M)
+    # A slice of one user may not be drawn at all: no mean, rather than one of 0
+    means = np.divide(
+        total,
+        rows,
+        out=np.full_like(total, np.nan),
+        where=rows > 0,
+    )
+    low, high = np.nanpercentile(
+        means,
+        [2.5, 97.5],
+        axis=0,
+    )  # (M,), (M,)
     found: Intervals = {}
-    for (kind, name, key), *ends in zip(places, low.tolist(), high.tolist(), strict=True):
+    for (kind, name, key), *ends in zip(
+        places,
+        low.tolist(),
+        high.tolist(),
+        strict=False,
+    ):
         found.setdefault(kind, {}).setdefault(name, {})[key] = ends
     return found

@@ -8,9 +8,10 @@ Shapes: U users, M metrics.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,16 @@ from minionerec.errors import UserError
 from minionerec.evaluation.metrics import Prediction, SidOf, mean, row_metrics
 
 BOOTSTRAP_CHUNK = 2_000_000  # numbers drawn at a time: bounds memory at about 50 MB
+FEWEST = 16  # resamples at a time, also of very many users: sums are read once for all of them
+COLUMNS_AT_ONCE = 8  # of a table that is filled
+USERS_AT_ONCE = 2**17  # of very many users: bounds what is a float at a time
 
 RowKey = tuple[str, str, int]
+Users = Sequence[str] | np.ndarray  # whose row it is: names, or numbers in the order of the names
 
 
 def bootstrap_intervals(
-    values: Mapping[str, np.ndarray], users: Sequence[str], samples: int, seed: int
+    values: Mapping[str, np.ndarray], users: Users, samples: int, seed: int
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of row means when users are drawn anew, each with all its rows.
 
@@ -39,14 +44,34 @@ def bootstrap_intervals(
     """
     if not samples:
         return {}
-    sums, sizes = user_sums(np.stack(list(values.values()), axis=1), users)  # (U, M), (U,)
-    blocks = []
-    for weights in resamples(len(sizes), samples, seed):  # (chunk, U) how often each is drawn
-        rows_drawn = weights @ sizes  # (chunk,)
-        blocks.append(weights @ sums / rows_drawn[:, None])  # (chunk, M)
-    low, high = np.percentile(np.concatenate(blocks), [2.5, 97.5], axis=0)  # (M,), (M,)
+    sums, sizes = user_sums(
+        values.values(),
+        users,
+        len(values),
+    )  # (U, M), (U,)
+    return intervals_by(
+        values,
+        *resampled_sums(
+            [sums, sizes],
+            samples,
+            seed,
+        ),
+    )
+
+
+def intervals_by(
+    keys: Iterable[str],
+    sums: np.ndarray,
+    rows: np.ndarray,
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of ``(samples, M)`` sums over ``(samples,)`` rows, by key."""
+    low, high = np.percentile(
+        sums / rows[:, None],
+        [2.5, 97.5],
+        axis=0,
+    )  # (M,), (M,)
     intervals = {}
-    for place, key in enumerate(values):
+    for place, key in enumerate(keys):
         intervals[key] = [float(low[place]), float(high[place])]
     return intervals
 
@@ -74,13 +99,19 @@ def compare(
         values_a[key] = all_a[key]
         values_b[key] = all_b[key]
     users = [row["user_id"] for row in a]
-    return paired_difference(values_a, values_b, users, samples, seed)
+    return paired_difference(
+        values_a,
+        values_b,
+        users,
+        samples,
+        seed,
+    )
 
 
 def paired_difference(
     values_a: Mapping[str, np.ndarray],
     values_b: Mapping[str, np.ndarray],
-    users: Sequence[str],
+    users: Users,
     samples: int = 10_000,
     seed: int = 42,
 ) -> dict[str, dict[str, Any]]:
@@ -100,16 +131,29 @@ def paired_difference(
         observed outcome is counted in, so p is at least 1 / (samples + 1)).
     """
     differences = {key: values_b[key] - values_a[key] for key in values_a}
-    intervals = bootstrap_intervals(differences, users, samples, seed)
+    intervals = bootstrap_intervals(
+        differences,
+        users,
+        samples,
+        seed,
+    )
     found = {}
     for key, rows in differences.items():
-        of_users, _ = user_sums(rows[:, None], users)  # (U, 1)
+        of_users, _ = user_sums(
+            [rows],
+            users,
+            1,
+        )  # (U, 1)
         found[key] = {
             "a": mean(values_a[key]),
             "b": mean(values_b[key]),
             "difference": mean(rows),
             "interval": intervals[key],
-            "p_value": randomisation_p_value(of_users[:, 0], samples, seed),
+            "p_value": randomisation_p_value(
+                of_users[:, 0],
+                samples,
+                seed,
+            ),
         }
     return found
 
@@ -133,7 +177,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def randomisation_p_value(differences: np.ndarray, samples: int, seed: int) -> float:
+def randomisation_p_value(
+    differences: np.ndarray,
+    samples: int,
+    seed: int,
+) -> float:
     """Two-sided p-value of ``|sum of differences|`` when each sign is a fair coin.
 
     Args:
@@ -147,36 +195,102 @@ def randomisation_p_value(differences: np.ndarray, samples: int, seed: int) -> f
     rng = np.random.default_rng(seed)
     extreme = 0
     step = max(1, BOOTSTRAP_CHUNK // max(1, len(moved)))
-    for start in range(0, samples, step):
+    for start in range(
+        0,
+        samples,
+        step,
+    ):
         count = min(step, samples - start)
-        coins = rng.integers(0, 2, size=(count, len(moved)), dtype=np.int8)
+        coins = rng.integers(
+            0,
+            2,
+            size=(count, len(moved)),
+            dtype=np.int8,
+        )
         signs = coins * 2.0 - 1.0  # (count, U)
         extreme += int(np.count_nonzero(np.abs(signs @ moved) >= observed))
     return (extreme + 1) / (samples + 1)
 
 
-def user_sums(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``(rows, M)`` added up per user, users sorted.
+def user_sums(
+    values: Iterable[np.ndarray],
+    users: Users,
+    count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """So many arrays of ``(rows,)`` added up per user, users sorted.
 
     Returns:
-        ``(U, M)`` sums, and the number of rows of each user ``(U,)``.
+        ``(U, count)`` sums, and the number of rows of each user ``(U,)``.
     """
-    _, owner = np.unique(np.array(users), return_inverse=True)  # (rows,)
-    sums = np.zeros((owner.max() + 1, values.shape[1]))
-    np.add.at(sums, owner, values)
-    return sums, np.bincount(owner).astype(float)
+    _, owner = np.unique(np.asarray(users), return_inverse=True)  # (rows,)
+    sizes = np.bincount(owner).astype(float)
+    sums = np.empty((len(sizes), count))
+    columns = iter(values)
+    # A few columns at a time: one by one, each number of a large table is a cache line of its own
+    for first in range(
+        0,
+        count,
+        COLUMNS_AT_ONCE,
+    ):
+        added = []
+        for rows in itertools.islice(columns, COLUMNS_AT_ONCE):
+            added.append(np.bincount(owner, weights=rows))  # in the order of the rows
+        sums[:, first : first + len(added)] = np.stack(added, axis=1)
+    return sums, sizes
 
 
-def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+def resampled_sums(
+    tables: Sequence[np.ndarray],
+    samples: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Tables ``(U, ...)`` added up over users that are drawn anew, ``(samples, ...)`` each."""
+    blocks: list[list[np.ndarray]] = [[] for _ in tables]
+    for weights in resamples(
+        len(tables[0]),
+        samples,
+        seed,
+    ):  # (chunk, U) how often each is drawn
+        for table, sums in zip(
+            tables,
+            blocks,
+            strict=True,
+        ):
+            sums.append(weighted_sums(weights, table))
+    return [np.concatenate(sums) for sums in blocks]
+
+
+def resamples(
+    num_users: int,
+    samples: int,
+    seed: int,
+) -> Iterator[np.ndarray]:
     """How often each user is drawn, ``(chunk, U)`` at a time."""
     rng = np.random.default_rng(seed)
-    step = max(1, BOOTSTRAP_CHUNK // num_users)
-    for start in range(0, samples, step):
-        drawn = []
-        for _ in range(min(step, samples - start)):
+    step = max(FEWEST, BOOTSTRAP_CHUNK // num_users)
+    for start in range(
+        0,
+        samples,
+        step,
+    ):
+        drawn = np.empty((min(step, samples - start), num_users), dtype=np.int32)
+        for row in drawn:
             users = rng.integers(num_users, size=num_users)
-            drawn.append(np.bincount(users, minlength=num_users))
-        yield np.stack(drawn).astype(float)
+            row[:] = np.bincount(users, minlength=num_users)
+        yield drawn
+
+
+def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``weights @ values`` of whole numbers ``(chunk, U)`` and ``(U, M)`` or ``(U,)``."""
+    total = np.zeros((len(weights), *values.shape[1:]))
+    for start in range(
+        0,
+        len(values),
+        USERS_AT_ONCE,
+    ):
+        block = slice(start, start + USERS_AT_ONCE)
+        total += weights[:, block].astype(float) @ values[block]
+    return total
 
 
 def row_keys(predictions: Sequence[Prediction]) -> list[RowKey]:
@@ -198,8 +312,20 @@ def paired(
     Raises:
         UserError: a row is in one of them only, or both are empty.
     """
-    rows_a = dict(zip(row_keys(a), a, strict=True))
-    rows_b = dict(zip(row_keys(b), b, strict=True))
+    rows_a = dict(
+        zip(
+            row_keys(a),
+            a,
+            strict=True,
+        )
+    )
+    rows_b = dict(
+        zip(
+            row_keys(b),
+            b,
+            strict=True,
+        )
+    )
     odd = sorted(rows_a.keys() ^ rows_b.keys())
     if odd or not rows_a:
         what = "both are empty"

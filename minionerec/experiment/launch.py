@@ -2,10 +2,11 @@
 
     python -m minionerec.experiment.launch sft --config configs/quickstart.yaml [--section.key ...]
 
-As many processes as there are visible GPUs, or as the file ACCELERATE_CONFIG says. One process is
-started without ``accelerate launch``, which would only add the variables set here; several are
-started through ``minionerec/experiment/accelerated.py``. The last script of a stage takes the place
-of this process, so that signals reach the stage itself and its exit code is the command's.
+As many processes as there are visible GPUs, or as the file ACCELERATE_CONFIG says; of several
+machines each starts its own (docs/SCALE.md). One process is started without ``accelerate launch``,
+which would only add the variables set here; several are started through
+``minionerec/experiment/accelerated.py``. The last script of a stage takes the place of this
+process, so that signals reach the stage itself and its exit code is the command's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ PACKAGES = ("yaml", "pydantic", "torch", "transformers", "accelerate")
 ADVICE = (
     "run `bash quickstart.sh` once, or `pip install -r requirements.txt` in an active environment"
 )
+# Settings of an accelerate file that a variable of the same name, in capitals, replaces
+OF_THE_MACHINE = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
 # Of every stage, unless the caller has set them
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> int:
     words, flags, yes = reuse.split_words(argv)
     if flags or yes:
         preflight.check_stage(words)
-        reuse.apply(read_command_line(__doc__, words[1:], own=())[0], flags, yes)
+        reuse.apply(read_command_line(__doc__, words[1:], own=("dry_run",))[0], flags, yes)
     if preflight.main(words) == preflight.NOTHING_TO_DO:
         return 0
     stage, *arguments = words
@@ -77,6 +80,9 @@ def main(argv: list[str]) -> int:
 def command_of(script: str, arguments: list[str], is_shared: bool) -> Command:
     """The command that runs a script on this machine.
 
+    Of several machines each runs one process of a script whose work is not shared: the first does
+    the work, the others wait for it (``run.run_stage``).
+
     Args:
         script: relative to the repository.
         arguments: of the script.
@@ -86,23 +92,27 @@ def command_of(script: str, arguments: list[str], is_shared: bool) -> Command:
         UserError: the file ACCELERATE_CONFIG cannot work.
     """
     words = [str(ROOT / script), *arguments]
-    if not is_shared:
-        return Command(words)
     file = os.environ.get("ACCELERATE_CONFIG")
     settings = read_accelerate_config(file) if file else {}
-    processes = visible_gpus()
+    machines = num_machines(settings)
+    if not is_shared and machines == 1:
+        return Command(words)
+    here = visible_gpus()  # processes of this machine
     variables = {}
-    if processes == 0:
+    if here == 0:
         variables["ACCELERATE_USE_CPU"] = "true"
-        processes = 1
-    if not file and processes == 1:
+        here = 1
+    if not file and here == 1:
         variables["ACCELERATE_MIXED_PRECISION"] = "no"
         return Command(words, variables)
+    processes = here * machines
     if file:
         options = ["--config_file", file]
         given = settings.get("num_processes")
-        processes = given if isinstance(given, int) else processes
-        for name in ("machine_rank", "main_process_ip"):
+        if isinstance(given, int):
+            processes = given
+            here = max(1, given // machines)
+        for name in OF_THE_MACHINE:
             value = os.environ.get(name.upper())
             options += [f"--{name}", value] if value else []
         if settings.get("use_cpu"):
@@ -110,11 +120,31 @@ def command_of(script: str, arguments: list[str], is_shared: bool) -> Command:
     else:
         options = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
         options += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    if not is_shared:
+        here = 1
+        processes = machines
     if not os.environ.get("OMP_NUM_THREADS"):
         cores = os.cpu_count() or 1
-        variables["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+        variables["OMP_NUM_THREADS"] = str(max(1, cores // here))
     launcher = ["-P", "-m", "minionerec.experiment.accelerated"]
     return Command([*launcher, *options, "--num_processes", str(processes), *words], variables)
+
+
+def num_machines(settings: dict[str, Any]) -> int:
+    """How many machines share the work: ``NUM_MACHINES``, else what the file says.
+
+    Raises:
+        UserError: ``NUM_MACHINES`` is no number from 1, or there is no file to go with it.
+    """
+    given = os.environ.get("NUM_MACHINES")
+    if not given:
+        return int(settings.get("num_machines", 1))
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"NUM_MACHINES: got '{given}', expected a whole number from 1")
+    if int(given) > 1 and not settings:
+        shipped = "configs/accelerate/multi_node.yaml"
+        raise UserError(f"NUM_MACHINES: got {given} without ACCELERATE_CONFIG, e.g. {shipped}")
+    return int(given)
 
 
 def visible_gpus() -> int:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,27 @@ def write_part(folder: Path, number: int, lines: Iterable[str]) -> None:
     _write(folder / f"part-{number:05d}.{digest}.jsonl", content)
 
 
-def read_part(folder: Path, number: int) -> list[str] | None:
-    """The lines of one part; None if it is not there.
+def read_parts(folder: Path, count: int) -> Iterator[list[str] | None]:
+    """The lines of part after part; None for one that is not there.
 
     A file that is not what was written as this part of this run is deleted and not there.
     """
-    for file in folder.glob(f"part-{number:05d}.*.jsonl"):
+    # One listing: looking for every part anew takes time that grows with their number squared
+    files: dict[str, list[Path]] = {}
+    for file in folder.glob("part-*.jsonl"):
+        files.setdefault(file.name.split(".")[0], []).append(file)
+    for number in range(count):
+        yield _read_part(folder, number, files.get(f"part-{number:05d}", []))
+
+
+def missing_parts(folder: Path, count: int) -> list[int]:
+    """Numbers of the parts that are still to be made."""
+    return [number for number, lines in enumerate(read_parts(folder, count)) if lines is None]
+
+
+def _read_part(folder: Path, number: int, files: Sequence[Path]) -> list[str] | None:
+    """The lines of the first of a part's files that is what was written."""
+    for file in files:
         content = file.read_bytes()
         if file.name.split(".")[1] == _digest(folder, number, content):
             return [
@@ -75,11 +90,6 @@ def read_part(folder: Path, number: int) -> list[str] | None:
             ]  # as text they would be cut at U+2028 in an id, too
         file.unlink()
     return None
-
-
-def missing_parts(folder: Path, count: int) -> list[int]:
-    """Numbers of the parts that are still to be made."""
-    return [number for number in range(count) if read_part(folder, number) is None]
 
 
 def _digest(folder: Path, number: int, content: bytes) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from datetime import timedelta
 
 import torch
 from accelerate import DistributedType, PartialState
 from transformers.utils import logging as transformers_logging
 
 from minionerec.errors import UserError
+
+# The others wait while the first process measures, saves or trains a reward's model. NCCL's own ten
+# minutes would end the launch in the midst of it, and again on every rerun. A process that died
+# needs no limit: the launcher stops the others.
+LONGEST_WAIT = timedelta(days=1)
 
 
 def quiet_libraries() -> None:
@@ -26,9 +32,10 @@ def quiet_libraries() -> None:
 def processes() -> PartialState:
     """This process among those of the launch.
 
-    On CPUs accelerate sees the others only when it is told so first.
+    On CPUs accelerate sees the others only when it is told so first. What the first call says of
+    waiting holds for the whole launch: every stage calls this before it builds a trainer.
     """
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
 def check_launch(tune: str = "full") -> None:

@@ -47,11 +47,34 @@ def run_stage(stage: str, work: Work, experiment: Experiment) -> None:
         forget_interrupted(experiment, stage)
         say(f"{path} is finished{following}")
         return
+    if not STAGES[stage].parallel and is_one_of_several():
+        make_alone(stage, work, experiment)
+    else:
+        make(stage, work, experiment)
+    say(f"written to {path}{following}")
+
+
+def make(stage: str, work: Work, experiment: Experiment) -> None:
+    """Make a stage with all processes; the first holds the lock."""
+    path = path_of(experiment, stage)
     with locked(path) if is_main_process() else contextlib.nullcontext():
         work(experiment, path)
         if is_main_process():
             _forget(experiment, stage)
-    say(f"written to {path}{following}")
+
+
+def make_alone(stage: str, work: Work, experiment: Experiment) -> None:
+    """Make a stage whose work is not shared with the first process; the others wait for it.
+
+    They join before the work begins, so that an error of the first one reaches them.
+    """
+    from minionerec.experiment.processes import processes  # it loads torch
+
+    state = processes()
+    state.wait_for_everyone()
+    if is_main_process():
+        make(stage, work, experiment)
+    state.wait_for_everyone()
 
 
 def forget_interrupted(experiment: Experiment, stage: str) -> None:
@@ -64,6 +87,11 @@ def forget_interrupted(experiment: Experiment, stage: str) -> None:
 def is_main_process() -> bool:
     """Whether this is the first or only process of a launch; known before torch is imported."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether other processes belong to this launch; known before torch is imported."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def say(text: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -20,6 +19,7 @@ from minionerec.catalogue.masks import Mask
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
 from minionerec.catalogue.trie import SidTrie
+from minionerec.experiment.processes import processes
 from minionerec.model.beam_search import length_sorted, search_batches
 
 TASK = "sid_to_sid"  # the task that every ranking is made with
@@ -115,7 +115,7 @@ def rank(ranker: Ranker, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
     Returns:
         ``(n, W)`` leaves and ``(n, W)`` log-probabilities in the order of the samples.
     """
-    state = PartialState()
+    state = processes()
     mine = ranker.batches[state.process_index :: state.num_processes]
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for batch, (leaves, scores) in zip(mine, ranker.rank(mine, progress), strict=True):

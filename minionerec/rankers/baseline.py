@@ -56,8 +56,8 @@ class Inputs(NamedTuple):
 class Ranking(NamedTuple):
     """The test rows ranked, and what it took."""
 
-    items: Sequence[Sequence[int]]  # item indexes of every row, best first; -1: nothing more
-    scores: Sequence[Sequence[float]]
+    items: Sequence[Sequence[int]] | np.ndarray  # of every row, best first; -1: nothing more
+    scores: Sequence[Sequence[float]] | np.ndarray
     facts: dict[str, Any]  # for metrics.json: what was chosen on validation rows
     parameters: int  # numbers learned; of a rule its non-zero counts
     ready: float  # time.perf_counter() when training had ended and ranking began

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,14 @@ from minionerec.rankers.scores import (
     Histories,
     ScoresOf,
     ndcg_at_10,
+    ndcg_of_ranks,
     rank_by_scores,
+)
+from minionerec.rankers.sparse_scores import (
+    SparseScoresOf,
+    places_of,
+    rank_by_sparse_scores,
+    target_ranks,
 )
 
 # The grids.
@@ -52,13 +60,45 @@ LATEST_SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
 TEXT_WINDOWS = (1, 3, 10)
 LAST = -10.0  # below any weighted sum of cosines
 
+Matrix = Callable[[], sparse.csr_matrix]  # gives a matrix between items, (N, N)
+
 
 class Rule(NamedTuple):
-    """A function from histories to scores, how it was made, and of how many numbers it consists."""
+    """A function from histories to scores, and how it was made."""
 
     scores: ScoresOf
     made_with: dict[str, Any]
-    size: int
+    size: Callable[[], int]  # of how many numbers it consists
+    sparse: SparseScoresOf | None = None  # the same scores without their zeros
+    for_all: np.ndarray | None = None  # (N,) scores that do not depend on the history
+
+    def rank(
+        self,
+        histories: Histories,
+        order: np.ndarray,
+        k: int,
+        unwanted: Sequence[Collection[int]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As ``scores.rank_by_scores``, in the cheapest way."""
+        if self.for_all is not None:
+            return rank_alike(self.for_all, histories, order, k, unwanted)
+        if self.sparse is not None:
+            return rank_by_sparse_scores(self.sparse, histories, order, k, unwanted)
+        return rank_by_scores(self.scores, histories, order, k, unwanted)
+
+    def valid_ndcg_at_10(
+        self,
+        valid: Sequence[Sample],
+        order: np.ndarray,
+        unwanted: Sequence[Collection[int]] | None = None,
+    ) -> float:
+        """Mean NDCG@10 of validation rows."""
+        histories = [sample.history for sample in valid]
+        if self.sparse is None or unwanted:
+            items, _ = self.rank(histories, order, 10, unwanted)
+            return ndcg_at_10(items, valid)
+        targets = np.array([sample.target for sample in valid])
+        return ndcg_of_ranks(target_ranks(self.sparse, histories, targets, order))
 
 
 def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
@@ -80,15 +120,11 @@ def rank_with_best(method: str, candidates: Sequence[Rule], inputs: Inputs) -> R
     for rule, value in zip(candidates, values, strict=False):  # no values without validation rows
         tried.append({**rule.made_with, "valid_NDCG@10": value})
     ready = time.perf_counter()
-    items, scores = rank_by_scores(
-        chosen.scores,
-        inputs.test_histories,
-        order,
-        inputs.depth,
-        inputs.unwanted_of("test"),
+    items, scores = chosen.rank(
+        inputs.test_histories, order, inputs.depth, inputs.unwanted_of("test")
     )
     facts = {"chosen": chosen.made_with, "tried": tried}
-    return Ranking(items.tolist(), scores.tolist(), facts, chosen.size, ready)
+    return Ranking(items, scores, facts, chosen.size(), ready)
 
 
 def choose(
@@ -103,11 +139,7 @@ def choose(
     """
     if not valid:
         return 0, []
-    histories = [sample.history for sample in valid]
-    values = []
-    for rule in candidates:
-        items, _ = rank_by_scores(rule.scores, histories, order, 10, unwanted)
-        values.append(ndcg_at_10(items, valid))
+    values = [rule.valid_ndcg_at_10(valid, order, unwanted) for rule in candidates]
     return int(np.argmax(values)), values
 
 
@@ -181,14 +213,25 @@ def latest_items(histories: Histories, num_items: int, window: int) -> sparse.cs
 # Rules
 
 
-def item_to_item(matrix: sparse.csr_matrix, window: int, **made_with: float) -> Rule:
+def item_to_item(matrix: Matrix, window: int, **made_with: float) -> Rule:
+    """The rule of ``matrix_scores``."""
+    scores = matrix_scores(matrix, window)
+    return from_sparse(scores, {**made_with, "window": window}, lambda: matrix().nnz)
+
+
+def matrix_scores(matrix: Matrix, window: int) -> SparseScoresOf:
     """The sum of the matrix rows of the latest ``window`` items, weighted by ``latest_items``."""
-    num_items = len(matrix.indptr) - 1
 
-    def scores(histories: Histories) -> np.ndarray:
-        return (latest_items(histories, num_items, window) @ matrix).toarray()  # (B, N)
+    def scores(histories: Histories) -> sparse.csr_matrix:
+        rows = matrix()
+        return latest_items(histories, rows.shape[0], window) @ rows  # (B, N)
 
-    return Rule(scores, {**made_with, "window": window}, matrix.nnz)
+    return scores
+
+
+def from_sparse(scores: SparseScoresOf, made_with: dict[str, Any], size: Callable[[], int]) -> Rule:
+    """A rule whose scores are sparse."""
+    return Rule(lambda histories: scores(histories).toarray(), made_with, size, scores)
 
 
 def popularity(counts: np.ndarray, **made_with: float) -> Rule:
@@ -197,21 +240,48 @@ def popularity(counts: np.ndarray, **made_with: float) -> Rule:
     def scores(histories: Histories) -> np.ndarray:
         return np.tile(counts.astype(float), (len(histories), 1))  # (B, N)
 
-    return Rule(scores, made_with, len(counts))
+    return Rule(scores, made_with, lambda: len(counts), for_all=counts.astype(float))
+
+
+def rank_alike(
+    scores: np.ndarray,
+    histories: Histories,
+    order: np.ndarray,
+    k: int,
+    unwanted: Sequence[Collection[int]] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same ``(N,)`` scores for everybody: one order, of which each gets the beginning."""
+    best_first = np.lexsort((places_of(order), -scores))
+
+    def nothing(block: Histories) -> sparse.csr_matrix:
+        return sparse.csr_matrix((len(block), len(scores)))
+
+    items, found = rank_by_sparse_scores(nothing, histories, best_first, k, unwanted)
+    return items, np.where(items >= 0, scores[items], found)
 
 
 def repeat_last(num_items: int) -> Rule:
+    """The rule of ``repeat_scores``."""
+    return from_sparse(repeat_scores(num_items), {}, lambda: 0)
+
+
+def repeat_scores(num_items: int) -> SparseScoresOf:
     """1, 1/2, 1/3 ... for the items of the history from the latest on, each item once."""
 
-    def scores(histories: Histories) -> np.ndarray:
-        table = np.zeros((len(histories), num_items))
+    def scores(histories: Histories) -> sparse.csr_matrix:
+        rows = []
+        items = []
+        weights = []
         for row, history in enumerate(histories):
             distinct = dict.fromkeys(reversed(history))
             for ago, item in enumerate(distinct, start=1):
-                table[row, item] = 1.0 / ago
-        return table
+                rows.append(row)
+                items.append(item)
+                weights.append(1.0 / ago)
+        shape = (len(histories), num_items)
+        return sparse.csr_matrix((weights, (rows, items)), shape=shape)
 
-    return Rule(scores, {}, 0)
+    return scores
 
 
 def text_neighbours(embeddings: np.ndarray, window: int, again: bool) -> Rule:
@@ -227,7 +297,7 @@ def text_neighbours(embeddings: np.ndarray, window: int, again: bool) -> Rule:
                 table[row, list(history)] = LAST
         return table
 
-    return Rule(scores, {"window": window, "again": again}, unit.size)
+    return Rule(scores, {"window": window, "again": again}, lambda: unit.size)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -267,10 +337,14 @@ def recent_candidates(train: Sequence[Sample], num_items: int) -> list[Rule]:
 
 
 def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[Rule]:
-    """Every combination of reach, backward weight and window."""
+    """Every combination of reach, backward weight and window.
+
+    A matrix is counted when a rule is first asked, and only the latest one is kept.
+    """
+    made = lru_cache(maxsize=1)(partial(transition_counts, sequences, num_items))
     rules = []
     for reach, backward in product(REACHES, BACKWARDS):
-        matrix = transition_counts(sequences, num_items, reach, backward)
+        matrix = partial(made, reach, backward)
         for window in WINDOWS:
             rules.append(item_to_item(matrix, window, reach=reach, backward=backward))
     return rules
@@ -278,9 +352,10 @@ def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> lis
 
 def knn_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> list[Rule]:
     """Every combination of shrinkage and window."""
+    made = lru_cache(maxsize=1)(partial(item_cosine, sequences, num_items))
     rules = []
     for shrinkage in SHRINKAGES:
-        matrix = item_cosine(sequences, num_items, shrinkage)
+        matrix = partial(made, shrinkage)
         for window in WINDOWS:
             rules.append(item_to_item(matrix, window, shrinkage=shrinkage))
     return rules

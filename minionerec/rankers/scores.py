@@ -12,7 +12,8 @@ import numpy as np
 
 from minionerec.catalogue.samples import Sample
 
-ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
+ROWS_AT_ONCE = 512
+BLOCK_NUMBERS = 2**26  # of a dense (rows, N) block of scores: bounds memory at 512 MB
 
 Histories = Sequence[Sequence[int]]
 ScoresOf = Callable[[Histories], np.ndarray]  # histories -> (B, N)
@@ -71,8 +72,9 @@ def rank_by_scores(
     """
     all_items = []
     all_scores = []
-    for start in range(0, len(histories), ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
+    step = min(ROWS_AT_ONCE, max(1, BLOCK_NUMBERS // len(order)))
+    for start in range(0, len(histories), step):
+        block = slice(start, start + step)
         scores = scores_of(histories[block])
         if unwanted:
             for row, items in zip(scores, unwanted[block], strict=True):
@@ -90,3 +92,9 @@ def ndcg_at_10(items: np.ndarray, samples: Sequence[Sample]) -> float:
     hits = items[:, :10] == targets[:, None]  # (B, 10)
     discounts = np.log2(np.arange(hits.shape[1]) + 2)
     return float((hits / discounts).sum(axis=1).mean())
+
+
+def ndcg_of_ranks(ranks: np.ndarray) -> float:
+    """Mean NDCG@10 of ``(n,)`` places of the targets, counted from 0."""
+    gains = np.where(ranks < 10, 1.0 / np.log2(np.minimum(ranks, 9) + 2), 0.0)
+    return float(gains.mean())

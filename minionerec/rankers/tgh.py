@@ -144,7 +144,7 @@ def tgh(graph: Graph, order: np.ndarray, variant: int, alpha: float, again: bool
         return table
 
     made_with = {"variant": variant, "alpha": alpha}
-    return Rule(scores, made_with, graph.edges.nnz + graph.unit.size)
+    return Rule(scores, made_with, lambda: graph.edges.nnz + graph.unit.size)
 
 
 def _place(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.errors import UserError
-from minionerec.evaluation.run import facts_of, joined, what_is_missing
+from minionerec.evaluation.run import Lines, facts_of, joined, what_is_missing
 from minionerec.experiment import parts as kept
 from minionerec.experiment.files import sha256_json
 from minionerec.experiment.processes import processes
@@ -167,7 +167,8 @@ def recommend_to_file(
         kept.write_part(folder, number, lines)
     state.wait_for_everyone()
     if state.is_main_process:
-        _write(target, joined(folder, parts))
+        ranked, _ = joined(folder, parts)
+        _write(target, ranked)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -207,12 +208,12 @@ def _line(
     return json.dumps(record, ensure_ascii=False)
 
 
-def _write(target: Path, lines: Sequence[str]) -> None:
+def _write(target: Path, lines: Lines) -> None:
     """Whole under its name, or not there."""
     temporary = target.with_name(f".{target.name}.new")
     try:
         if target.suffix == ".jsonl":
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            lines.write(temporary)
         elif target.suffix == ".csv":
             _table(lines).to_csv(temporary, index=False)
         else:
@@ -226,7 +227,7 @@ def _write(target: Path, lines: Sequence[str]) -> None:
         ) from error
 
 
-def _table(lines: Sequence[str]) -> pd.DataFrame:
+def _table(lines: Iterable[str]) -> pd.DataFrame:
     """A row per user and item."""
     records = pd.DataFrame([json.loads(line) for line in lines])
     records = records.rename(columns={"item_ids": "item_id", "scores": "score"})

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather
 from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 
+from minionerec.experiment.processes import processes
 from minionerec.experiment.progress import Progress
 from minionerec.experiment.run import say
 from minionerec.model.tree_attention import base_causal_lm
@@ -63,7 +63,7 @@ class StopSignal(TrainerCallback):
         # A launcher passes on what the terminal has sent to all processes already, and kills after
         # half a minute: of several processes each gets the signal twice and must survive the second
         # one.
-        alone = PartialState().num_processes == 1
+        alone = processes().num_processes == 1
         signal.signal(number, signal.SIG_DFL if alone else signal.SIG_IGN)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

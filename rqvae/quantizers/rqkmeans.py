@@ -200,10 +200,14 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
     0 exact, 1 as bad as one vector for all items.
     """
     mean = embeddings.mean(axis=0, dtype=np.float64)
-    spread = np.square(embeddings - mean).sum(dtype=np.float64)
-    return float(
-        np.square(difference).sum(dtype=np.float64) / max(spread, np.finfo(np.float64).tiny)
-    )
+    spread = error = 0.0
+    # In blocks: a float64 copy of a million embeddings needs gigabytes
+    rows = max(1, CHUNK_NUMBERS // embeddings.shape[1])
+    for start in range(0, len(embeddings), rows):
+        block = slice(start, start + rows)
+        spread += np.square(embeddings[block] - mean).sum(dtype=np.float64)
+        error += np.square(difference[block]).sum(dtype=np.float64)
+    return float(error / max(spread, np.finfo(np.float64).tiny))
 
 
 def identical_listings(embeddings: np.ndarray, item_ids: list[str]) -> list[list[str]]:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minionerec.catalogue import prepared, split
+from minionerec.catalogue.compact import Sample
 from minionerec.catalogue.samples import (
     build_samples,
     fixed_subset,
@@ -42,6 +43,43 @@ def test_samples_of_two_interleaved_users_worked_by_hand():
         ("u", (1, 1), 2, 6),
     ]  # repeats kept, oldest dropped
     assert sequences == [[0, 1], [1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_samples_are_those_of_one_row_after_the_other(seed):
+    """Users interleaved, some without train rows; a split of samples reads like a list."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for time in range(int(rng.integers(1, 60))):
+        split_name = ("train", "valid", "test")[int(rng.integers(3))]
+        rows.append((f"u{rng.integers(9)}", f"i{rng.integers(5)}", time, split_name))
+    longest = int(rng.integers(1, 5))
+    before, train = {}, {}
+    expected = {"train": [], "valid": [], "test": []}
+    for user, item, time, split_name in rows:
+        seen = before.setdefault(user, [])
+        if seen:
+            sample = Sample(user, tuple(seen[-longest:]), int(item[1:]), time)
+            expected[split_name].append(sample)
+        seen.append(int(item[1:]))
+        if split_name == "train":
+            train.setdefault(user, []).append(int(item[1:]))
+    index = {f"i{n}": n for n in range(5)}
+    splits, sequences = build_samples(interactions(rows), index, longest)
+    assert splits == expected and {name: len(found) for name, found in splits.items()} == {
+        name: len(found) for name, found in expected.items()
+    }
+    assert sequences == list(train.values())
+    for name, found in splits.items():
+        assert found[1::2] == expected[name][1::2]
+        assert [found[n] for n in range(-len(found), len(found))] == expected[name] * 2
+    assert sequences[::2] == list(train.values())[::2]
+    assert [type(value) for value in next(iter(splits["train"]), Sample("", (), 0, 0))] == [
+        str,
+        tuple,
+        int,
+        int,
+    ]
 
 
 def test_what_a_user_had_before_is_all_of_it_in_the_order_of_the_samples(tmp_path):

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.workload import qwen_like_tokenizer, read_amazon
+from minionerec.catalogue import rows as rows_of_tasks
 from minionerec.catalogue.prompts import TEMPLATES, Renderer, Template, load_template, save_template
 from minionerec.catalogue.rows import mixture, task_rows
 from minionerec.catalogue.samples import Sample, build_samples
@@ -341,6 +342,30 @@ def test_no_piece_is_tokenised_twice():
     calls = len(asked)
     mixture(dict.fromkeys(TASKS, 2.0), SAMPLES * 50, renderer, 4, seed=0)
     assert calls and len(asked) == calls
+
+
+@pytest.mark.parametrize(
+    "shares", [{"sid_to_sid": 1.0}, dict(zip(TASKS, (1, 0.5, 2.5, 0, 1.3, 3), strict=False))]
+)
+def test_many_rows_are_rendered_when_they_are_read_and_are_the_same(monkeypatch, shares):
+    """Whole, one by one and in parts; items without a description have no row also then."""
+    _, renderer = world()
+    samples = SAMPLES * 3
+    kept = mixture(shares, samples, renderer, 4, seed=3)
+    monkeypatch.setattr(rows_of_tasks, "FEW", 0)
+    read = mixture(shares, samples, renderer, 4, seed=3)
+    assert isinstance(kept, list) and isinstance(read, rows_of_tasks.Rows)
+    assert list(read) == kept and [read[n] for n in range(len(read))] == kept
+    assert read[1:5] == kept[1:5] and read[-1] == kept[-1]
+    more = read + kept[:2]
+    assert list(more) == kept + kept[:2] and more[-1] == kept[1] and len(more) == len(kept) + 2
+
+
+def test_a_row_that_cannot_fit_is_refused_before_training_also_among_many(monkeypatch):
+    monkeypatch.setattr(rows_of_tasks, "FEW", 0)
+    _, renderer = world(max_tokens=16)
+    with pytest.raises(UserError, match="^model.max_tokens: a 'sid_to_sid' prompt needs"):
+        mixture({"sid_to_sid": 1.0}, SAMPLES, renderer, 4, seed=0)
 
 
 @pytest.mark.parametrize("make", [train_tokenizer, qwen_like_tokenizer])

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import BaselineSettings, Experiment
 from minionerec.experiment.stages import settings_of, stage_path
-from minionerec.rankers import rules
+from minionerec.rankers import rules, sparse_scores
 from minionerec.rankers import scores as scores_of_items
 from minionerec.rankers.baseline import Inputs, rank_test
 from minionerec.rankers.scores import ndcg_at_10, popularity_order, rank_by_scores, top_k
@@ -165,7 +166,7 @@ def test_an_item_is_like_itself_as_far_as_users_take_it_again():
 
 
 def test_later_items_of_a_history_weigh_more_and_only_the_window_counts():
-    rule = rules.item_to_item(sparse.csr_matrix(np.eye(4)), window=2)
+    rule = rules.item_to_item(lambda: sparse.csr_matrix(np.eye(4)), window=2)
     assert rule.scores([(3, 0, 1), (2,), (1, 1)]).tolist() == [
         [0.5, 1, 0, 0],
         [0, 0, 1, 0],
@@ -233,6 +234,54 @@ def test_blocks_of_rows_do_not_change_a_ranking(monkeypatch):
         assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_sparse_scores_make_the_lists_of_dense_ones_and_find_the_targets_places(seed, monkeypatch):
+    """Many ties, rows without any score, explicit zeros, items that are barred, all but a few barred."""
+    monkeypatch.setattr(sparse_scores, "ROWS_AT_ONCE", 7)
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 4, (30, 12)) * (rng.random((30, 12)) < rng.random((30, 1)))
+    order = rng.permutation(12)
+    histories = [(row,) for row in range(30)]
+
+    def dense(block):
+        return table[[row for (row,) in block]].astype(float)
+
+    def thin(block):
+        found = sparse.csr_matrix(dense(block))
+        found.data *= rng.random(found.nnz) >= 0  # a copy of its own
+        return found
+
+    barred = [set(rng.choice(12, rng.integers(13), replace=False).tolist()) for _ in range(30)]
+    for unwanted in (None, barred):
+        for k in (1, 5, 12, 20):
+            expected = rank_by_scores(dense, histories, order, k, unwanted)
+            found = sparse_scores.rank_by_sparse_scores(thin, histories, order, k, unwanted)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    whole, _ = rank_by_scores(dense, histories, order, 12)
+    targets = rng.integers(12, size=30)
+    ranks = sparse_scores.target_ranks(thin, histories, targets, order)
+    assert ranks.tolist() == (whole == targets[:, None]).argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize(
+    "method", ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn"]
+)
+def test_a_rule_ranks_and_is_chosen_as_by_a_score_for_every_item(method, tmp_path):
+    samples = cyclic_samples()
+    read = inputs(samples, tmp_path)
+    order = read.popularity_order()
+    valid = samples.splits["valid"]
+    histories = [sample.history for sample in valid]
+    barred = [{sample.target} if number % 2 else {0, 1} for number, sample in enumerate(valid)]
+    for rule in rules.candidates_of(method, read):
+        for unwanted in (None, barred):
+            expected = rank_by_scores(rule.scores, histories, order, 10, unwanted)
+            found = rule.rank(histories, order, 10, unwanted)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+            value = rule.valid_ndcg_at_10(valid, order, unwanted)
+            assert value == ndcg_at_10(expected[0], valid)
+
+
 def test_unwanted_items_are_not_ranked_and_a_list_ends_where_nothing_else_is_left():
     scores_of = lambda histories: np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])[: len(histories)]  # noqa: E731
     items, scores = rank_by_scores(scores_of, [(0,), (1,)], np.arange(3), 3, unwanted=[{0}, {1, 2}])
@@ -261,9 +310,9 @@ def test_ndcg_on_validation_rows_is_that_of_the_metrics():
 def test_the_candidate_that_ranks_validation_targets_best_is_chosen():
     """Targets follow their history by one: the shifted identity is right, the identity is wrong, and first of equals wins."""
     wrong, right = np.eye(11), np.roll(np.eye(11), 1, axis=1)
-    candidates = [
-        rules.item_to_item(sparse.csr_matrix(matrix), 1) for matrix in (wrong, right, right)
-    ]
+    candidates = []
+    for matrix in (wrong, right, right):
+        candidates.append(rules.item_to_item(partial(sparse.csr_matrix, matrix), 1))
     valid = [Sample("u", (item,), (item + 1) % 11, 0) for item in range(11)]
     best, values = rules.choose(candidates, valid, np.arange(11))
     assert best == 1
@@ -281,7 +330,9 @@ def test_test_targets_never_change_a_ranking(method, tmp_path):
     first, second = (
         rank_test(method, inputs(data, tmp_path), tmp_path) for data in (samples, other)
     )
-    assert (first.items, first.scores, first.facts) == (second.items, second.scores, second.facts)
+    assert np.array_equal(first.items, second.items)
+    assert np.array_equal(first.scores, second.scores)
+    assert first.facts == second.facts
 
 
 @pytest.mark.parametrize("method", ["markov", "item_knn"])

@@ -371,7 +371,7 @@ def test_every_shipped_launch_file_is_read_by_accelerate_as_it_is_meant(name):
     assert load_config_from_file(str(ACCELERATE / name)).compute_environment == "LOCAL_MACHINE"
     words = ["--config_file", str(ACCELERATE / name), "--num_processes", "2", "sft.py"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert args.use_fsdp == (name == "fsdp.yaml") and args.use_deepspeed == (
+    assert args.use_fsdp == name.endswith("fsdp.yaml") and args.use_deepspeed == (
         name == "deepspeed_zero2.yaml"
     )
     if args.use_deepspeed:

@@ -355,9 +355,19 @@ def test_parts_give_back_the_lines_that_were_written_whatever_is_in_them(tmp_pat
     lines = ['{"user_id": "a\u2028b"}', '{"user_id": "\x85"}']
     assert parts.open_parts(tmp_path / "p", {"a": 1}) == []
     parts.write_part(tmp_path / "p", 3, lines)
-    assert parts.read_part(tmp_path / "p", 3) == lines and parts.missing_parts(
-        tmp_path / "p", 5
-    ) == [0, 1, 2, 4]
+    assert list(parts.read_parts(tmp_path / "p", 5)) == [None, None, None, lines, None]
+    assert parts.missing_parts(tmp_path / "p", 5) == [0, 1, 2, 4]
+
+
+def test_a_folder_of_parts_is_listed_once_however_many_there_are(tmp_path, monkeypatch):
+    parts.open_parts(tmp_path / "p", {"a": 1})
+    for number in range(20):
+        parts.write_part(tmp_path / "p", number, [str(number)])
+    listed = []
+    original = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *words: listed.append(words) or original(*words))
+    assert list(parts.read_parts(tmp_path / "p", 20)) == [[str(number)] for number in range(20)]
+    assert len(listed) == 1
 
 
 def test_parts_without_a_word_on_their_run_are_not_used(tmp_path):

@@ -16,7 +16,9 @@ from minionerec.evaluation import metrics, statistics
 from minionerec.evaluation import slices as slices_of_rows
 from minionerec.evaluation.exposure import exposure
 from minionerec.evaluation.metrics import KS, row_metrics
-from minionerec.evaluation.scoring import score_predictions
+from minionerec.evaluation.row_places import find_targets, tie_groups
+from minionerec.evaluation.rows import as_table, rows_of_records
+from minionerec.evaluation.scoring import intervals_of, score_predictions
 from minionerec.evaluation.statistics import compare
 from minionerec.pages.plots import curves
 from minionerec.pages.text import metrics_table
@@ -114,6 +116,44 @@ def test_ndcg_equals_scikit_learn_which_also_averages_over_ties(seed):
         assert item_level[f"NDCG@{k}"][0] == pytest.approx(ndcg_score(truth, scores[None], k=k))
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_places_of_all_rows_at_once_are_those_of_one_list_after_the_other(seed):
+    """Lists of different lengths, items that repeat, SIDs that are shared also by items apart."""
+    rng = random.Random(seed)
+    catalogue = [f"i{n}" for n in range(12)]
+    sid_of = {item: (rng.randrange(6),) for item in catalogue if rng.random() < 0.8}
+    rows = []
+    for _ in range(40):
+        items = rng.choices([*catalogue, "elsewhere"], k=rng.randrange(9))
+        rows.append(prediction("u", rng.choice(catalogue), items))
+    table = rows_of_records(rows, catalogue)
+    for sids in (None, sid_of):
+        groups = None if sids is None else tie_groups(table.item_ids, sids)
+        distinct, of_row = find_targets(table, groups)
+        found = [distinct[number] for number in of_row]
+        expected = [find_target(row["item_ids"], row["target_item_id"], sids) for row in rows]
+        assert found == expected
+
+
+def test_rows_of_one_user_with_one_target_are_ordered_by_what_they_show():
+    """By ids, not by their place in the catalogue; a list comes before one that it begins."""
+    rows = [
+        prediction("v", "b", ["a"]),
+        prediction("u", "b", ["a", "c"]),
+        prediction("u", "b", ["a"]),
+        prediction("u", "a", ["c"]),
+        prediction("u", "b", ["a"]),
+        prediction("u", "b", []),
+    ]
+    histories = [["a"], ["a"], ["c", "a"], ["a"], ["b"], ["a"]]
+    table = rows_of_records(rows, ["c", "b", "a"], histories)
+    keys = [
+        (row["user_id"], row["target_item_id"], row["item_ids"], history)
+        for row, history in zip(rows, histories, strict=True)
+    ]
+    assert table.canonical_order().tolist() == sorted(range(6), key=keys.__getitem__)
+
+
 def test_results_do_not_depend_on_the_order_of_rows_to_the_last_bit():
     rows, histories, catalogue, counts = random_world(1)
     sid_of = {item: (n // 2,) for n, item in enumerate(catalogue)}
@@ -144,9 +184,7 @@ def test_exposure_worked_by_hand():
 
     Of 12 interactions a has 10 and b 2. With one added to each of four items p is 11/16, 3/16 and 1/16 for c.
     """
-    spread = exposure(
-        [["a", "b", "d"], ["a", "c", "d"]], list("abcd"), {"a": 10, "b": 2}, ks=(1, 2)
-    )
+    spread = exposure(np.array([[0, 1, 3], [0, 2, 3]]), np.array([10, 2, 0, 0]), ks=(1, 2))
     assert (spread["coverage@1"], spread["coverage@2"]) == (0.25, 0.75)
     assert spread["gini@1"] == pytest.approx(plain_gini([2, 0, 0, 0])) == pytest.approx(0.75)
     assert spread["gini@2"] == pytest.approx(plain_gini([2, 1, 1, 0])) == pytest.approx(0.375)
@@ -163,7 +201,8 @@ def test_exposure_worked_by_hand():
 @pytest.mark.parametrize("seed", range(3))
 def test_exposure_equals_one_list_after_the_other(seed):
     rows, _, catalogue, counts = random_world(seed)
-    spread = exposure([row["item_ids"] for row in rows], catalogue, counts)
+    lists = [[catalogue.index(item) for item in row["item_ids"]] for row in rows]
+    spread = exposure(as_table(lists), np.array([counts[item] for item in catalogue]))
     assert spread == pytest.approx(
         {
             key: value
@@ -407,7 +446,7 @@ def test_curves_of_a_log_without_numbers_are_refused(tmp_path):
 
 def test_rows_are_parted_by_whether_train_goes_from_their_last_item_straight_to_the_target():
     """Train goes a -> b -> a and b -> c; the third row's target came after its last item, but not directly."""
-    pairs = slices_of_rows.pairs_of([[0, 1, 0], [1, 2]], ["a", "b", "c", "d"])
+    pairs = slices_of_rows.pairs_of([[0, 1, 0], [1, 2]], 4)
     rows = [prediction("u", target, ["a", "b"]) for target in "bcca"]
     histories = [["c", "a"], ["b"], ["a"], ["d"]]
     scored = score_predictions(
@@ -423,10 +462,11 @@ def test_rows_are_parted_by_whether_train_goes_from_their_last_item_straight_to_
 def test_a_slices_interval_is_that_of_its_rows_alone_when_every_user_is_in_one_slice():
     """Users of one slice drawn among all users, against the plain bootstrap of this slice's users."""
     rng = np.random.default_rng(0)
-    names = ["yes"] * 150 + ["no"] * 250
+    names = np.array(["yes"] * 150 + ["no"] * 250)
     users = [f"u{row // 2}" for row in range(400)]
     values = {"HR@10": rng.integers(0, 2, 400).astype(float), "NDCG@10": rng.random(400)}
-    found = slices_of_rows.slice_intervals(values, {"kind": names}, users, 4_000, 1)["kind"]
+    _, intervals = intervals_of(values, {"kind": names}, users, 4_000, 1)
+    found = intervals["kind"]
     for name, rows in (("yes", slice(0, 150)), ("no", slice(150, 400))):
         part = {key: of_key[rows] for key, of_key in values.items()}
         expected = statistics.bootstrap_intervals(part, users[rows], 4_000, 2)

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.config import read_command_line, read_experiment
-from minionerec.experiment.describe import describe_settings
+from minionerec.experiment.describe import describe_settings, settings_page
 from minionerec.experiment.settings import (
     RL_PRESETS,
     SECTIONS,
@@ -115,7 +115,8 @@ def test_a_missing_settings_file_is_refused_with_exactly_its_line(
         ("--seed 3 --seed=4", "command line: --seed is given twice; keep one"),
         (
             "epochs=3",
-            "command line: got 'epochs=3', expected flags of the form --section.key value",
+            "command line: got 'epochs=3', expected flags of the form --section.key value; "
+            "write --epochs 3",
         ),
         ("-k 3", "command line: got '-k', expected flags of the form --section.key value"),
         ("-- --trace", "command line: got '--', expected flags of the form --section.key value"),
@@ -410,6 +411,11 @@ def test_help_shows_the_usage_and_every_key_with_its_meaning(capsys):
         assert field.description
         assert lines[place + 1].strip().startswith(field.description)
     assert describe_settings() in shown
+
+
+def test_the_page_of_settings_is_current(root):
+    page = (root / "docs" / "SETTINGS.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "python -m minionerec.experiment.describe > docs/SETTINGS.md"
 
 
 # ------------------------------------------------------------------------------------- settings in Python and in editors

@@ -29,6 +29,8 @@ REACTS_TO = (
     "CUDA_VISIBLE_DEVICES",
     "MACHINE_RANK",
     "MAIN_PROCESS_IP",
+    "MAIN_PROCESS_PORT",
+    "NUM_MACHINES",
     "OMP_NUM_THREADS",
 )
 
@@ -130,6 +132,13 @@ def test_several_gpus_get_a_process_each_and_share_the_cores(machine):
             {"OMP_NUM_THREADS": "1"},
             "--machine_rank 1 --main_process_ip 10.0.0.1 --num_processes 16",
         ),
+        (
+            "multi_node",  # four machines with two GPUs each: this one's cores are for its two
+            2,
+            {"NUM_MACHINES": 4, "MACHINE_RANK": 3, "MAIN_PROCESS_PORT": 29501},
+            {"OMP_NUM_THREADS": "4"},
+            "--num_machines 4 --machine_rank 3 --main_process_port 29501 --num_processes 8",
+        ),
     ],
 )
 def test_an_accelerate_file_decides_and_visible_gpus_fill_in_the_rest(
@@ -143,6 +152,38 @@ def test_an_accelerate_file_decides_and_visible_gpus_fill_in_the_rest(
         f"-P -m minionerec.experiment.accelerated --config_file {file} {options}"
     )
     assert command.words[-3:] == SCRIPT
+
+
+def test_of_work_that_cannot_be_shared_every_machine_starts_one_process_with_all_its_cores(machine):
+    """The first machine's does the work, the others wait for it."""
+    file = ROOT / "configs" / "accelerate" / "multi_node.yaml"
+    machine(8, ACCELERATE_CONFIG=file, MACHINE_RANK=1)
+    command = command_of("sft.py", ["--a", "b c"], is_shared=False)
+    assert command.variables == {"OMP_NUM_THREADS": "8"}
+    assert " ".join(command.words[:-3]) == (
+        f"-P -m minionerec.experiment.accelerated --config_file {file} --machine_rank 1 "
+        "--num_processes 2"
+    )
+    assert command.words[-3:] == SCRIPT
+
+
+@pytest.mark.parametrize(
+    "file, given, message",
+    [
+        ("multi_node", "four", "NUM_MACHINES: got 'four', expected a whole number from 1"),
+        (
+            None,
+            "4",
+            "NUM_MACHINES: got 4 without ACCELERATE_CONFIG, e.g. configs/accelerate/multi_node.yaml",
+        ),
+    ],
+)
+def test_a_number_of_machines_that_cannot_be_is_refused_in_one_line(machine, file, given, message):
+    shipped = {"ACCELERATE_CONFIG": ROOT / "configs" / "accelerate" / f"{file}.yaml"}
+    machine(1, NUM_MACHINES=given, **(shipped if file else {}))
+    with pytest.raises(UserError) as caught:
+        command_of("sft.py", [], is_shared=True)
+    assert str(caught.value) == message
 
 
 def test_without_any_gpu_a_file_starts_processes_on_the_cpu(machine):
@@ -189,6 +230,7 @@ def test_an_accelerate_file_that_cannot_work_is_refused_in_one_line(
         ("fsdp", "FSDP"),
         ("deepspeed_zero2", "DEEPSPEED"),
         ("multi_node", "MULTI_GPU"),
+        ("multi_node_fsdp", "FSDP"),
     ],
 )
 def test_accelerate_reads_every_shipped_file(name, kind):

@@ -228,6 +228,25 @@ def test_excluded_items_are_skipped_and_the_rest_keep_their_order_and_scores(nor
     assert (kept[1] == -1).all() and (scores[1] == -math.inf).all()
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_excluded_the_list_is_the_full_one_without_it(seed):
+    """Prompts exclude different numbers of leaves; whole branches die, level by level."""
+    chance = random.Random(seed)
+    sids, model = random_catalogue(seed, 40, 3, 4), tiny_model("qwen2", 64, 4)
+    trie, prompts = SidTrie(sids, level_tokens([4, 4, 4])), random_prompts(8, 4)
+    everything, all_scores = search_all(model, prompts, trie, 40, batch_size=4)
+    excluded = []
+    for number in (0, 1, 13, 39):
+        excluded.append(sorted(chance.sample(range(40), number)))
+    kept, scores = search_all(model, prompts, trie, 40, batch_size=4, excluded=excluded)
+    for row, leaves in enumerate(excluded):
+        stays = ~np.isin(everything[row], leaves)
+        count = stays.sum()
+        assert kept[row, :count].tolist() == everything[row, stays].tolist()
+        assert (kept[row, count:] == -1).all()
+        assert scores[row, :count] == pytest.approx(all_scores[row, stays], abs=1e-5)
+
+
 @pytest.mark.parametrize("rollout", ["gumbel", "sample"])
 def test_drawn_rollouts_follow_the_distribution_of_the_trie(rollout):
     """The first draw of both ways is a draw from the model; 3,000 draws against the exact

@@ -89,7 +89,7 @@ def rank(
             }
         )
     histories = [[ids[item] for item in row.history] for row in rows]
-    pairs = pairs_of(samples.train_sequences, ids)
+    pairs = pairs_of(samples.train_sequences, len(ids))
     metrics = score_predictions(
         predictions, None, ids, {}, histories, bootstrap_samples=20, train_pairs=pairs
     )

@@ -338,8 +338,8 @@ def test_a_part_of_another_run_is_no_part(tmp_path):
     shutil.rmtree(tmp_path / "b")
     parts.open_parts(tmp_path / "b", {"num_beams": 50})
     shutil.copy(part, tmp_path / "b")
-    assert parts.read_part(tmp_path / "a", 0) == ["{}"]
-    assert parts.read_part(tmp_path / "b", 0) is None
+    assert list(parts.read_parts(tmp_path / "a", 1)) == [["{}"]]
+    assert list(parts.read_parts(tmp_path / "b", 1)) == [None]
 
 
 def test_lists_with_and_without_what_users_had_are_told_apart(made, tmp_path, capsys):

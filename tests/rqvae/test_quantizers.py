@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from minionerec.errors import UserError
+from rqvae.quantizers import rqkmeans
 from rqvae.quantizers.balanced import balanced_assignment, fit_balanced_rqkmeans
 from rqvae.quantizers.rqkmeans import (
     check_inputs,
@@ -159,6 +160,14 @@ def test_relative_error_is_one_when_every_item_is_rebuilt_as_the_mean():
     points = cloud()
     assert relative_error(points, points - points.mean(axis=0)) == pytest.approx(1, rel=1e-6)
     assert relative_error(points, 0 * points) == 0
+
+
+def test_relative_error_in_blocks_is_that_of_the_whole(monkeypatch):
+    """By hand: squares around the mean (1, 2) are 4 + 4, those of the differences 1 + 4."""
+    points = np.array([[1, 0], [1, 2], [1, 4]], np.float32)
+    difference = np.array([[1, 0], [0, 0], [0, 2]], np.float32)
+    monkeypatch.setattr(rqkmeans, "CHUNK_NUMBERS", 4)  # two rows
+    assert relative_error(points, difference) == 5 / 8
 
 
 def test_cluster_means_are_exact_and_zero_for_unused_codes():
