@@ -56,6 +56,7 @@ from minionerec.training.group_logps import GroupBatch, GroupOutput
 from minionerec.training.group_loss import GroupLoss
 from minionerec.training.likelihood import sft_logp, zero_loss
 from minionerec.training.objective import Loss, groups_with_signal
+from minionerec.training.price import next_to_lower
 from minionerec.training.rollouts import Reward, Roller, RolloutBuffer, Rollouts
 from minionerec.training.sharded import WholeCopy
 
@@ -144,7 +145,12 @@ class RankingTrainer(Trainer):
         step = self.state.global_step
         self.seeds.start(step)
         stage = self.contents.stage
-        advice = f"{stage}.micro_batch_size, or set model.gradient_checkpointing: true"
+        advice = next_to_lower(
+            stage,
+            self.args.per_device_train_batch_size,
+            self.args.gradient_checkpointing,
+            self.contents.settings["model.tune"],
+        )
         with explained(step + 1, self.whole_model, self.checkpoints.last_good):
             with backbone.fits_memory(advice):
                 loss = super().training_step(*args, **kwargs)

@@ -25,6 +25,7 @@ from minionerec.serving.served import Versions
 from minionerec.serving.settings import ServerSettings, describe_flags, read_flags
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+KEEP_S = 75  # of a connection without requests: longer than proxies keep theirs
 STOP_S = 30  # for the requests that are being answered when the server is told to stop
 
 
@@ -47,6 +48,7 @@ def main() -> None:
         port=settings.port,
         access_log=False,
         log_level="warning",
+        timeout_keep_alive=KEEP_S,
         timeout_graceful_shutdown=STOP_S,
     )
     server = uvicorn.Server(config)

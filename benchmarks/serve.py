@@ -43,8 +43,8 @@ from minionerec.serving.served import Versions
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 0.25  # seconds, at the 99th percentile
-SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the offline rate
-CONNECTIONS = 128
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the offline rate
+CONNECTIONS = 64
 K = 10
 
 
@@ -259,7 +259,7 @@ def random_run(folder: Path, items: int) -> Path:
     return data.parent
 
 
-def main(run: str = "", items: int = 0, users: int = 512, seconds: float = 8.0) -> None:
+def main(run: str = "", items: int = 0, users: int = 256, seconds: float = 6.0) -> None:
     """Measure a run under load, or the start of a server with so many items."""
     if items:
         startup(items)
@@ -277,7 +277,7 @@ def main(run: str = "", items: int = 0, users: int = 512, seconds: float = 8.0) 
         bodies.append(json.dumps(asked).encode())
     before, lists = offline_rate(recommender, histories)
     print(f"offline: {before:.1f} users/s", flush=True)
-    batched = sustained(Path(run), "micro-batching", bodies, before, seconds, 16)
+    batched = sustained(Path(run), "micro-batching", bodies, before, seconds, 8)
     alone = sustained(Path(run), "one by one", bodies, before, seconds, 1)
     after, _ = offline_rate(recommender, histories)
     offline = (before + after) / 2

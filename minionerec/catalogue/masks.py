@@ -22,8 +22,9 @@ class Mask:
     """What may be recommended of one catalogue. Make one with ``MaskBuilder.build``."""
 
     items: np.ndarray  # (N,) bool, by item index
-    # (nodes + F,) bool on the trie's device: whether an allowed SID lies below a node, or is it
-    nodes: Tensor
+    # (nodes + F,) bool: whether an allowed SID lies below a node, or is it
+    on_host: np.ndarray
+    nodes: Tensor  # the same on the trie's device
 
     def of_children(self, first_child: Tensor, fan_out: int) -> Tensor:
         """``(R,)`` first children -> ``(R, F)`` whether they and the nodes behind them may be used.
@@ -79,4 +80,4 @@ class MaskBuilder:
         for parents, children, begins in self._levels:
             nodes[parents] = np.logical_or.reduceat(nodes[children], begins)
         on_device = torch.from_numpy(nodes).to(self._device)
-        return Mask(items, on_device)
+        return Mask(items, nodes, on_device)

@@ -90,7 +90,7 @@ class Narrowing:
         dead_of_prompt = []
         for row, leaves in enumerate(excluded):
             mask = masks[row] if masks is not None else None
-            alive = everything if mask is None else mask.nodes.cpu().numpy()
+            alive = everything if mask is None else mask.on_host
             dead = {int(leaf_node[leaf]) for leaf in leaves}
             # Upwards, level by level: a node dies with the last of its children
             frontier = set(dead)

@@ -31,7 +31,9 @@ class ServerSettings(BaseModel):
         None, description="file with the key that requests must carry as X-API-Key"
     )
     threads: int = Field(1, ge=1, description="CPU threads of the search")
-    max_batch: int = Field(16, ge=1, description="histories that share a search")
+    max_batch: int = Field(
+        8, ge=1, description="histories that share a search; more wait longer, hardly faster"
+    )
     max_wait_ms: float = Field(3.0, ge=0, description="wait of an idle search for company")
     max_waiting: int = Field(
         256, ge=1, description="histories that may wait; further ones are turned away (503)"

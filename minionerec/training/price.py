@@ -128,11 +128,31 @@ def memory(
     inner = getattr(config, "intermediate_size", None) or 4 * width
     per_width, per_inner = KEPT["bfloat16" if bf16 else "float32"]
     block = per_width * width + per_inner * inner
-    blocks = config.num_hidden_layers * block
+    # The backward pass holds the gradients of one block's activations beside what is kept
+    blocks = (config.num_hidden_layers + 1) * block
     if checkpointing:
         # Of every block its input, and one block as a whole while it is computed again
-        blocks = config.num_hidden_layers * KEPT_AT_A_CHECKPOINT * width + block
+        blocks = config.num_hidden_layers * KEPT_AT_A_CHECKPOINT * width + 2 * block
     return states, FLOAT * tokens * blocks
+
+
+def next_to_lower(stage: str, micro_batch: int, checkpointing: bool, tune: str) -> str:
+    """What to change first where memory has run out, from the cheapest on; no step changes a loss.
+
+    Args:
+        stage: whose settings.
+        micro_batch: rows of a forward.
+        checkpointing: whether activations are computed again already.
+        tune: ``model.tune``.
+    """
+    if micro_batch > 1:
+        half = micro_batch // 2
+        return f"{stage}.micro_batch_size from {micro_batch} to {half}: the steps stay as they are"
+    if not checkpointing:
+        return "memory at the cost of time: set model.gradient_checkpointing: true"
+    if tune == "full":
+        return "the number of trained weights: set model.tune: lora"
+    return "model.max_tokens, or take a smaller model.backbone"
 
 
 def describe(

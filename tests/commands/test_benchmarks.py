@@ -1,5 +1,6 @@
 """Every benchmark runs, finds both sides equal and ends with its ratio; what the ratio is depends on the machine."""
 
+import json
 import os
 import re
 import subprocess
@@ -61,3 +62,36 @@ def test_an_unknown_shape_is_one_line():
         run("benchmarks/decode.py", "--shape", "huge", code=2).strip()
         == "--shape: got 'huge', expected one of tiny, qwen0.5b, qwen1.5b"
     )
+
+
+def gpu_script(out, *words) -> list[dict]:
+    """The lines that ``benchmarks/gpu.sh --smoke`` leaves."""
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", "--smoke", "--out", str(out), *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_part_of_the_gpu_script_leaves_a_line_also_where_no_time_is_left(tmp_path):
+    parts = "machine,decode,sft,rl"
+    rows = gpu_script(tmp_path, "--seconds", "3", "--only", parts)
+    assert [row["part"] for row in rows] == ["machine", "decode-tiny", "sft-tiny", "rl-tiny"]
+    assert {row["code"] for row in rows} == {"no time left"}
+    rows = gpu_script(tmp_path, "--only", "machine")[4:]
+    assert [row["code"] for row in rows] == ["0"]
+    assert rows[0]["last"].startswith("matmul peak: float32 ")
+
+
+@pytest.mark.slow
+def test_all_of_the_gpu_script_runs_on_a_cpu(tmp_path):
+    rows = gpu_script(tmp_path, "--seconds", "800")
+    assert len(rows) >= 11
+    assert {row["code"] for row in rows} == {"0"}
+    exact = [row["last"] for row in rows if row["part"].endswith("tiny")]
+    assert all(last.endswith("parity: ok") for last in exact)

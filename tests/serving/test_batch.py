@@ -1,6 +1,7 @@
 """``recommend.py`` from file to file: the lists of an evaluation, to the byte, however they came about."""
 
 import json
+import subprocess
 import sys
 
 import pandas as pd
@@ -132,3 +133,20 @@ def test_a_mistake_is_one_line_and_nothing_is_written(ask, tmp_path, flags, mess
         ask(*flags)
     assert str(error.value) == message
     assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes_as_one(ask, root, tmp_path):
+    """``accelerate launch``; four parts, two for each process."""
+    ask("--users", "all", "--out", "one.jsonl")
+    program = (
+        "import sys; from minionerec.serving import batch; batch.USERS_PER_PART = 32; "
+        f"sys.path.insert(0, {str(root)!r}); import recommend; recommend.main()"
+    )
+    (tmp_path / "started.py").write_text(program)
+    words = ["--cpu", "--num_processes", "2", "--num_machines", "1", "started.py"]
+    flags = ["--config", "tiny.yaml", "--users", "all", "--out", "two.jsonl"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words, *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()

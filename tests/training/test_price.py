@@ -46,7 +46,8 @@ def test_activations_are_those_that_autograd_keeps(family, within, width, inner)
     _, said = price.memory(
         model, price.count_weights(model), 800, bf16=False, checkpointing=False, copies=0
     )
-    assert said == pytest.approx(kept_bytes(model, 800), rel=within)
+    # Two blocks keep theirs, and the gradients of one are there at a time
+    assert said == pytest.approx(kept_bytes(model, 800) * 3 / 2, rel=within)
 
 
 def test_weights_operations_and_states_of_a_model_are_those_counted_by_hand():
@@ -72,6 +73,15 @@ def test_tokens_of_an_epoch_are_scaled_up_from_its_first_batches():
     tokens = price.count_tokens(iter(batches), 34, lambda batch: 10 * len(batch))
     # 16 batches, one of them without rows: 2 + 2 + 13 rows, half of 34
     assert tokens == price.Tokens(340.0, 20)
+
+
+def test_out_of_memory_names_the_next_thing_to_lower():
+    steps = [(64, False, "full"), (1, False, "full"), (1, True, "full"), (1, True, "lora")]
+    advice = [price.next_to_lower("rl", *step) for step in steps]
+    assert advice[0].startswith("rl.micro_batch_size from 64 to 32")
+    assert "gradient_checkpointing: true" in advice[1]
+    assert "model.tune: lora" in advice[2]
+    assert "smaller model.backbone" in advice[3]
 
 
 def left_behind(folder: Path) -> list[str]:
