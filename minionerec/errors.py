@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 USER_ERROR = 2
 LOST_PROCESS = 3
@@ -32,9 +34,14 @@ class UserError(Exception):
     """
 
 
-def stopped_by(signal: int) -> int:
+def stopped_by(number: int) -> int:
     """The exit code of a command that a signal has stopped, as shells have it."""
-    return 128 + signal
+    return 128 + number
+
+
+def relative_to(path: Path) -> str:
+    """`` in /home/me`` for a path that is looked for from the working directory, else ""."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
 
 
 def show(message: str) -> None:
@@ -52,9 +59,20 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         _leave(str(error))
         sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        _leave("interrupted; what is finished stays, and the same command goes on or begins again")
+        sys.exit(stopped_by(signal.SIGINT))
+    except SystemExit:
+        with _quiet_pipe():
+            sys.stdout.flush()
+        raise
+    except BrokenPipeError:  # as of `... --help | head`
+        _forget_stdout()
+        sys.exit(stopped_by(signal.SIGPIPE))
     except RuntimeError as error:
         if "RANK" not in os.environ or not any(text in str(error) for text in GONE):
             raise
@@ -62,6 +80,20 @@ def one_line_errors() -> Iterator[None]:
         message = f"process {os.environ['RANK']} lost the connection to another process: {cause}"
         _leave(message, lost=True)
         os._exit(LOST_PROCESS)  # the usual way out would wait for the other process
+
+
+@contextlib.contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """Nobody reads the output any more: no reason to complain."""
+    try:
+        yield
+    except BrokenPipeError:
+        _forget_stdout()
+
+
+def _forget_stdout() -> None:
+    """Let Python's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(message: str, lost: bool = False) -> None:

@@ -46,9 +46,10 @@ is_recent() {
 
 # set_up user (quickstart.sh) or set_up developer (test.sh). Create .venv unless an environment is active, and install
 # requirements.txt and this project into the environment, for a developer with the extra dev of pyproject.toml, in the
-# versions of constraints.txt, unless the stamp in it says that this very set was installed before.
+# versions of constraints.txt, unless the stamp in it says that this very set was installed before. A user's active
+# environment that lacks nothing is left as it is; what it lacks is said first.
 set_up() {
-    local candidate stamp wanted extra=""
+    local candidate stamp wanted lacks extra=""
     if [[ "$1" == developer ]]; then extra="[dev]"; fi
     if ! find_python; then
         for candidate in python3 python3.11 python3.12 python3.13; do
@@ -63,6 +64,12 @@ set_up() {
     stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.minionerec-requirements.sha256"
     wanted="$(digest_of requirements.txt constraints.txt pyproject.toml) $ROOT"
     if [[ -f "$stamp" ]] && grep -qxF -- "$wanted$extra" "$stamp"; then return 0; fi
+    if [[ "$1" == user && "$PYTHON" != "$ROOT/.venv/bin/python" && ! -f "$stamp" ]]; then
+        # Somebody else's: it is left as it is where nothing is missing, and told apart where something is
+        lacks="$("$PYTHON" "$ROOT/minionerec/experiment/lacking.py" "$ROOT/requirements.txt")"
+        if [[ -z "$lacks" ]]; then return 0; fi
+        echo "set-up: the active environment lacks $lacks (deactivate it to have them in $ROOT/.venv instead)"
+    fi
     echo "set-up: installing requirements.txt${extra:+ and the extra dev} into $(dirname -- "$stamp") (once, a minute or two)"
     "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null
     pip_install "$ROOT/requirements.txt" -r "$ROOT/requirements.txt"

@@ -138,8 +138,10 @@ def check_names(experiment: Experiment, name: str, flags: dict[str, str]) -> Non
             f"--to: got '{name}', expected another name than the experiment's own, "
             "which stays as it is"
         )
-    if not name or Path(name).name != name or name.startswith("."):
-        problems.append(f"--to: got '{name}', expected a plain folder name")
+    try:
+        experiment.changed({"name": name})
+    except UserError as error:
+        problems.append(f"--to: {str(error).removeprefix('name: ')}")
     if problems:
         raise UserError("\n".join(problems))
 

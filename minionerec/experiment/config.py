@@ -21,7 +21,8 @@ import yaml
 from pydantic import ValidationError
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.describe import describe_settings
+from minionerec.experiment.describe import describe_section, describe_settings
+from minionerec.experiment.mistakes import advice_on_key, advice_on_word
 from minionerec.experiment.problems import did_you_mean, problems_of
 from minionerec.experiment.settings import (
     MOVED,
@@ -68,8 +69,8 @@ def read_command_line(
         UserError: with every mistake on a line of its own.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print((usage or "").strip() + "\n\n" + describe_settings())
+    if wants_help(argv):
+        print(help_text(usage or "", argv))
         sys.exit(0)
     flags = split_flags(argv)
     if "config" not in flags:
@@ -85,6 +86,29 @@ def read_command_line(
     return read_experiment(path, overrides), of_script
 
 
+def wants_help(argv: list[str]) -> bool:
+    """Whether the words ask for help."""
+    return bool({"-h", "--help"} & set(argv))
+
+
+def help_text(usage: str, argv: list[str]) -> str:
+    """What ``--help`` shows: a command's own flags, then the settings; ``--help sft`` a section.
+
+    Raises:
+        UserError: the word behind ``--help`` names no section.
+    """
+    place = next(number for number, word in enumerate(argv) if word in ("-h", "--help"))
+    behind = argv[place + 1] if place + 1 < len(argv) else ""
+    if behind and not behind.startswith("-"):
+        if behind not in SECTIONS:
+            raise UserError(
+                f"command line: --help: got '{behind}', expected one of {', '.join(SECTIONS)}"
+                f"{did_you_mean(behind, SECTIONS)}"
+            )
+        return describe_section(behind)
+    return usage.strip() + "\n\n" + describe_settings()
+
+
 def split_flags(argv: list[str]) -> dict[str, str]:
     """``--key value`` and ``--key=value`` as ``{key: text}``.
 
@@ -96,6 +120,7 @@ def split_flags(argv: list[str]) -> dict[str, str]:
         if not word.startswith("--") or word == "--":
             raise UserError(
                 f"command line: got '{word}', expected flags of the form --section.key value"
+                f"{advice_on_word(word)}"
             )
         key, equals, text = word[2:].partition("=")
         if not equals and key not in SWITCHES:
@@ -190,7 +215,9 @@ def _read_values(entries: Entries) -> tuple[dict[str, Any], dict[str, str]]:
             advice = f"pass --{MOVED[key]}" if is_flag else "move it there"
             mistakes[key] = f"is now {MOVED[key]}; {advice}"
         elif name not in fields:
-            mistakes[key] = f"unknown key{_nearest_key(section, name)}"
+            known = list(fields)
+            hint = advice_on_key(section, name, known) or _nearest_key(section, name)
+            mistakes[key] = f"unknown key{hint}"
         else:
             try:
                 value = _convert(entry.node, fields[name].annotation)

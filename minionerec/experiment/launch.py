@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     words, flags, yes = reuse.split_words(argv)
     if flags or yes:
         preflight.check_stage(words)
-        reuse.apply(read_command_line(__doc__, words[1:], own=())[0], flags, yes)
+        reuse.apply(read_command_line(__doc__, words[1:], own=("dry_run",))[0], flags, yes)
     if preflight.main(words) == preflight.NOTHING_TO_DO:
         return 0
     stage, *arguments = words

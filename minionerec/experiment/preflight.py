@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 
 from minionerec.errors import UserError, one_line_errors
-from minionerec.experiment.config import read_command_line
-from minionerec.experiment.describe import describe_settings
+from minionerec.experiment.config import help_text, read_command_line, wants_help
 from minionerec.experiment.lineage import is_finished, open_folder, open_stage
 from minionerec.experiment.manifest import MANIFEST
 from minionerec.experiment.run import forget_interrupted
@@ -43,8 +42,8 @@ def main(argv: list[str]) -> int:
         UserError: anything that would stop the stage later.
     """
     stage = check_stage(argv)
-    if {"-h", "--help"} & set(argv):
-        print(usage_of(ROOT / STAGES[stage].script) + "\n\n" + describe_settings())
+    if wants_help(argv):
+        print(help_text(usage_of(ROOT / STAGES[stage].script), argv))
         return NOTHING_TO_DO
     own = ("dry_run",) if stage in TRAINED else ()
     experiment, _ = read_command_line(__doc__, argv[1:], own)

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -29,6 +30,7 @@ from minionerec.catalogue.rows import Row, Rows
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.errors import UserError
 from minionerec.experiment.files import fingerprints
+from minionerec.experiment.problems import did_you_mean
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import ModelSettings
@@ -40,6 +42,15 @@ from minionerec.model.vocabulary import extend_vocabulary, train_tokenizer
 from minionerec.model.word_rows import start_from_words
 
 SCRATCH = "scratch"
+# Keys of a config that transformers takes though no family lists them any more
+ALWAYS_KNOWN = (
+    "model_type",
+    "attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "rope_theta",
+    "rope_scaling",
+)
 
 
 def build(
@@ -197,6 +208,7 @@ def _from_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
         "pad_token_id": tokenizer.pad_token_id,
     }
     model_type = settings.pop("model_type", None)
+    check_config_keys(str(model_type), list(config))
     try:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
         model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit together show only here
@@ -208,6 +220,28 @@ def _from_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
             f"model.config: cannot build a '{model_type}' model: {lines[0].strip()}"
         ) from error
     return model
+
+
+def check_config_keys(model_type: str, keys: Sequence[str]) -> None:
+    """Refuse keys that the family's config does not have; transformers would keep and ignore them.
+
+    Raises:
+        UserError: a line per key, with the nearest one that there is.
+    """
+    if model_type not in CONFIG_MAPPING:
+        return  # said where the config is built
+    # Of defaults: it lists all that the family knows, under the library's own names
+    family = CONFIG_MAPPING[model_type]()
+    # gpt2's n_embd and hidden_size are one key under two names
+    known = {*family.to_dict(), *family.attribute_map, *ALWAYS_KNOWN}
+    lines = []
+    for key in keys:
+        if key not in known:
+            lines.append(
+                f"model.config: {key}: no key of a '{model_type}' model{did_you_mean(key, known)}"
+            )
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def add_dropout(model: PreTrainedModel, p: float) -> None:

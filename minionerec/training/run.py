@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import partial_path, settings_difference
+from minionerec.experiment.stages import partial_path, settings_difference, stage_path
 from minionerec.model import backbone
 from minionerec.training import price
 from minionerec.training.callbacks import StepProgress
@@ -88,9 +89,7 @@ def training_arguments(
     s = getattr(experiment, stage)
     report_to = reporters(s.report_to)
     _, bf16 = backbone.precision(experiment.model.dtype)
-    os.environ.setdefault(
-        "TENSORBOARD_LOGGING_DIR", str(partial_path(experiment, stage) / "tensorboard")
-    )
+    keep_logs(stage_path(experiment, "logs") / stage, report_to)
     return TrainingArguments(
         output_dir=str(partial_path(experiment, stage)),
         # Every validation is followed by a checkpoint, so that the best step can be handed on
@@ -127,6 +126,17 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         **specific,
     )
+
+
+def keep_logs(folder: Path, report_to: Sequence[str]) -> None:
+    """Let trackers write beside the stages, where a finished stage leaves their files alone.
+
+    What the caller has set in the environment counts.
+    """
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    if "wandb" in report_to:
+        folder.mkdir(parents=True, exist_ok=True)  # else W&B writes into a temporary folder
+        os.environ.setdefault("WANDB_DIR", str(folder))
 
 
 def reporters(report_to: str) -> list[str]:

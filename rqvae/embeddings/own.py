@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minionerec.catalogue.sources.cells import read_id
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 from minionerec.experiment.files import load_array
 
 EXPECTED = (
@@ -36,7 +36,9 @@ def read_own_vectors(name: str, item_ids: Sequence[str]) -> np.ndarray:
     """
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"sids.embeddings: {name}: no such file; expected {EXPECTED}")
+        raise UserError(
+            f"sids.embeddings: {name}: no such file{relative_to(path)}; expected {EXPECTED}"
+        )
     if path.suffix == ".parquet":
         ids, vectors = _read_parquet(path)
     elif path.suffix == ".npy":

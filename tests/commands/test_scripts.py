@@ -20,9 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from minionerec.experiment.lacking import lacking
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["data/prepare.sh", "rqvae/rqvae.sh", "sft.sh", "rl.sh", "evaluate.sh", "baselines/run.sh"]
 RUN_BY_USERS = [*STAGES, "quickstart.sh", "test.sh", ".ci/run"]
+GOES_ON = "benchmarks/gpu.sh"  # a chain of measurements, of which a failing one stops no other
 ENVIRONMENT = (
     "VIRTUAL_ENV",
     "CONDA_PREFIX",
@@ -91,6 +94,7 @@ def test_shellcheck_finds_nothing():
         "SCRIPTDIR",
         *RUN_BY_USERS,
         "minionerec/setup.sh",
+        GOES_ON,
     ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout + run.stderr) == (0, "")
@@ -100,7 +104,7 @@ def test_no_script_is_forgotten_here():
     found = {
         str(path.relative_to(ROOT)) for pattern in ("*.sh", "*/*.sh") for path in ROOT.glob(pattern)
     }
-    assert found == {*RUN_BY_USERS, "minionerec/setup.sh"} - {".ci/run"}
+    assert found == {*RUN_BY_USERS, "minionerec/setup.sh", GOES_ON} - {".ci/run"}
 
 
 @pytest.mark.parametrize("name", RUN_BY_USERS)
@@ -156,14 +160,18 @@ def test_a_stage_in_an_environment_without_the_packages_says_so_in_one_line(copy
     )
 
 
-def recording_python(folder: Path, pip_code: int = 0) -> Path:
-    """An environment whose Python answers questions for real, but writes down ``-m`` calls instead of making them."""
+def recording_python(folder: Path, pip_code: int = 0, lacks: str = "torch==2") -> Path:
+    """An environment whose Python answers questions for real, but writes down ``-m`` calls instead of making them.
+
+    ``lacks`` is what it says that is missing.
+    """
     return executable(
         folder / "bin" / "python",
         f"""#!/usr/bin/env bash
 if [[ "$1" == -m && "$3" == --version ]]; then exit 0; fi
 if [[ "$1" == -m ]]; then printf '%s\\n' "$*" >>"{folder}/calls"; exit {pip_code}; fi
 if [[ "$2" == *sys.prefix* ]]; then echo "{folder}"; exit 0; fi
+if [[ "$1" == *lacking.py ]]; then echo "{lacks}"; exit 0; fi
 exec "{sys.executable}" "$@"
 """,
     )
@@ -179,9 +187,9 @@ def test_requirements_are_installed_once_and_again_when_they_change(copy, tmp_pa
     environment = tmp_path / "env"
     recording_python(environment)
     first, second = (in_setup_sh(copy, "set_up user", VIRTUAL_ENV=environment) for _ in range(2))
-    assert (
-        first.stdout
-        == f"set-up: installing requirements.txt into {environment} (once, a minute or two)\n"
+    assert first.stdout == (
+        f"set-up: the active environment lacks torch==2 (deactivate it to have them in {copy}/.venv "
+        f"instead)\nset-up: installing requirements.txt into {environment} (once, a minute or two)\n"
     )
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     assert (environment / "calls").read_text() == pip_calls(copy)
@@ -189,6 +197,20 @@ def test_requirements_are_installed_once_and_again_when_they_change(copy, tmp_pa
         handle.write("# changed\n")
     in_setup_sh(copy, "set_up user", VIRTUAL_ENV=environment)
     assert (environment / "calls").read_text() == 2 * pip_calls(copy)
+
+
+def test_an_active_environment_that_lacks_nothing_is_left_as_it_is(copy, tmp_path):
+    environment = tmp_path / "env"
+    recording_python(environment, lacks="")
+    run = in_setup_sh(copy, 'set_up user; echo "$PYTHON"', VIRTUAL_ENV=environment)
+    assert (run.stdout, run.stderr) == (f"{environment}/bin/python\n", "")
+    assert [path.name for path in environment.iterdir()] == ["bin"]
+
+
+def test_what_an_environment_lacks_is_told_by_name_and_version():
+    """pytest is here, in no version from the far future; the last is nowhere."""
+    wanted = "# tests\npytest>=1  # why\npytest>=9999\n\nno-such-package-at-all==1\n-r other.txt\n"
+    assert lacking(wanted) == ["pytest>=9999", "no-such-package-at-all==1"]
 
 
 def test_an_extra_is_installed_on_top_and_is_no_reason_to_install_again_without_it(copy, tmp_path):

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.config import read_command_line, read_experiment
-from minionerec.experiment.describe import describe_settings
+from minionerec.experiment.describe import describe_settings, settings_page
 from minionerec.experiment.settings import (
     RL_PRESETS,
     SECTIONS,
@@ -34,6 +34,7 @@ from minionerec.experiment.settings import (
     keys_of,
     schema,
 )
+from minionerec.experiment.stages import settings_of
 
 MALFORMED = Path(__file__).parent / "malformed"
 
@@ -115,7 +116,8 @@ def test_a_missing_settings_file_is_refused_with_exactly_its_line(
         ("--seed 3 --seed=4", "command line: --seed is given twice; keep one"),
         (
             "epochs=3",
-            "command line: got 'epochs=3', expected flags of the form --section.key value",
+            "command line: got 'epochs=3', expected flags of the form --section.key value; "
+            "write --epochs 3",
         ),
         ("-k 3", "command line: got '-k', expected flags of the form --section.key value"),
         ("-- --trace", "command line: got '--', expected flags of the form --section.key value"),
@@ -412,6 +414,11 @@ def test_help_shows_the_usage_and_every_key_with_its_meaning(capsys):
     assert describe_settings() in shown
 
 
+def test_the_page_of_settings_is_current(root):
+    page = (root / "docs" / "SETTINGS.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "python -m minionerec.experiment.describe > docs/SETTINGS.md"
+
+
 # ------------------------------------------------------------------------------------- settings in Python and in editors
 
 
@@ -561,3 +568,12 @@ def test_any_flag_value_is_read_or_refused_in_words(tmp_path_factory, key, text)
         assert read_experiment(path, {key: text}).name == "demo"
     except UserError as error:
         assert key in str(error)
+
+
+@pytest.mark.parametrize("name", ["amazon_industrial_smollm2", "amazon_industrial_smollm2_cpu"])
+def test_configs_on_the_same_data_share_its_prepared_stages(root, name):
+    """Embeddings and SIDs are made once, and copied or linked from one experiment to the next."""
+    small = read_experiment(root / "configs/amazon_industrial_small.yaml")
+    other = read_experiment(root / f"configs/{name}.yaml")
+    for stage in ("data", "embeddings", "sids"):
+        assert settings_of(other, stage) == settings_of(small, stage)

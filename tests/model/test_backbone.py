@@ -177,3 +177,16 @@ def test_a_config_that_cannot_be_built_is_one_line(tmp_path):
             TEXTS,
             1,
         )
+
+
+def test_a_key_that_a_family_does_not_have_is_refused_with_the_nearest():
+    """gpt2 says n_embd and knows hidden_size as another name of it."""
+    backbone.check_config_keys("qwen2", ["hidden_size", "rope_theta", "tie_word_embeddings"])
+    backbone.check_config_keys("gpt2", ["n_embd", "hidden_size"])
+    with pytest.raises(UserError) as caught:
+        backbone.check_config_keys("qwen2", ["hiden_size", "num_hidden_layers", "n_layers"])
+    first, second = str(caught.value).splitlines()
+    assert (
+        first == "model.config: hiden_size: no key of a 'qwen2' model; did you mean 'hidden_size'?"
+    )
+    assert second.startswith("model.config: n_layers: no key of a 'qwen2' model")

@@ -357,7 +357,9 @@ def test_a_path_that_is_no_folder_is_one_line(monkeypatch, tmp_path, capsys, sou
     (tmp_path / "shop.yaml").write_text(f"data: {{source: {source}, path: '{path}'}}\n")
     monkeypatch.setattr("sys.argv", ["prepare.py", "--config", "shop.yaml"])
     said = ended(capsys, prepare.main)
-    assert said.startswith(f"data.path: no folder '{path}'; ") and said.count("\n") == 1
+    assert (
+        said.startswith(f"data.path: no folder '{path}' in {tmp_path}; ") and said.count("\n") == 1
+    )
 
 
 def test_embeddings_that_are_no_numbers_are_refused_by_stage_1(tmp_path, capsys):

@@ -251,7 +251,7 @@ def test_flags_that_cannot_work_are_refused(here, monkeypatch):
         (("--items", "demo.yaml", "--to", "demo"), "--to: got 'demo', expected another name"),
         (
             ("--items", "demo.yaml", "--to", "../x"),
-            "--to: got '../x', expected a plain folder name",
+            "--to: got '../x', expected letters, digits, '.', '_', '-', beginning with a letter or digit",
         ),
     ):
         monkeypatch.setattr(sys, "argv", ["add_items.py", "--config", "demo.yaml", *words])

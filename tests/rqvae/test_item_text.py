@@ -153,7 +153,7 @@ def test_own_vectors_replace_the_text_and_no_encoder_is_looked_for(tmp_path):
     np.testing.assert_allclose(rows_of(experiment), expected, atol=1e-6)
     build_sids.main(experiment)
     save_parquet(file, [f"i{n}" for n in range(40)], rows[::-1])
-    with pytest.raises(UserError, match=re.escape(f"{file} has changed since it was read; delete")):
+    with pytest.raises(UserError, match=re.escape(f"{file} has changed since it was read; run")):
         embed_items.main(experiment)
 
 

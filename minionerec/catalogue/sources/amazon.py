@@ -34,7 +34,7 @@ import pandas as pd
 
 from minionerec.catalogue.sources import cells, files, filters, readers, times
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, Source
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 from minionerec.experiment.files import fingerprints
 from minionerec.experiment.progress import Progress
 from minionerec.experiment.settings import DataSettings
@@ -127,7 +127,8 @@ def find_files(settings: DataSettings) -> tuple[Path, Path]:
     folder = Path(settings.path)
     if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
-            f"data.path: no folder '{folder}'; give the folder with the review and metadata files"
+            f"data.path: no folder '{folder}'{relative_to(folder)}; give the folder with the "
+            "review and metadata files"
         )
     present = sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(SUFFIXES)

@@ -27,7 +27,7 @@ from minionerec.catalogue.sources import cells, readers, tables
 from minionerec.catalogue.sources.items import convert_items
 from minionerec.catalogue.sources.source import ITEM_COLUMNS, SPLITS, Source
 from minionerec.catalogue.sources.table import Table
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 from minionerec.experiment.files import fingerprints, read_json
 from minionerec.experiment.settings import DataSettings
 
@@ -54,8 +54,8 @@ def load(settings: DataSettings) -> Source:
     folder = Path(settings.path)
     if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
-            f"data.path: no folder '{folder}'; give the folder with *item.json, *index.json and "
-            "the CSV files"
+            f"data.path: no folder '{folder}'{relative_to(folder)}; give the folder with "
+            "*item.json, *index.json and the CSV files"
         )
     items_path = _find_json(folder, settings.items, "item")
     index_path = _find_json(folder, "", "index")

@@ -26,7 +26,7 @@ from minionerec.catalogue.sources.items import convert_items, read_items, withou
 from minionerec.catalogue.sources.readers import SUFFIXES, is_table
 from minionerec.catalogue.sources.source import Source
 from minionerec.catalogue.sources.table import SHOWN
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 from minionerec.experiment.files import fingerprints
 from minionerec.experiment.settings import DataSettings
 
@@ -74,7 +74,8 @@ def find_file(folder: Path, name: str, word: str) -> Path:
     """
     if not os.path.isdir(folder):  # also of a name too long for a folder
         raise UserError(
-            f"data.path: no folder '{folder}'; give the folder that holds the {word} file"
+            f"data.path: no folder '{folder}'{relative_to(folder)}; give the folder that holds the "
+            f"{word} file"
         )
     present = sorted(path.name for path in folder.iterdir() if path.is_file() or is_table(path))
     if name:
