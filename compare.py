@@ -15,6 +15,7 @@ deviation over seeds tells.
     --to NAME        the method that the others are compared with; the first by default
     --metric A,B     what they are compared on; NDCG@10,HR@10 by default
     --samples N      resamples of intervals and of the randomisation test; 10000 by default
+    --strings FILE   also score by SID string, as papers do, under the SIDs of FILE (index.json)
     --json FILE      write the same figures
 """
 
@@ -34,6 +35,7 @@ from minionerec.evaluation.comparison import (
     find_reference,
 )
 from minionerec.evaluation.methods import read_methods
+from minionerec.evaluation.strings import by_string
 from minionerec.experiment.files import write_json
 from minionerec.pages.comparison import comparison_text
 
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     keys = check_metrics(options.metric.split(","), methods)
     reference = find_reference(options.to, methods)
     figures = compared(methods, reference, keys, options.samples)
+    if options.strings:
+        figures["strings"] = by_string(methods, Path(options.strings))
     print(comparison_text(figures))
     if options.json:
         try:
@@ -79,6 +83,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", metavar="NAME")
     parser.add_argument("--metric", default="NDCG@10,HR@10")
     parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--strings", metavar="FILE")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(argv)
     if options.samples < 100:

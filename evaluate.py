@@ -122,7 +122,7 @@ def fuse(experiment: Experiment, path: Path) -> None:
     own = open_folder(experiment, path)
     rows = catalogue.samples.splits[s.split]
     model = fused.read_model_lists(path / "predictions.jsonl", rows, catalogue.item_ids)
-    rankers, shares = fused.rankers_of(catalogue)
+    rankers, shares, networks = fused.partners_of(catalogue)
 
     # Unite, weigh, measure
     ready = time.perf_counter()
@@ -137,7 +137,7 @@ def fuse(experiment: Experiment, path: Path) -> None:
         "cost": cost(0, time.perf_counter() - ready, len(rows), train_seconds=ready - start),
     }
     target = fusion_path(experiment)
-    parents = [*catalogue.parents, own]
+    parents = [*catalogue.parents, own, *networks]
     with committed(target, "fusion", settings_of(experiment, "fusion"), parents) as staging:
         write_json(staging / "metrics.json", metrics)
         with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:

@@ -20,13 +20,14 @@ from pathlib import Path
 import minionerec_trainer as trainers
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.rows import mixture
-from minionerec.catalogue.samples import held_out, window_samples
+from minionerec.catalogue.samples import held_out
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.lineage import require_unchanged
+from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of
@@ -58,15 +59,13 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     policy = Policy.create(catalogue, s.dropout)
     require_unchanged(sources)
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
-    targets, _ = held_out(samples.splits["train"], s.holdout_for_rl)
-    if s.rows == "per_user":
-        longest = experiment.data.max_history
-        targets = window_samples(samples.train_sequences, longest, experiment.seed)
+    targets, _ = held_out(catalogue.train_targets(), s.holdout_for_rl)
     mixed = mixture(s.tasks, targets, policy.renderer, len(samples.items), experiment.seed)
     rows = mixed + code_rows(s.tasks, catalogue, policy.tokenizer, policy.renderer)
     recipe = soft_labels.Recipe.of(s.soft_labels)
+    teachers: list[Parent] = []
     if s.soft_labels:
-        rows = soft_labels.taught(catalogue, rows, policy.renderer, recipe)
+        rows, teachers = soft_labels.taught(catalogue, rows, policy.renderer, recipe)
     backbone.check_context(model, rows, "model.max_tokens")
     tasks = sum(share > 0 for share in s.tasks.values())
     say(f"{len(rows):,} rows of {tasks} tasks; {backbone.describe(model)}")
@@ -85,12 +84,13 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     )
     validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     settings = settings_of(experiment, "sft")
+    parents = [*policy.parents, *teachers]
     trainer = trainers.SFTTrainer(
         model,
         arguments,
         rows,
         policy.tokenizer,
-        trainers.CheckpointContents("sft", settings, policy.parents, policy, sources),
+        trainers.CheckpointContents("sft", settings, parents, policy, sources),
         validate,
         [row.user_id for row in rows] if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,
@@ -107,7 +107,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     whole = trainer.whole_model()
     if trainer.is_world_process_zero():
         facts = {"sids_sha256": catalogue.sids.sha256, "sources": sources}
-        with committed(path, "sft", settings, policy.parents, **facts) as staging:
+        with committed(path, "sft", settings, parents, **facts) as staging:
             policy.save(backbone.merged(whole), staging)
             plots.save_log(trainer, staging)
     processes.processes().wait_for_everyone()

@@ -7,7 +7,8 @@
 Prints a table of mixes of the rankers, best first, and the line to write into the YAML; if the
 checkpoint of ``evaluate.checkpoint`` has ranked the validation rows (the second command), the
 same for mixes of the model with the rankers. Weights are multiples of a tenth, temperatures of
-the text neighbours a few; lists are 100 items long.
+the text neighbours a few (fifths of more than four rankers); lists are 100 items long. Networks are
+among them where ``sft.teacher`` or ``evaluate.fusion`` has had them trained.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from minionerec.experiment.config import read_command_line
 from minionerec.experiment.lineage import open_folder
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import COMMANDS, evaluation_path
+from minionerec.experiment.stages import COMMANDS, evaluation_path, stage_path
 from minionerec.pages.text import aligned
+from minionerec.rankers import crossfit
 from minionerec.rankers.mixing import Mix, in_yaml, rankers_lists, tried
+from minionerec.rankers.networks import NETWORKS
 
 SHOWN = 8  # rows of a table
 KEYS = ("log p", "HR@1", "HR@10", "HR@50", "NDCG@10")
@@ -43,7 +46,12 @@ def try_mixes(experiment: Experiment) -> None:
     num_items = len(catalogue.item_ids)
     unwanted = catalogue.seen("valid") if experiment.evaluate.exclude_history else None
     embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
-    lists = rankers_lists(samples, valid, embeddings_file, unwanted)
+    # Networks that a teacher or a fusion has had trained
+    networks = []
+    for kind in NETWORKS:
+        if stage_path(experiment, crossfit.folds_stage(kind)).is_dir():
+            networks.append(crossfit.cross_fitted(catalogue, kind)[0])
+    lists = rankers_lists(samples, valid, embeddings_file, unwanted, networks)
 
     say(f"teacher: mixes of rankers on {len(valid):,} validation rows\n")
     best = tried({}, lists, valid, num_items=num_items, by="log p")

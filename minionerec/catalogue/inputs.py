@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from minionerec.catalogue.item_text import item_texts, shown_parts
 from minionerec.catalogue.prompts import Renderer, Template
-from minionerec.catalogue.samples import Samples, load_samples, seen_items
+from minionerec.catalogue.samples import (
+    Sample,
+    Samples,
+    load_samples,
+    seen_items,
+    window_samples,
+)
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
@@ -97,6 +103,14 @@ class Catalogue:
     def embeddings(self) -> np.ndarray:
         """``(N, D)`` float32 text embeddings of the items, from stage 1."""
         return load_array(self.sids_stage.path / "embeddings.npy").astype(np.float32)
+
+    def train_targets(self) -> Sequence[Sample]:
+        """The rows that SFT learns to complete: every train target, or those of ``sft.rows``."""
+        experiment = self.experiment
+        if experiment.sft.rows == "per_user":
+            longest = experiment.data.max_history
+            return window_samples(self.samples.train_sequences, longest, experiment.seed)
+        return self.samples.splits["train"]
 
     def seen(self, split: str) -> list[frozenset[int]]:
         """For every sample of a split the items that its user had before, all of them."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
-from minionerec.rankers import experts, fusion
+from minionerec.experiment.manifest import Parent
+from minionerec.rankers import crossfit, experts, fusion
 from minionerec.rankers.experts import Expert
 from minionerec.rankers.fusion import Lists, Union
 
@@ -24,22 +25,39 @@ def weights_of(setting: dict[str, float]) -> dict[str, float]:
     return {name: weight for name, weight in setting.items() if weight and name != "temperature"}
 
 
-def rankers_of(catalogue: Catalogue) -> tuple[list[Expert], list[float]]:
-    """The rules to which ``evaluate.fusion`` gives a weight, and the weights: the model's first.
+class Partners(NamedTuple):
+    """What a model's lists are united with: rankers, the model's weight and theirs, directories."""
+
+    rankers: list[Expert]
+    weights: list[float]
+    parents: list[Parent]
+
+
+def partners_of(catalogue: Catalogue) -> Partners:
+    """The rankers to which ``evaluate.fusion`` gives a weight; networks are trained on first use.
 
     Raises:
         UserError: a rule lacks what it reads.
     """
     s = catalogue.experiment.evaluate
     weights = weights_of(s.fusion)
+    counting, networks = crossfit.parts(
+        {name: weight for name, weight in weights.items() if name != "model"}
+    )
     rankers = experts.build(
-        [name for name in weights if name != "model"],
+        counting,
         catalogue.samples,
         embeddings_file=catalogue.sids_stage.path / "embeddings.npy",
         temperature=s.fusion.get("temperature", TEMPERATURE),
         unwanted=catalogue.seen("valid") if s.exclude_history else None,
     )
-    return rankers, [weights.get("model", 0.0), *(weights[ranker.name] for ranker in rankers)]
+    parents = []
+    for name in networks:
+        ranker, parent = crossfit.cross_fitted(catalogue, name)
+        rankers.append(ranker)
+        parents.append(parent)
+    shares = [weights.get("model", 0.0), *(weights[ranker.name] for ranker in rankers)]
+    return Partners(rankers, shares, parents)
 
 
 def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[str]) -> Lists:

@@ -33,8 +33,13 @@ def pair_in_train(data: Path, split: str) -> np.ndarray:
     found = []
     records = []
     for row in targets.itertuples():
-        found.append((row.last, row.item_id) in known)
-        records.append({"user_id": row.user_id, "target_item_id": row.item_id})
+        pair = (row.last, row.item_id)
+        found.append(pair in known)
+        record = {
+            "user_id": row.user_id,
+            "target_item_id": row.item_id,
+        }
+        records.append(record)
     keys = row_keys(records)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return np.array(found)[order]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Column = str
     BaselineName = str
     ExpertName = str
+    TeacherName = str
     SoftLabelKey = str
     FusionKey = str
     TextPart = str
@@ -34,10 +35,14 @@ else:
     RLTask = Literal["sid_to_sid", "title_to_sid", "titles_to_sid", "description_to_sid"]
     BaselineName = Literal[tuple(BASELINES)]
     RewardName = Literal["rule", "ranking", "semantic", "collaborative", "prefix"]
-    # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py).
+    # Rankers whose scores are read as probabilities (minionerec/rankers/experts.py); with networks
+    # that have not seen the rows they are asked about (minionerec/rankers/crossfit.py).
     ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
-    SoftLabelKey = Literal["weight", "final_weight", "top_k", "sharpness", "items", "temperature"]
-    FusionKey = Literal["model", "popularity", "markov", "item_knn", "text_knn", "temperature"]
+    TeacherName = Literal[ExpertName, "sasrec", "gru4rec", "hstu"]
+    SoftLabelKey = Literal[
+        "weight", "final_weight", "top_k", "sharpness", "items", "pairs", "temperature"
+    ]
+    FusionKey = Literal["model", TeacherName, "temperature"]
     # What is written about an item (minionerec/catalogue/item_text.py).
     TextPart = Literal["title", "brand", "categories", "description"]
     # Our names of the columns of two tables.

@@ -40,6 +40,7 @@ from minionerec.experiment.choices import (
     Schedule,
     SoftLabelKey,
     Task,
+    TeacherName,
     TextPart,
 )
 from minionerec.experiment.problems import problems_of
@@ -554,11 +555,12 @@ class SFTSettings(Settings):
             "teacher's share of the loss (0.5); final_weight: where that goes in the second half "
             "of all steps (stays); top_k: items a row (8); sharpness: power of their "
             "probabilities (1.5); items: passes an epoch over rows that "
-            "show one item and have the teacher alone (1); temperature: of text_knn (0.07); {}: "
-            "off (paper)"
+            "show one item and have the teacher alone (1); pairs: so many such rows per item that "
+            "show two items, which follow each other in train (0); temperature: of text_knn "
+            "(0.07); {}: off (paper)"
         ),
     )
-    teacher: dict[ExpertName, Share] = Field(
+    teacher: dict[TeacherName, Share] = Field(
         {"markov": 0.7, "text_knn": 0.3},
         description=(
             "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights "
@@ -605,7 +607,7 @@ class SFTSettings(Settings):
         for key in ("weight", "final_weight"):
             if given.get(key, 0) > 1:
                 raise ValueError(f"{key}: got {given[key]:g}, expected at most 1")
-        for key, least in (("top_k", 1), ("items", 0)):
+        for key, least in (("top_k", 1), ("items", 0), ("pairs", 0)):
             number = given.get(key, least)
             if number < least or number != int(number):
                 raise ValueError(f"{key}: got {number:g}, expected a whole number from {least}")

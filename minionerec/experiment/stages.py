@@ -117,6 +117,20 @@ _TABLE = (
         next="rl",
         parallel=True,
     ),
+    *(
+        Stage(
+            name=f"{kind}_folds",
+            what=f"{kind} networks that have not seen the rows they are asked about",
+            command="bash sft.sh",
+            script="sft.py",
+            needs=("data",),
+            settings=("seed", "data.max_history", "sft.rows", *_NETWORKS),
+            next="sft",
+            part_of="sft",
+        )
+        for kind, row in BASELINES.items()
+        if row.module == "sequential"
+    ),
     Stage(
         name="collaborative",
         what="the SASRec of the collaborative reward",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minionerec.evaluation.comparison import LEVEL, TABLE_KEYS
+from minionerec.evaluation.strings import SHOWN as TABLE_STRINGS
 from minionerec.pages.html import number
 from minionerec.pages.text import FOUR_DIGITS, aligned, metrics_table, widths_table
 
@@ -32,6 +33,8 @@ def comparison_text(figures: Mapping[str, Any]) -> str:
         parts.append(f"one seed, a sample of rows\n{widths_table(figures['beam_widths'])}")
     if figures["footnotes"]:
         parts.append("\n".join(figures["footnotes"]))
+    if "strings" in figures:
+        parts.append(strings_table(figures["strings"]))
     if figures["notes"]:
         parts.append("\n".join(figures["notes"]))
     return "\n\n".join(parts)
@@ -76,6 +79,17 @@ def slices_table(figures: Mapping[str, Any]) -> str:
             low, high = row["interval"]
             cells[-2:] = [f"{row['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
         lines.append([f"{row['pair_in_train']}: {row['method']}", *cells])
+    return aligned(lines)
+
+
+def strings_table(strings: Mapping[str, Any]) -> str:
+    """Item-level numbers, those by SID string, and by how much the strings flatter."""
+    lines = [["", "counted by", *TABLE_STRINGS]]
+    for name, figures in strings.items():
+        for level in ("item", "string", "difference"):
+            pattern = "{:+.4f}" if level == "difference" else FOUR_DIGITS
+            cells = [number(figures[level].get(key), pattern) for key in TABLE_STRINGS]
+            lines.append([name, level, *cells])
     return aligned(lines)
 
 

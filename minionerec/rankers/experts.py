@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sparse
@@ -37,21 +37,34 @@ LENGTH = 100  # items of a list, where rankers are mixed
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
 
 
+class Probabilities(Protocol):
+    """Histories, targets of train rows, their folds -> ``(B, N)``."""
+
+    def __call__(
+        self,
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None = None,
+        folds: Sequence[int] | None = None,
+        /,
+    ) -> np.ndarray:
+        """See ``Expert.probabilities``."""
+
+
 class Expert(NamedTuple):
     """One ranker of a mix.
 
     Attributes:
         name: one of ``settings.EXPERTS``.
         num_items: N.
-        probabilities: histories, and the targets of these train rows or None -> ``(B, N)``, rows
-            that add up to 1, or to 0 where the ranker knows nothing. With targets it is asked
-            leave-one-out.
+        probabilities: histories, and the targets and folds (``crossfit``) of these train rows or
+            None -> ``(B, N)``, rows that add up to 1, or to 0 where the ranker knows nothing.
+            With targets it is asked leave-one-out; only networks have folds.
         made_with: the choices it was made with, for people.
     """
 
     name: str
     num_items: int
-    probabilities: Callable[[Sequence[Sequence[int]], Sequence[int] | None], np.ndarray]
+    probabilities: Probabilities
     made_with: dict[str, float]
 
 
@@ -59,7 +72,9 @@ def popularity(counts: np.ndarray) -> Expert:
     """Train interactions per item ``(N,)``; a row's own target counts one less."""
 
     def probabilities(
-        histories: Sequence[Sequence[int]], targets: Sequence[int] | None = None
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None = None,
+        _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
         scores = np.tile(counts.astype(float), (len(histories), 1))
         for row, target in enumerate(targets or ()):
@@ -128,7 +143,9 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)  # (N, D)
 
     def probabilities(
-        histories: Sequence[Sequence[int]], _targets: Sequence[int] | None = None
+        histories: Sequence[Sequence[int]],
+        _targets: Sequence[int] | None = None,
+        _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
         latest = rules.latest_items(histories, len(unit), window)  # (B, N) sparse
         total = np.asarray(latest.sum(axis=1)).clip(min=1e-12)  # (B, 1)
@@ -155,6 +172,7 @@ def mix(
     weights: Sequence[float],
     histories: Sequence[Sequence[int]],
     targets: Sequence[int] | None = None,
+    folds: Sequence[int] | None = None,
 ) -> np.ndarray:
     """``(B, N)`` weighted sum of the experts' probabilities over their best ``LENGTH`` items.
 
@@ -162,7 +180,7 @@ def mix(
     """
     total = np.zeros((len(histories), experts[0].num_items))
     for expert, weight in zip(experts, weights, strict=True):
-        total += weight * best_of(expert.probabilities(histories, targets), LENGTH)
+        total += weight * best_of(expert.probabilities(histories, targets, folds), LENGTH)
     return total
 
 
@@ -195,7 +213,9 @@ def _counting(
     rule = rules.item_to_item(lambda: matrix, window)
 
     def probabilities(
-        histories: Sequence[Sequence[int]], targets: Sequence[int] | None = None
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None = None,
+        _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
         scores = rule.scores(histories)  # (B, N)
         for row, target in enumerate(targets or ()):

@@ -57,7 +57,7 @@ def from_expert(
 ) -> Lists:
     """An expert's k best items of each history, none of them unwanted, equal ones in item order."""
     items, weights = rank_by_scores(
-        lambda shown: expert.probabilities(shown, None),
+        expert.probabilities,
         histories,
         np.arange(expert.num_items),
         k,

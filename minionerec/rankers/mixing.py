@@ -15,11 +15,13 @@ import numpy as np
 
 from minionerec.catalogue.samples import Sample, Samples
 from minionerec.rankers import experts, fusion
+from minionerec.rankers.experts import Expert
 from minionerec.rankers.fusion import Lists
 
 RANKERS = ("markov", "item_knn", "text_knn")
 TEMPERATURES = (0.05, 0.07, 0.1, 0.15)  # of text_knn
 STEPS = 10  # weights are multiples of 1 / STEPS
+COARSE = 5  # of more than four rankers, whose mixes would be too many
 LENGTH = experts.LENGTH
 
 
@@ -36,6 +38,7 @@ def rankers_lists(
     valid: Sequence[Sample],
     embeddings_file: Path,
     unwanted: Sequence[Collection[int]] | None,
+    networks: Sequence[Expert] = (),
 ) -> dict[float, dict[str, Lists]]:
     """Temperature -> ranker -> its lists of the rows ``valid``.
 
@@ -44,11 +47,14 @@ def rankers_lists(
         valid: its validation rows.
         embeddings_file: of the items' texts; without such a file there is no ``text_knn``.
         unwanted: per row, items that are not ranked.
+        networks: trained ones that are tried too.
     """
     histories = [sample.history for sample in valid]
     length = min(LENGTH, len(samples.items))
     names = [name for name in RANKERS if name != "text_knn" or embeddings_file.is_file()]
     rules: dict[str, Lists] = {}
+    for network in networks:
+        rules[network.name] = fusion.from_expert(network, histories, length, unwanted)
     found: dict[float, dict[str, Lists]] = {}
     for temperature in TEMPERATURES:
         # only the texts have a temperature: the rules are asked once
@@ -90,7 +96,8 @@ def tried(
     for temperature, rankers in lists.items():
         together = model | rankers
         united = fusion.union(list(together.values()))
-        for weights in fusion.weight_grid(len(together), STEPS):
+        steps = STEPS if len(together) <= 4 else COARSE
+        for weights in fusion.weight_grid(len(together), steps):
             ranks = fusion.ranks(united, weights, targets)
             metrics = measured(ranks)
             shares = fusion.shares_of(united, weights, targets)

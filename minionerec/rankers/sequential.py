@@ -31,6 +31,9 @@ from minionerec.rankers.fitting import Log, Trained, cut_batches, fit, try_all
 from minionerec.rankers.networks import NETWORKS, NextItemModel
 from minionerec.rankers.scores import rank_by_scores
 
+# Settings of which every combination is trained
+TRIED = ("hidden_size", "layers", "dropout", "learning_rate")
+
 IGNORED = -100  # target of a padded position, torch's ignore_index
 
 
@@ -105,12 +108,7 @@ def train(
             f"{kind}: no user has two train interactions, so there is nothing to learn from; "
             "check data.split"
         )
-    grid: dict[str, Sequence[float]] = {
-        "hidden_size": settings.hidden_size,
-        "layers": settings.layers,
-        "dropout": settings.dropout,
-        "learning_rate": settings.learning_rate,
-    }
+    grid: dict[str, Sequence[float]] = {key: getattr(settings, key) for key in TRIED}
 
     def train_choice(choice: dict[str, Any], log: Log) -> NextItemModel:
         return train_one(kind, samples, seed, max_history, settings, choice, log)

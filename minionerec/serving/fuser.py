@@ -32,7 +32,8 @@ class Fuser:
         """
         if not catalogue.experiment.evaluate.fusion:
             return None
-        return cls(*fused.rankers_of(catalogue))
+        partners = fused.partners_of(catalogue)
+        return cls(partners.rankers, partners.weights)
 
     def fuse(
         self,
@@ -76,8 +77,10 @@ def _only(ranker: Expert, allowed: np.ndarray) -> Expert:
     """The same ranker, to which other items do not exist."""
 
     def probabilities(
-        histories: Sequence[Sequence[int]], targets: Sequence[int] | None = None
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None = None,
+        folds: Sequence[int] | None = None,
     ) -> np.ndarray:
-        return ranker.probabilities(histories, targets) * allowed
+        return ranker.probabilities(histories, targets, folds) * allowed
 
     return ranker._replace(probabilities=probabilities)

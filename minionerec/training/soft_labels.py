@@ -3,16 +3,19 @@
 A row keeps ``1 - weight`` of its label on its own target and spreads ``weight`` over the
 ``top_k`` items that a *teacher* ranks first for the same history. They are further completions of
 the same prompt, so that a prefix tree reads the prompt once. This is distillation (Hinton et al.,
-arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose teacher costs nothing to
-train: a mix of counting rules and text neighbours (``minionerec/rankers/experts.py``).
+arXiv:1503.02531, section 2: a weighted sum of two cross-entropies) whose teacher is a mix of
+rankers: counting rules and text neighbours (``minionerec/rankers/experts.py``), which cost nothing
+to train, and networks over items (``minionerec/rankers/crossfit.py``).
 
-Two promises. The teacher is asked about train rows only and has counted train interactions only:
-nothing held out reaches a label. And it is leave-one-out: what the row's own target has added to
-the counts is taken out before the row is scored, or the teacher would but repeat the target.
+Two promises. The teacher is asked about train rows only and has learned from train interactions
+only: nothing held out reaches a label. And it is leave-one-out, or it would but repeat the target:
+what the row's own target has added to the counts is taken out before the row is scored, and of
+networks the one is asked that has not learned the row.
 
 Beside the rows of train there is one for every item of the catalogue, which shows that item alone
 and is taught by the teacher alone: the whole table of what leads to what, for items too that no
-train row shows last, and without leaving anything out, as it has no target of its own.
+train row shows last, and without leaving anything out, as it has no target of its own. Rows that
+show two items which follow each other in train (``pairs``) are more of the same kind.
 
 Rows that show one item and ask for that very item (title -> SID) have one right answer and keep
 it, as do titles.
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +34,9 @@ from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
 from minionerec.errors import UserError
+from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import say
-from minionerec.rankers import experts, mixing
+from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import top_k as best_of_scores
 
@@ -48,6 +53,7 @@ class Recipe(NamedTuple):
     sharpness: float
     temperature: float
     items: int
+    pairs: int
 
     @classmethod
     def of(cls, given: Mapping[str, float]) -> Recipe:
@@ -60,6 +66,7 @@ class Recipe(NamedTuple):
             given.get("sharpness", 1.5),
             given.get("temperature", 0.07),
             int(given.get("items", 1)),
+            int(given.get("pairs", 0)),
         )
 
     def weight_at(self, progress: float) -> float:
@@ -83,8 +90,11 @@ class Labels(NamedTuple):
 
 def taught(
     catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
-) -> list[Row]:
+) -> tuple[list[Row], list[Parent]]:
     """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+
+    Returns:
+        The rows, and the directories of the networks that teach them.
 
     Raises:
         UserError: the teacher lacks what it reads, or more items are asked of it than there are.
@@ -102,6 +112,12 @@ def taught(
     # Weights are given, or those of the mix that expects validation rows best
     weights = experiment.sft.teacher
     temperature = recipe.temperature
+    # Networks are trained by themselves, once, each without a part of the rows
+    networks: dict[str, Expert] = {}
+    parents = []
+    for name in crossfit.parts(weights)[1]:
+        networks[name], parent = crossfit.cross_fitted(catalogue, name)
+        parents.append(parent)
     if not weights:
         valid = catalogue.samples.splits["valid"]
         lists = mixing.rankers_lists(catalogue.samples, valid, embeddings_file, unwanted)
@@ -113,13 +129,15 @@ def taught(
             f"rows best, log p {best.metrics['log p']:.4f}, NDCG@10 {best.metrics['NDCG@10']:.4f}"
         )
     shares = {name: weight for name, weight in weights.items() if weight}
-    teacher = experts.build(
-        list(shares),
+    rules = experts.build(
+        crossfit.parts(weights)[0],
         catalogue.samples,
         embeddings_file=embeddings_file,
         temperature=temperature,
         unwanted=unwanted,
     )
+    named = {expert.name: expert for expert in rules} | networks
+    teacher = [named[name] for name in shares]
     for expert in teacher:
         say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
     # Rows of train keep their targets beside the teacher's answers; rows of items have none
@@ -132,17 +150,42 @@ def taught(
         renderer,
         sharpness=recipe.sharpness,
         exclude_history=exclude,
+        folds=crossfit.folds_of(catalogue.train_targets()) if networks else None,
     )
-    of_items = item_rows(
-        num_items,
-        teacher,
-        mixed,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=exclude,
+    # Both kinds are short: an item's row has one history, whatever train rows end in it
+    items = [(item,) for item in range(num_items)]
+    pairs = drawn_pairs(
+        catalogue.samples.train_sequences, recipe.pairs * num_items, experiment.seed
     )
-    return labelled + recipe.items * of_items
+    taught_alone = []
+    for histories in (items, pairs):
+        taught_alone.append(
+            teacher_rows(
+                histories,
+                teacher,
+                mixed,
+                recipe.top_k,
+                renderer,
+                sharpness=recipe.sharpness,
+                exclude_history=exclude,
+            )
+        )
+    of_items, of_pairs = taught_alone
+    return labelled + recipe.items * of_items + of_pairs, parents
+
+
+def drawn_pairs(sequences: Sequence[Sequence[int]], count: int, seed: int) -> list[tuple[int, ...]]:
+    """Items that follow each other in train, every pair once; ``count`` of them drawn at random.
+
+    >>> sorted(drawn_pairs([[3, 1, 2], [3, 1]], 9, 0)), len(drawn_pairs([[3, 1, 2]], 1, 0))
+    ([(1, 2), (3, 1)], 1)
+    """
+    known: set[tuple[int, int]] = set()
+    for sequence in sequences:
+        known.update(pairwise(sequence))
+    ordered: list[tuple[int, ...]] = sorted(known)
+    chosen = np.random.default_rng(seed).permutation(len(ordered))[:count]
+    return [ordered[place] for place in chosen]
 
 
 def teacher_labels(
@@ -154,6 +197,7 @@ def teacher_labels(
     *,
     sharpness: float = 1.0,
     exclude_history: bool,
+    folds: Sequence[int] | None = None,
 ) -> Labels:
     """The ``top_k`` best items of every train row by a mix of experts, asked leave-one-out.
 
@@ -166,6 +210,7 @@ def teacher_labels(
         top_k: K, at most the catalogue.
         sharpness: weights are probabilities to this power; more than 1 favours the very best.
         exclude_history: items that a row shows get no weight, as they are never recommended.
+        folds: with networks among the experts, the fold of each row's user or window.
     """
     items = np.full((len(histories), top_k), -1, dtype=np.int64)
     weights = np.zeros((len(histories), top_k))
@@ -174,7 +219,8 @@ def teacher_labels(
         shown = histories[block]
         # Leave-one-out: the row's own transition is no evidence for its own label
         own = None if targets is None else targets[block]
-        probabilities = mix(teacher, shares, shown, own)  # (B, N)
+        dealt = None if folds is None else folds[block]
+        probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N)
         # What is never recommended must not be taught either: it would take weight from the rest
         if exclude_history:
             for row, history in enumerate(shown):
@@ -202,37 +248,45 @@ def with_labels(
     *,
     sharpness: float = 1.0,
     exclude_history: bool,
+    folds: Mapping[str, int] | None = None,
 ) -> list[Row]:
     """The rows, those that take labels with the teacher's answers beside their own.
 
-    Several tasks may have rows of the same history and target: the teacher is asked once.
+    Several tasks may have rows of the same history and target: the teacher is asked once. With
+    networks in the teacher ``folds`` says which of them has not learned a user's rows.
     """
     # Equal questions have one number, so that tasks that share a history share the answer
-    asked: dict[tuple[tuple[int, ...], int], int] = {}
+    asked: dict[tuple[tuple[int, ...], int, int], int] = {}
     for row in rows:
         if takes_labels(row):
-            asked.setdefault((row.history, row.target_item), len(asked))
+            asked.setdefault(question(row, folds), len(asked))
     found = teacher_labels(
         teacher,
         shares,
-        [history for history, _ in asked],
-        [target for _, target in asked],
+        [history for history, _, _ in asked],
+        [target for _, target, _ in asked],
         top_k,
         sharpness=sharpness,
         exclude_history=exclude_history,
+        folds=None if folds is None else [fold for _, _, fold in asked],
     )
     labelled = []
     for row in rows:
         if takes_labels(row):
-            place = asked[row.history, row.target_item]
+            place = asked[question(row, folds)]
             labels = answers(row, found.items[place], found.weights[place], renderer)
             row = replace(row, labels=labels)
         labelled.append(row)
     return labelled
 
 
-def item_rows(
-    num_items: int,
+def question(row: Row, folds: Mapping[str, int] | None) -> tuple[tuple[int, ...], int, int]:
+    """What a row asks the teacher: history, target, and the fold that no network may know."""
+    return row.history, row.target_item, 0 if folds is None else folds[row.user_id]
+
+
+def teacher_rows(
+    histories: Sequence[tuple[int, ...]],
     teacher: Sequence[Expert],
     shares: Sequence[float],
     top_k: int,
@@ -241,12 +295,12 @@ def item_rows(
     sharpness: float = 1.0,
     exclude_history: bool,
 ) -> list[Row]:
-    """A row for every item: a history of that item alone, and what the teacher says follows it.
+    """A row for every history, with what the teacher says follows it.
 
-    They teach the whole table of which item leads to which, also for items that no train row
-    shows last, and have no target of their own that would have to be taken out of the counts.
+    Of single items they teach the whole table of which item leads to which, also for items that no
+    train row shows last; of pairs, what the teacher makes of several items together. They have no
+    target of their own that would have to be taken out of the counts.
     """
-    histories = [(item,) for item in range(num_items)]
     found = teacher_labels(
         teacher,
         shares,
@@ -257,7 +311,7 @@ def item_rows(
         exclude_history=exclude_history,
     )
     rows = []
-    for item, (items, weights) in enumerate(zip(found.items, found.weights, strict=True)):
+    for history, items, weights in zip(histories, found.items, found.weights, strict=True):
         labels = []
         for other, weight in zip(items.tolist(), weights.tolist(), strict=True):
             if weight > 0:
@@ -267,8 +321,8 @@ def item_rows(
         if labels:
             # With equal weights for both sides the teacher's share of the loss changes nothing here
             first = labels[0]
-            prompt = renderer.prompt(TASK, (item,))
-            rows.append(Row(TASK, "", prompt, first.completion, first.item, (item,), tuple(labels)))
+            prompt = renderer.prompt(TASK, history)
+            rows.append(Row(TASK, "", prompt, first.completion, first.item, history, tuple(labels)))
     return rows
 
 

@@ -229,6 +229,30 @@ def test_differences_stand_apart_for_rows_that_can_be_answered_from_memory(world
     assert re.search(r"^no: good +\d+ +HR@10 ", capsys.readouterr().out, re.M)
 
 
+def test_any_ranking_is_scored_by_sid_string_under_any_sids(world, tmp_path, capsys):
+    """Under SIDs of which three items share each, a target counts where the first of them stands."""
+    strings = {item: [n // 3] for n, item in enumerate(ITEMS)}
+    file = tmp_path / "index.json"
+    file.write_text(json.dumps(strings))
+    found = figures_of(tmp_path, world, "--to", "bad", "--strings", str(file))["strings"]
+    hits = 0
+    rows = read_predictions(world / "baselines/good/predictions.jsonl")
+    for row in rows:
+        seen = list(dict.fromkeys(strings[item][0] for item in row["item_ids"]))
+        hits += seen.index(strings[row["target_item_id"]][0]) < 5
+    assert found["good"]["string"]["HR@5"] == pytest.approx(hits / len(rows))
+    assert found["good"]["difference"]["HR@5"] == pytest.approx(
+        hits / len(rows) - found["good"]["item"]["HR@5"]
+    )
+    assert re.search(r"^good +difference +\+0", capsys.readouterr().out, re.M)
+    del strings["i7"]
+    file.write_text(json.dumps({"sids": strings}))
+    with pytest.raises(UserError, match=r"index.json: has no SID for item 'i7' of .*another cata"):
+        compare.main([str(world), "--strings", str(file)])
+    with pytest.raises(UserError, match=r"--strings nowhere: cannot be read"):
+        compare.main([str(world), "--strings", "nowhere"])
+
+
 def test_the_order_of_rows_changes_nothing(world, tmp_path):
     rows = read_predictions(world / "baselines/good/predictions.jsonl")
     one, other = write(tmp_path / "one/x", rows), write(tmp_path / "other/x", rows[::-1])

@@ -16,7 +16,7 @@ from minionerec.evaluation import fused
 from minionerec.evaluation.results import results
 from minionerec.experiment import config
 from minionerec.experiment.lineage import is_done, is_finished
-from minionerec.experiment.settings import EvaluateSettings
+from minionerec.experiment.settings import BaselineSettings, EvaluateSettings
 from minionerec.experiment.stages import evaluation_path, fusion_path, stage_path
 from minionerec.model.policy import Policy
 from tests.worlds import tiny_run
@@ -70,6 +70,21 @@ def test_a_fusion_is_written_beside_the_models_ranking_and_leaves_it_as_it_was(w
     assert metrics["invalid"] == metrics["duplicates"] == 0
     assert set(metrics["chosen"]) == {"markov", "text_knn"}
     assert {result.directory for result in results(experiment)} == {path, target}
+
+
+def test_a_fusion_with_a_network_trains_it_on_first_use_and_is_made_from_it(world, tmp_path):
+    experiment, _ = with_settings(world, fusion={"model": 0.5, "gru4rec": 0.5})
+    small = BaselineSettings(hidden_size=[16], dropout=[0.1], epochs=1)
+    experiment = tiny_run_as(experiment, tmp_path).changed({"baselines": small})
+    path = evaluation_path(experiment)
+    evaluate.rank_and_fuse(experiment, path)
+    target = fusion_path(experiment)
+    metrics = json.loads((target / "metrics.json").read_text())
+    assert metrics["chosen"] == {"gru4rec": {"folds": 4}}
+    parents = json.loads((target / "MANIFEST.json").read_text())["parents"]
+    assert any(parent.endswith("gru4rec_folds") for parent in parents)
+    # the network is there now, so that weights with it are tried too
+    mix.try_mixes(experiment.changed({"evaluate.split": "valid"}))
 
 
 def test_all_weight_on_the_model_is_the_models_own_ranking(world, tmp_path):

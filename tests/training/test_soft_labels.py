@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import sft
-from minionerec.catalogue.rows import Label, Row
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.rows import Label, Row, mixture
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.experiment.stages import stage_path
+from minionerec.model.policy import Policy
 from minionerec.rankers import experts
 from minionerec.training import soft_labels
 from minionerec.training.collate import collate_sft
@@ -22,6 +24,7 @@ from tests.worlds import random_catalogue, tiny_model, tiny_run
 
 TOKENS = [list(range(10, 15)), list(range(15, 20))]
 SIDS = random_catalogue(1, 16, 2, 5)
+ITEMS = [(item,) for item in range(8)]  # a history of every item alone
 
 
 def completion(item: int) -> list[int]:
@@ -186,17 +189,37 @@ def test_a_row_of_one_item_is_taught_by_the_whole_table_of_what_follows_it():
     """Nine users go on from 0 to 1, one to 3, with 2 after that: nothing is left out of it."""
     samples = chain_of_users(heldout=6)
     chain = experts.markov(samples.train_sequences, 8, reach=1, backward=0.0, window=3)
-    rows = soft_labels.item_rows(8, [chain], [1.0], 4, OneToken(), exclude_history=False)
+    rows = soft_labels.teacher_rows(ITEMS, [chain], [1.0], 4, OneToken(), exclude_history=False)
     assert [row.history for row in rows] == [(0,), (1,), (3,)]
     first = rows[0]
     assert [(label.item, label.own) for label in first.labels] == [(1, 0.9), (3, 0.1)]
     assert all(label.own == label.teacher for row in rows for label in row.labels)
-    sharp = soft_labels.item_rows(
-        8, [chain], [1.0], 4, OneToken(), sharpness=2.0, exclude_history=False
+    sharp = soft_labels.teacher_rows(
+        ITEMS, [chain], [1.0], 4, OneToken(), sharpness=2.0, exclude_history=False
     )
     weights = [label.teacher for label in sharp[0].labels]
     assert weights == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
     assert (first.prompt, first.completion, first.target_item) == ([0], [1, 0], 1)
+
+
+def test_rows_of_pairs_are_what_the_teacher_makes_of_both_items_and_every_pair_comes_once():
+    """0 -> 1 and 0 -> 3 are drawn, but nothing follows 2, in which the other pairs end."""
+    samples = chain_of_users(heldout=6)
+    pairs = soft_labels.drawn_pairs(samples.train_sequences, 100, seed=1)
+    assert sorted(pairs) == [(0, 1), (0, 3), (1, 2), (3, 2)]
+    assert soft_labels.drawn_pairs(samples.train_sequences, 2, seed=1) == pairs[:2]
+    assert soft_labels.drawn_pairs(samples.train_sequences, 0, seed=1) == []
+    # window 1: nine went from 1 to 2; window 2: halves of the nine and the one after 0 join in
+    for window, expected in ((1, [(2, 1.0)]), (2, [(2, 9 / 14), (1, 4.5 / 14), (3, 0.5 / 14)])):
+        chain = experts.markov(samples.train_sequences, 8, reach=1, backward=0.0, window=window)
+        row = soft_labels.teacher_rows(
+            [(0, 1)], [chain], [1.0], 4, OneToken(), exclude_history=False
+        )[0]
+        assert (row.prompt, row.history) == ([0, 1], (0, 1))
+        found = [(label.item, label.teacher) for label in row.labels]
+        assert [item for item, _ in found] == [item for item, _ in expected]
+        weights = [weight for _, weight in found]
+        assert weights == pytest.approx([weight for _, weight in expected])
 
 
 class OneToken:
@@ -229,6 +252,20 @@ def test_a_teachers_weight_is_constant_for_half_of_the_steps_then_goes_to_its_en
     recipe = soft_labels.Recipe.of({"weight": 0.5, "final_weight": 0.1})
     weights = [recipe.weight_at(done) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert weights == pytest.approx([0.5, 0.5, 0.5, 0.3, 0.1])
+
+
+def test_rows_of_items_are_there_as_often_as_the_recipe_says(tmp_path):
+    catalogue = Catalogue.open(tiny_run(tmp_path, sft={"teacher": {"markov": 1.0}}))
+    policy = Policy.create(catalogue)
+    rows = mixture(
+        {"sid_to_sid": 1.0}, catalogue.samples.splits["train"], policy.renderer, 24, seed=1
+    )
+    counts = []
+    for items in (0, 1, 2):
+        recipe = soft_labels.Recipe.of({"items": items, "top_k": 4})
+        counts.append(len(soft_labels.taught(catalogue, rows, policy.renderer, recipe)))
+    assert counts[0] == len(rows)
+    assert 0 < counts[1] - counts[0] == counts[2] - counts[1] <= 24
 
 
 # ------------------------------------------------------------------------------ the stage
