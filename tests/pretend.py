@@ -112,7 +112,7 @@ def compute(func: Any, args: tuple, kwargs: dict) -> Any:
         result = func(*bare_args, **bare_kwargs)
         # In place: the caller's own tensor is the answer
         if func._schema.is_mutable and name.endswith("_"):
-            return args[0]
+            return args[0] if result is not None else None
         return tree_map(on_pretended_gpu, result)
 
 

@@ -256,6 +256,8 @@ class Server:
             for answer in answers:
                 answer.cancel()
             raise Refused(503, "timeout", "no answer in time; try again later") from None
+        except Exception:  # the searching thread has written it down
+            raise Refused(500, "search", "the search failed; the server's log says why") from None
 
     async def _content(
         self,

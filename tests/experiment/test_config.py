@@ -34,6 +34,7 @@ from minionerec.experiment.settings import (
     keys_of,
     schema,
 )
+from minionerec.experiment.stages import settings_of
 
 MALFORMED = Path(__file__).parent / "malformed"
 
@@ -567,3 +568,12 @@ def test_any_flag_value_is_read_or_refused_in_words(tmp_path_factory, key, text)
         assert read_experiment(path, {key: text}).name == "demo"
     except UserError as error:
         assert key in str(error)
+
+
+@pytest.mark.parametrize("name", ["amazon_industrial_smollm2", "amazon_industrial_smollm2_cpu"])
+def test_configs_on_the_same_data_share_its_prepared_stages(root, name):
+    """Embeddings and SIDs are made once, and copied or linked from one experiment to the next."""
+    small = read_experiment(root / "configs/amazon_industrial_small.yaml")
+    other = read_experiment(root / f"configs/{name}.yaml")
+    for stage in ("data", "embeddings", "sids"):
+        assert settings_of(other, stage) == settings_of(small, stage)

@@ -18,7 +18,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from minionerec.errors import UserError
-from minionerec.experiment import launch
+from minionerec.experiment import launch, preflight
 from minionerec.experiment.launch import Command, command_of, visible_gpus
 from minionerec.experiment.stages import scripts_of
 
@@ -259,6 +259,19 @@ def test_a_command_runs_the_scripts_of_its_parts_first_and_only_some_are_shared(
 def test_the_first_script_of_two_ends_the_stage_when_it_fails(tmp_path, text, code):
     (tmp_path / "probe.py").write_text(text)
     assert launch.run(Command([str(tmp_path / "probe.py")])) == code
+
+
+@pytest.mark.parametrize("code, goes_on", [(0, True), (7, False)])
+def test_the_second_script_of_a_command_starts_only_after_the_first_succeeded(
+    monkeypatch, code, goes_on
+):
+    started = []
+    monkeypatch.setattr(preflight, "main", lambda words: 0)
+    monkeypatch.setattr(launch, "run", lambda command: code)
+    monkeypatch.setattr(launch, "become", started.append)
+    assert launch.main(["sids", "--config", "x.yaml"]) == (None if goes_on else code)
+    scripts = [Path(command.words[0]).name for command in started]
+    assert scripts == (["build_sids.py"] if goes_on else [])
 
 
 def test_the_first_script_of_two_gets_the_signal_that_stops_the_stage(tmp_path):

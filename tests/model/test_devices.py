@@ -14,12 +14,13 @@ from accelerate.utils import send_to_device
 import minionerec_trainer
 from minionerec.catalogue.masks import MaskBuilder
 from minionerec.catalogue.rows import Label, Row
+from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.trie import SidTrie
-from minionerec.experiment.settings import RLSettings
+from minionerec.experiment.settings import BaselineSettings, RLSettings
 from minionerec.model import beam_search
 from minionerec.model.beam_search import constrained_beam_search
 from minionerec.model.decoders import ReplayDecoder, TreeDecoder
-from minionerec.rankers import sequential
+from minionerec.rankers import sequential, tiger
 from minionerec.rankers.networks import NETWORKS
 from minionerec.training import rollouts
 from minionerec.training.collate import collate_sft
@@ -212,3 +213,20 @@ def test_sequential_networks_train_and_score_as_on_the_cpu(gpu, kind):
     loss, found = trained(gpu)
     assert loss == pytest.approx(expected, abs=1e-5)
     assert torch.allclose(found, scores, atol=1e-5)
+
+
+def test_tiger_trains_as_on_the_cpu(gpu, monkeypatch):
+    sids = SidTable([str(item) for item in range(20)], random_catalogue(2, 20, 2, 6), [6, 6], "")
+    vocabulary = tiger.Vocabulary(sids)
+    settings = BaselineSettings(tiger_hidden_size=32, tiger_layers=1)
+    losses = []
+    for device in (torch.device("cpu"), gpu):
+        torch.manual_seed(0)
+        model = tiger.new_model(vocabulary, settings, 0.0)
+        if device == gpu:
+            moved(model)
+            # The library looks at the C++ side, which says "meta"
+            monkeypatch.setattr(type(model), "device", gpu)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses.append(tiger.train_step(model, optimizer, vocabulary, [[1, 2, 3], [4, 5]]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)

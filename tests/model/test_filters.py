@@ -69,7 +69,7 @@ def test_as_many_items_come_back_as_were_asked_for_whenever_there_are_so_many(wi
     """Narrow beams, few allowed items far apart, SIDs that items share or that are short, and
     items of a prompt's own left out on top: never a dead end, never what is not allowed.
     """
-    for seed in range(40):
+    for seed in range(15):
         rng = random.Random(seed)
         sids = random_catalogue(seed, 60, 3, 5, shared=rng.choice([0.0, 0.4]))
         if seed % 3 == 0:

@@ -15,6 +15,7 @@ from minionerec.catalogue.sids import SidTable
 from minionerec.errors import UserError
 from minionerec.experiment.settings import ModelSettings
 from minionerec.model import backbone, pretrained
+from tests.worlds import tiny_model
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "Ġ", "ab", "Ġa"]
 MERGES = ["a b", "Ġ a"]
@@ -189,6 +190,16 @@ def test_the_first_blocks_compute_what_they_did_within_the_whole(tmp_path):
         assert torch.equal(again(ids).logits, cut(ids).logits)
     with pytest.raises(UserError, match="got 4, but the backbone has 3 blocks"):
         pretrained.keep_first_layers(tiny_llama(), 4)
+
+
+def test_the_kinds_of_attention_are_cut_with_the_blocks(tmp_path):
+    """A list that is too long would be refused, or read against other blocks, when it is loaded."""
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    model = tiny_model("gemma3_text", 20, num_hidden_layers=3, sliding_window=4, layer_types=kinds)
+    cut = pretrained.keep_first_layers(model, 2)
+    assert cut.config.layer_types == kinds[:2]
+    cut.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.layer_types == kinds[:2]
 
 
 def test_a_gguf_backbone_of_two_layers_is_built_with_sid_tokens(gguf_file, tmp_path):

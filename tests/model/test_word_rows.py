@@ -7,7 +7,7 @@ import torch
 
 from minionerec.catalogue.sids import SidTable
 from minionerec.model import word_rows
-from minionerec.model.vocabulary import extend_vocabulary
+from minionerec.model.vocabulary import extend_vocabulary, train_tokenizer
 from tests.worlds import tiny_model, word_tokenizer
 
 TEXTS = ["red cordless drill", "red cordless drill bits", "red garden hose", "red garden hose"]
@@ -40,6 +40,17 @@ def test_a_row_is_the_mean_of_its_words_at_the_mean_norm_of_the_table():
     assert torch.equal(rows[1], drawn[1])
     expected = torch.tensor([1.0, 2.0]) * 3 / 5**0.5  # mean of (2, 0) and (0, 4), then length 3
     assert torch.allclose(rows[2], expected)
+
+
+def test_a_word_counts_as_it_stands_in_running_text():
+    """With the space before it: alone it is another token, which texts hardly ever have."""
+    tokenizer = train_tokenizer(["a drill and a drill and a drill"] * 9, 300)
+    inside, alone = (tokenizer(text)["input_ids"] for text in (" drill", "drill"))
+    assert len(inside) == 1 and inside != alone
+    table = torch.randn(len(tokenizer), 4, generator=torch.Generator().manual_seed(0))
+    row = word_rows.rows_from_words(table, tokenizer, [["drill"]], torch.zeros(1, 4))[0]
+    expected = table[inside[0]] / table[inside[0]].norm() * table.norm(dim=1).mean()
+    assert torch.allclose(row, expected, atol=1e-6)
 
 
 def test_shuffled_words_are_the_same_lists_on_other_codes():

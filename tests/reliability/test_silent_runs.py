@@ -35,7 +35,7 @@ from minionerec.model import ranking
 from minionerec.model.policy import POLICY_FILE, Policy
 from minionerec.pages import summary
 from minionerec_trainer import RankingTrainer
-from tests.reliability.test_lineage import refused
+from tests.reliability.test_lineage import refused, remake
 from tests.worlds import tiny_run
 
 SFT = {"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "batch_size": 32, "eval_rows": 10}
@@ -232,6 +232,15 @@ def test_a_relative_path_that_means_another_checkpoint_elsewhere_is_noticed(
     assert f"than {tmp_path / 'there/model'} (" in said
 
 
+def test_a_checkpoint_by_its_path_whose_sids_were_made_again_is_refused(made, tmp_path):
+    """In the experiment that it comes from; they are not what it was trained on."""
+    other = copied(made, tmp_path)
+    remake(other, "sids", ("data",), lambda folder: (folder / "log.jsonl").write_text("{}"))
+    path = stage_path(other, "sft")
+    said = refused(lambda: lineage.open_checkpoint(made, str(path)))
+    assert said.startswith(f"{path}: was made from another {stage_path(other, 'sids')} (manifest ")
+
+
 def with_digest(manifest: dict) -> dict:
     """A manifest whose digest is that of its content."""
     content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
@@ -264,6 +273,14 @@ def test_a_backbone_that_was_replaced_after_sft_is_noticed(made, tmp_path):
     path = stage_path(experiment, "sft")
     said = refused(lambda: lineage.is_finished(experiment, "sft"))
     assert said.startswith(f"{path}: {tmp_path / 'backbone'} has changed since it was read;")
+
+
+def test_a_backbone_that_is_gone_is_no_reason_to_train_again(made, tmp_path):
+    """A run may be moved to a machine that never had the files it was made from."""
+    experiment = with_backbone(made, tmp_path)
+    run_stage("sft", sft.train, experiment)
+    shutil.rmtree(tmp_path / "backbone")
+    assert lineage.is_finished(experiment, "sft")
 
 
 def test_adapters_are_not_continued_on_another_backbone(made, tmp_path, monkeypatch):

@@ -349,6 +349,26 @@ def test_what_takes_too_long_or_too_much_is_turned_away_and_the_rest_goes_on(run
     )
 
 
+def test_a_search_that_fails_is_one_line_and_the_next_one_is_answered(run, caplog):
+    """As with weights that are NaN: a fault of the server, whatever was asked."""
+    versions = Versions(run)
+    real = versions.current
+
+    class Fails(Served):
+        def search(self, questions):
+            if len(questions[0].history) > 1:
+                raise UserError("the model's scores are not numbers")
+            return super().search(questions)
+
+    versions.current = Fails(real.version, real.recommender)
+    with listening(versions) as client:
+        status, answer = client("POST", "/recommend", {"histories": [["i1", "i2"]]})
+        assert (status, answer) == (500, {"error": "the search failed; the server's log says why"})
+        assert client("POST", "/recommend", {"histories": [["i1"]]})[0] == 200
+        assert 'reason="search"} 1.0' in client("GET", "/metrics")[1]
+    assert "the model's scores are not numbers" in caplog.text
+
+
 def test_the_page_about_the_interface_describes_every_path(client):
     paths = client("GET", "/openapi.json")[1]["paths"]
     assert set(paths) == {

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import sft
-from minionerec.catalogue.rows import Label, Row
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.rows import Label, Row, mixture
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.experiment.stages import stage_path
+from minionerec.model.policy import Policy
 from minionerec.rankers import experts
 from minionerec.training import soft_labels
 from minionerec.training.collate import collate_sft
@@ -250,6 +252,20 @@ def test_a_teachers_weight_is_constant_for_half_of_the_steps_then_goes_to_its_en
     recipe = soft_labels.Recipe.of({"weight": 0.5, "final_weight": 0.1})
     weights = [recipe.weight_at(done) for done in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert weights == pytest.approx([0.5, 0.5, 0.5, 0.3, 0.1])
+
+
+def test_rows_of_items_are_there_as_often_as_the_recipe_says(tmp_path):
+    catalogue = Catalogue.open(tiny_run(tmp_path, sft={"teacher": {"markov": 1.0}}))
+    policy = Policy.create(catalogue)
+    rows = mixture(
+        {"sid_to_sid": 1.0}, catalogue.samples.splits["train"], policy.renderer, 24, seed=1
+    )
+    counts = []
+    for items in (0, 1, 2):
+        recipe = soft_labels.Recipe.of({"items": items, "top_k": 4})
+        counts.append(len(soft_labels.taught(catalogue, rows, policy.renderer, recipe)))
+    assert counts[0] == len(rows)
+    assert 0 < counts[1] - counts[0] == counts[2] - counts[1] <= 24
 
 
 # ------------------------------------------------------------------------------ the stage
