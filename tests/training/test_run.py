@@ -10,6 +10,7 @@ from transformers.integrations import integration_utils
 
 import sft
 from minionerec.errors import UserError
+from minionerec.experiment.run import run_stage
 from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
 from minionerec.training import run
@@ -58,7 +59,7 @@ def test_what_a_tracker_writes_while_a_stage_is_made_is_there_when_it_is_finishe
 
     monkeypatch.setattr(run, "keep_logs", keep_and_write)
     experiment = tiny_run(tmp_path, sft={"epochs": 1})
-    sft.train(experiment, stage_path(experiment, "sft"))
+    run_stage("sft", sft.train, experiment)
     assert (
         stage_path(experiment, "sft").is_dir()
         and not stage_path(experiment, "sft.partial").exists()
