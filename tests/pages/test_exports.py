@@ -6,6 +6,7 @@ python -m pytest tests/pages/test_exports.py
 from __future__ import annotations
 
 import csv
+import re
 import xml.etree.ElementTree as ElementTree
 
 from minionerec import summary
@@ -20,6 +21,7 @@ def test_the_pages_pictures_and_tables_lie_beside_it(tmp_path):
     summary.main(experiment)
     pictures = sorted(folder.glob("*.svg"))
     page = (tmp_path / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"thing \d of kind \d  ‹\d·\d›", page)  # SIDs beside the examples' titles
     assert len(pictures) == page.count("<figure>") > 4
     for picture in pictures:
         root = ElementTree.parse(picture).getroot()  # noqa: S314 (our own file)
