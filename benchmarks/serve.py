@@ -5,11 +5,14 @@
 
 Open loop: requests leave at a fixed rate, whether or not earlier ones were answered, and latency
 counts from the moment at which a request was due. A rate is sustained if p99 is at most 250 ms and
-nothing fails. Rates go up until two in turn are not sustained. The server is ``serve.py`` in a
-process of its own with one thread for the search, the clients another process; the yardstick is the
-offline ranking of the same histories with one thread, as evaluation does it, taken before and after
-(the mean counts). The ratio is micro-batching against one by one; parity: the lists are those of
-the offline ranking.
+nothing fails. Rates go up until two in turn are not sustained. Before that, both ways and the
+offline ranking take turns under 32 clients that ask as fast as they are answered, which says how
+much each can answer at most even on a machine that is busy with other things.
+
+The server is ``serve.py`` in a process of its own with one thread for the search, the clients
+another process; the yardstick is the offline ranking of the same histories with one thread, as
+evaluation does it. The ratio is micro-batching against one by one, at most; parity: the lists are
+those of the offline ranking.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 0.25  # seconds, at the 99th percentile
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the offline rate
 CONNECTIONS = 64
+CLIENTS = 32
+TURNS = 4
 K = 10
 
 
@@ -177,6 +182,52 @@ def sustained(
     return best
 
 
+async def flood(port: int, bodies: Sequence[bytes], seconds: float) -> float:
+    """Answers a second when 32 clients each ask again as soon as they are answered."""
+    answered = 0
+    until = time.perf_counter() + seconds
+
+    async def client(first: int) -> None:
+        nonlocal answered
+        connection = await asyncio.open_connection("127.0.0.1", port)
+        number = first
+        while time.perf_counter() < until:
+            await ask(connection, bodies[number % len(bodies)])
+            number += CLIENTS
+            answered += 1
+        connection[1].close()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(client(first) for first in range(CLIENTS)))
+    return answered / (time.perf_counter() - start)
+
+
+def capacities(
+    run: Path, bodies: Sequence[bytes], recommender: Recommender, histories: list[list[int]]
+) -> dict[str, float]:
+    """What each way can answer at most, in turns on the same machine; medians."""
+    servers = {}
+    for name, max_batch in (("micro-batching", 8), ("one by one", 1)):
+        servers[name] = Serving(run, "--fusion", "false", "--max_batch", str(max_batch))
+    taken: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
+    for turn in range(TURNS + 1):
+        some = histories[:96]
+        rates = {"offline": offline_rate(recommender, some)[0]}
+        for name, serving in servers.items():
+            rates[name] = asyncio.run(flood(serving.port, bodies, 3.0))
+        for name, rate in rates.items():
+            if turn:  # the first one warms up
+                taken[name].append(rate)
+    found = {}
+    for name, values in taken.items():
+        found[name] = float(np.median(values))
+        shown = ", ".join(f"{value:.1f}" for value in values)
+        print(f"at most, {name}: {found[name]:.1f} a second ({shown})", flush=True)
+    for serving in servers.values():
+        serving.stop()
+    return found
+
+
 def offline_rate(
     recommender: Recommender, histories: Sequence[Sequence[int]]
 ) -> tuple[float, list[list[int]]]:
@@ -275,6 +326,7 @@ def main(run: str = "", items: int = 0, users: int = 256, seconds: float = 6.0) 
     for history in histories:
         asked = {"histories": [[ids[item] for item in history]], "k": K}
         bodies.append(json.dumps(asked).encode())
+    most = capacities(Path(run), bodies, recommender, histories)
     before, lists = offline_rate(recommender, histories)
     print(f"offline: {before:.1f} users/s", flush=True)
     batched = sustained(Path(run), "micro-batching", bodies, before, seconds, 8)
@@ -286,7 +338,10 @@ def main(run: str = "", items: int = 0, users: int = 256, seconds: float = 6.0) 
     expected = [[ids[item] for item in items] for items in lists[:64]]
     same = same_lists(serving.port, bodies[:64], expected)
     serving.stop()
-    ratio = batched / alone if alone else float("nan")
+    if alone:
+        print(f"sustained: micro-batching is {batched / alone:.2f} of one by one")
+    ratio = most["micro-batching"] / most["one by one"]
+    print(f"at most: micro-batching is {most['micro-batching'] / most['offline']:.2f} of offline")
     print(f"ratio: {ratio:.2f}  parity: {'ok' if same else 'FAILED'}")
     sys.exit(not same)
 

@@ -563,9 +563,11 @@ class SFTSettings(Settings):
     teacher: dict[TeacherName, Share] = Field(
         {"markov": 0.7, "text_knn": 0.3},
         description=(
-            "soft_labels only: ranker -> weight in the mix of their probabilities; {}: the weights "
-            "and the temperature that expect validation rows best, as `python baselines/mix.py` "
-            "prints them; what a ranker leaves open is chosen on validation rows too"
+            "soft_labels only: ranker -> weight in the mix of their probabilities; networks are "
+            "trained on first use, four of a kind, so that none is asked about a row it has "
+            "learned; {}: the weights of markov, item_knn and text_knn and the temperature that "
+            "expect validation rows best, as `python baselines/mix.py` prints them; what a ranker "
+            "leaves open is chosen on validation rows too"
         ),
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

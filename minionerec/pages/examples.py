@@ -70,6 +70,8 @@ def draw_examples(
             "or in another order; delete it and make it again"
         )
     titles = dict(zip(ids, samples.items["title"], strict=True))
+    for item, sid in (result.sid_of or {}).items():
+        titles[item] = with_sid(titles[item], sid)
     places = []
     for row in result.predictions:
         places.append(find_target(row["item_ids"], row["target_item_id"], result.sid_of))
@@ -84,6 +86,15 @@ def draw_examples(
         f"from the {', '.join(counts)}."
     )
     return how, examples
+
+
+def with_sid(title: str, sid: Sequence[int]) -> str:
+    """A title with the item's codes behind it.
+
+    >>> with_sid("Toy Story", [3, 0, 12])
+    'Toy Story  ‹3·0·12›'
+    """
+    return f"{title}  ‹{'·'.join(map(str, sid))}›"
 
 
 def are_of(

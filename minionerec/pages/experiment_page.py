@@ -18,6 +18,7 @@ from minionerec.experiment.stages import stage_path
 from minionerec.pages import number_sections as numbers
 from minionerec.pages import stage_sections as stages
 from minionerec.pages.examples import best_examples
+from minionerec.pages.exports import write_exports
 from minionerec.pages.html import render
 
 FILE = "report.html"
@@ -39,6 +40,7 @@ def write_page(experiment: Experiment, found: Sequence[Result]) -> Path:
         staging.write_text(text, encoding="utf-8")
         fsync(staging)
         os.replace(staging, path)
+        write_exports(path.with_name("figures"), text, found, tables_of(experiment, found))
     except OSError as error:
         staging.unlink(missing_ok=True)
         raise UserError(
@@ -46,6 +48,16 @@ def write_page(experiment: Experiment, found: Sequence[Result]) -> Path:
             "make room there, then run again"
         ) from error
     return path
+
+
+def tables_of(
+    experiment: Experiment, found: Sequence[Result]
+) -> dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    """The page's tables of results and differences, head and rows."""
+    shown = numbers.results(found, experiment.seed)
+    differences = numbers.differences(comparisons(found, experiment))
+    head = ["", "metric", "is", "difference", "95 %", "p"]
+    return {"results": (shown["head"], shown["rows"]), "differences": (head, differences)}
 
 
 def page(experiment: Experiment, found: Sequence[Result]) -> str:

@@ -29,6 +29,7 @@ SLICES = {
     "pair_in_train": "Target followed the last item in train",
 }
 ORDER = ("head", "mid", "tail", "cold", "yes", "no")  # of slices that have no number in their name
+CUTOFFS = (1, 3, 5, 10, 20, 50)  # K of HR@K over K
 HUES = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # colours of the style sheet for models
 GREY = 7  # for baselines
 STATES = {"better": "good", "worse": "bad", "no difference shown": "caution"}
@@ -84,8 +85,33 @@ def results(found: Sequence[Result], seed: int) -> dict[str, Any]:
         "head": ["", *SHOWN, "NDCG@10, 95 %"],
         "rows": rows,
         "footnotes": footnotes(terms),
-        "charts": [metric_chart(found, key) for key in KEYS],
+        "charts": [*(metric_chart(found, key) for key in KEYS), hit_rate_chart(found)],
     }
+
+
+def hit_rate_chart(found: Sequence[Result]) -> Markup:
+    """HR@K over K of the best baseline and of every checkpoint, each with its interval."""
+    shown = worth_comparing(found)
+    hues = colours(found)
+    rows = []
+    for k in CUTOFFS:
+        key = f"HR@{k}"
+        dots = []
+        for result in shown:
+            if key in result.metrics:
+                dot = Dot(result.metrics[key], interval(result.metrics, key), hues[result.name])
+                dots.append(dot)
+        if dots:  # lists may be shorter than K
+            rows.append((f"first {k}", dots))
+    legend = [(result.name, hues[result.name]) for result in shown]
+    return dot_chart("HR@K over K", rows, "dot: mean; line: 95 % interval", legend)
+
+
+def worth_comparing(found: Sequence[Result]) -> list[Result]:
+    """The best baseline, then every checkpoint."""
+    _, models = by_kind(found)
+    baseline = best_baseline(found)
+    return [baseline, *models] if baseline is not None else models
 
 
 def metric_chart(found: Sequence[Result], key: str) -> Markup:
@@ -119,10 +145,7 @@ def differences(compared: Sequence[Comparison]) -> list[list[str]]:
 
 def slice_charts(found: Sequence[Result]) -> list[Markup]:
     """NDCG@10 of the best baseline and of every checkpoint per slice, a picture per kind."""
-    _, shown = by_kind(found)
-    baseline = best_baseline(found)
-    if baseline is not None:
-        shown.insert(0, baseline)
+    shown = worth_comparing(found)
     hues = colours(found)
     pictures = []
     for kind, title in SLICES.items():

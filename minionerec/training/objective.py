@@ -92,7 +92,7 @@ def grpo_mean(per_token: Tensor, mask: Tensor, groups: Tensor | float) -> Tensor
 
 
 def dr_grpo_mean(per_token: Tensor, mask: Tensor, groups: Tensor | float) -> Tensor:
-    """As ``grpo_mean``, but every completion's sum is divided by L (arXiv:2503.20783, section 3.1).
+    """As ``grpo_mean``, but every completion's sum is divided by L (arXiv:2503.20783).
 
     A completion's own length would make the tokens of a short one weigh more. With SIDs of one
     length, and without hints, this changes nothing. TRL's ``loss_type="dr_grpo"``.
@@ -122,7 +122,7 @@ def sdpo_loss(
     beta: float,
     groups: Tensor | float,
 ) -> Tensor:
-    """Softmax-DPO: the wanted completion against all others at once (arXiv:2406.09215, equation 8).
+    """Softmax-DPO: the wanted completion against all others at once (arXiv:2406.09215).
 
     ``-log softmax_g(beta * (logp_g - ref_logp_g))`` at the wanted one: the paper's ``-log sigmoid
     (-log sum_d exp(beta * (margin of d over the wanted one)))`` written out. With one other

@@ -329,8 +329,8 @@ def test_the_page_has_every_section_stands_alone_and_escapes_titles(tmp_path):
         "Not there yet",
     )  # the audit was not made
     assert (
-        text.count("<svg") == 2 + 5 + 2 + 5 + 4
-    )  # NDCG and HR; five slices; SFT: loss, validation; RL: reward, signal and KL as well, and four
+        text.count("<svg") == 3 + 5 + 2 + 5 + 4
+    )  # NDCG, HR and HR over K; five slices; SFT: loss, validation; RL: reward, signal and KL as well, and four
     # metrics against SFT's line
     assert not list(path.parent.glob(".report*"))
 

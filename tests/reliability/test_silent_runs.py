@@ -273,12 +273,7 @@ def test_a_backbone_that_was_replaced_after_sft_is_noticed(made, tmp_path):
     path = stage_path(experiment, "sft")
     said = refused(lambda: lineage.is_finished(experiment, "sft"))
     assert said.startswith(f"{path}: {tmp_path / 'backbone'} has changed since it was read;")
-
-
-def test_a_backbone_that_is_gone_is_no_reason_to_train_again(made, tmp_path):
-    """A run may be moved to a machine that never had the files it was made from."""
-    experiment = with_backbone(made, tmp_path)
-    run_stage("sft", sft.train, experiment)
+    # One that is gone says nothing: a run may be moved to a machine that never had it
     shutil.rmtree(tmp_path / "backbone")
     assert lineage.is_finished(experiment, "sft")
 

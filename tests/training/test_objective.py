@@ -181,7 +181,7 @@ THREE = torch.ones(1, 3, dtype=torch.bool)
 
 
 def test_softmax_dpo_is_the_papers_formula():
-    """arXiv:2406.09215, equation 8, as it stands there."""
+    """The loss of arXiv:2406.09215 as it is written there."""
     beta = 0.7
     target, *others = (beta * (LOGPS - REF_LOGPS))[0].tolist()
     inner = sum(math.exp(other - target) for other in others)

@@ -263,9 +263,15 @@ def test_rows_of_items_are_there_as_often_as_the_recipe_says(tmp_path):
     counts = []
     for items in (0, 1, 2):
         recipe = soft_labels.Recipe.of({"items": items, "top_k": 4})
-        counts.append(len(soft_labels.taught(catalogue, rows, policy.renderer, recipe)))
+        found, _ = soft_labels.taught(catalogue, rows, policy.renderer, recipe)
+        counts.append(len(found))
     assert counts[0] == len(rows)
     assert 0 < counts[1] - counts[0] == counts[2] - counts[1] <= 24
+    # and those of pairs so many times the items, as far as train has pairs
+    pairs = soft_labels.Recipe.of({"items": 0, "pairs": 1, "top_k": 4})
+    found, _ = soft_labels.taught(catalogue, rows, policy.renderer, pairs)
+    assert 0 < len(found) - len(rows) <= 24
+    assert {len(row.history) for row in found[len(rows) :]} == {2}
 
 
 # ------------------------------------------------------------------------------ the stage
