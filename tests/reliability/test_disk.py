@@ -182,7 +182,7 @@ def test_failing_any_single_disk_operation_of_a_checkpoint_leaves_the_one_before
 ):
     """The trainer of a real stage saves again and again at its end, until an attempt gets through."""
     trainers = []
-    monkeypatch.setattr(plots, "save_log", lambda trainer, _: trainers.append(trainer))
+    monkeypatch.setattr(plots, "save_log", lambda trainer, *_: trainers.append(trainer))
     experiment = tiny_run(
         tmp_path,
         sft={"tasks": {"sid_to_sid": 1.0}, "epochs": 1, "eval_rows": 10},
