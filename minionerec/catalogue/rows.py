@@ -148,14 +148,6 @@ def numbers_of(
     return items
 
 
-def task_rows(
-    task: str, samples: Sequence[Sample], renderer: Renderer, num_items: int
-) -> list[Row]:
-    """All rows of one task, rendered."""
-    numbers = numbers_of(task, samples, renderer, num_items)
-    return [row_of(task, number, samples, renderer) for number in numbers.tolist()]
-
-
 def mixture(
     shares: dict[str, float],
     samples: Sequence[Sample],

@@ -853,6 +853,13 @@ class RLSettings(Settings):
             raise ValueError("has no effect with rl.beta 0; set it to 0")
         return steps
 
+    @field_validator("hint_weight")
+    @classmethod
+    def _has_hints(cls, weight: float, info: ValidationInfo) -> float:
+        if weight > 0 and info.data.get("hints") is False:
+            raise ValueError("has no effect without rl.hints; set it to 0")
+        return weight
+
     @field_validator("teacher")
     @classmethod
     def _teaches(cls, teacher: dict[str, float], info: ValidationInfo) -> dict[str, float]:

@@ -251,11 +251,6 @@ def baseline_path(experiment: Experiment, method: str) -> Path:
     return stage_path(experiment, "baselines") / method
 
 
-def baseline_stage(method: str) -> str:
-    """The row of ``STAGES`` that makes a baseline."""
-    return BASELINES[method].stage
-
-
 class Output(NamedTuple):
     """A directory that a stage makes."""
 

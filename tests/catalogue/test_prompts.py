@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.workload import qwen_like_tokenizer, read_amazon
 from minionerec.catalogue import rows as rows_of_tasks
 from minionerec.catalogue.prompts import TEMPLATES, Renderer, Template, load_template, save_template
-from minionerec.catalogue.rows import mixture, task_rows
+from minionerec.catalogue.rows import mixture
 from minionerec.catalogue.samples import Sample, build_samples
 from minionerec.errors import UserError
 from minionerec.experiment.choices import TASKS
@@ -102,7 +102,7 @@ SAMPLES = [Sample("u", (0, 1), 2, 5), Sample("u", (0, 1, 2), 3, 6), Sample("v", 
 def test_no_prompt_contains_its_target(task, template):
     """The reference appends the answer to its title -> SID prompts."""
     tokenizer, renderer = world(template)
-    for row in task_rows(task, SAMPLES, renderer, 4):
+    for row in mixture({task: 1.0}, SAMPLES, renderer, 4, 0):
         prompt = tokenizer.decode(row.prompt)
         sid = "".join(SIDS[row.target_item])
         shown = set(row.history) or {row.target_item}
@@ -119,7 +119,7 @@ def test_no_prompt_contains_its_target(task, template):
 def test_equal_histories_with_different_targets_keep_their_own_target():
     """The reference looks targets up by prompt text, so one of the two users is trained on the other's."""
     _, renderer = world()
-    rows = task_rows("sid_to_sid", SAMPLES, renderer, 4)
+    rows = mixture({"sid_to_sid": 1.0}, SAMPLES, renderer, 4, 0)
     assert rows[0].prompt == rows[2].prompt
     assert (rows[0].target_item, rows[2].target_item) == (2, 3)
     assert rows[0].completion != rows[2].completion
@@ -168,7 +168,9 @@ def test_a_limit_that_holds_not_even_one_item_names_the_setting():
 
 def test_items_without_a_description_have_no_description_row():
     _, renderer = world()
-    assert [row.target_item for row in task_rows("description_to_sid", SAMPLES, renderer, 4)] == [
+    assert [
+        row.target_item for row in mixture({"description_to_sid": 1.0}, SAMPLES, renderer, 4, 0)
+    ] == [
         0,
         2,
         3,
@@ -383,7 +385,7 @@ def test_rows_of_a_real_catalogue_have_the_ids_of_tokenizer_calls(real_data, mak
         renderer = Renderer(tokenizer, template, sids, items, 2048)
         start = [tokenizer.eos_token_id] * (template.name == "compact")
         for task in TASKS:
-            rows = task_rows(task, samples[::200], renderer, len(items))
+            rows = mixture({task: 1.0}, samples[::200], renderer, len(items), 0)
             texts = [renderer.text(task, row.history or (row.target_item,)) for row in rows]
             assert [row.prompt for row in rows] == [
                 start + ids for ids in tokenizer(texts)["input_ids"]

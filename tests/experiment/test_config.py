@@ -491,7 +491,8 @@ def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_f
     kind = field.annotation
     value = data.draw(st.booleans() if kind is bool else numbers_in_range(field))
     folder = tmp_path_factory.getbasetemp()
-    beside = {"model": {"backbone": "a/pretrained-one"}}  # model.layers has no effect on others
+    # model.layers has no effect on other backbones, rl.hint_weight none without hints
+    beside = {"model": {"backbone": "a/pretrained-one"}, "rl": {"hints": True}}
     written = {section: {**beside.get(section, {}), name: value}} if section else {name: value}
     dotted = f"{section}.{name}" if section else name
     from_file = read_experiment(write(folder, yaml.safe_dump({**beside, **written})))

@@ -13,6 +13,7 @@ import pytest
 
 from minionerec.errors import UserError
 from minionerec.experiment import preflight
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_experiment
 from minionerec.experiment.files import write_json
@@ -21,7 +22,6 @@ from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import (
     COMMANDS,
     baseline_path,
-    baseline_stage,
     evaluation_path,
     settings_of,
     stage_path,
@@ -57,7 +57,7 @@ def make(experiment: Experiment, stage: str, path: Path | None = None) -> Path:
 
 def make_baseline(experiment: Experiment, method: str, metrics: object = None) -> None:
     """Commit one baseline."""
-    stage, data = baseline_stage(method), stage_path(experiment, "data")
+    stage, data = BASELINES[method].stage, stage_path(experiment, "data")
     with committed(
         baseline_path(experiment, method),
         stage,

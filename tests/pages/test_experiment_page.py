@@ -22,11 +22,12 @@ from minionerec.evaluation.results import Result, comparisons, results
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.evaluation.slices import pairs_of
 from minionerec.evaluation.statistics import compare
+from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.commit import committed
 from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import baseline_path, baseline_stage, settings_of, stage_path
+from minionerec.experiment.stages import baseline_path, settings_of, stage_path
 from minionerec.pages import examples, experiment_page, number_sections, stage_sections
 from minionerec.pages.charts import Dot, dot_chart
 from tests.browser import NASTY, browse, parsed, widths
@@ -99,7 +100,7 @@ def rank(
         if is_model
         else baseline_path(experiment, name)
     )
-    stage, parents = ("evaluate", [data, sids]) if is_model else (baseline_stage(name), [data])
+    stage, parents = ("evaluate", [data, sids]) if is_model else (BASELINES[name].stage, [data])
     settings = settings_of(experiment, stage)
     facts = {} if is_model else {"method": name}
     if is_model:

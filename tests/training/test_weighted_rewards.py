@@ -79,6 +79,7 @@ def test_the_rows_own_transition_is_no_evidence_for_its_own_reward(tmp_path):
     "changes, message",
     [
         ({"teacher": {"markov": 1.0}}, "has no effect without rl.rewards"),
+        ({"hint_weight": 0.1}, "has no effect without rl.hints"),
         ({"rewards": {"collaborative": 1.0}, "teacher": {"markov": 0}}, "every weight is 0"),
     ],
 )
