@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -111,7 +112,7 @@ def rank_in_parts(
 
     start = time.perf_counter()
     mine = todo[state.process_index :: state.num_processes]
-    batches = [batch for number in mine for batch in parts[number]]
+    batches = list(chain.from_iterable(parts[number] for number in mine))
     found = ranker.rank(batches, progress="ranking")
     for number in mine:
         lines = []
@@ -184,7 +185,7 @@ def joined(folder: Path, parts: Parts) -> tuple[Lines, list[list[str]]]:
         UserError: a part is not there: it was damaged, or written by a machine that does not share
             the folder.
     """
-    count = sum(len(batch) for part in parts for batch in part)
+    count = rows_of(parts, range(len(parts)))
     starts = np.zeros(count, np.int64)
     sizes = np.zeros(count, np.int64)
     behind = []
@@ -196,7 +197,7 @@ def joined(folder: Path, parts: Parts) -> tuple[Lines, list[list[str]]]:
                 f"{folder}: part {number} is missing or damaged, though it was written; run the "
                 "same command again (several machines must share this folder)"
             )
-        rows = [row for batch in parts[number] for row in batch]
+        rows = list(chain.from_iterable(parts[number]))
         for row, line in zip(rows, found[: len(rows)], strict=True):
             starts[row] = file.tell()
             sizes[row] = file.write(line.encode())
@@ -216,7 +217,7 @@ def joined_rankings(folder: Path, parts: Parts) -> Ranked:
     width = max(table.shape[1] for table in tables)
     items = np.full((len(lines.starts), width), NOTHING, np.int32)
     for part, table in zip(parts, tables, strict=True):
-        rows = [row for batch in part for row in batch]
+        rows = list(chain.from_iterable(part))
         items[rows, : table.shape[1]] = table
     return Ranked(items, lines)
 
