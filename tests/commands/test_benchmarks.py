@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from minionerec.catalogue.sources.tables import load
+from minionerec.experiment.settings import DataSettings
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -95,3 +98,15 @@ def test_all_of_the_gpu_script_runs_on_a_cpu(tmp_path):
     assert {row["code"] for row in rows} == {"0"}
     exact = [row["last"] for row in rows if row["part"].endswith("tiny")]
     assert all(last.endswith("parity: ok") for last in exact)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "parts"])
+def test_synthetic_tables_are_prepared_like_any_shops(kind, tmp_path):
+    """Every kind of file holds the same interactions, so the stage writes the same table."""
+    tables = ROOT / "benchmarks" / "tables.py"
+    run(tables, "--out", tmp_path / kind, "--interactions", 2000, "--kind", kind)
+    source = load(DataSettings(source="tables", path=str(tmp_path / kind)))
+    assert source.items["item_id"].tolist() == [f"B{item:08d}" for item in range(200)]
+    users = source.interactions["user_id"].value_counts()
+    assert len(users) == 100 and users.min() >= 5 and users.max() <= 50
+    assert source.interactions.iloc[0].tolist()[:2] == ["A00000079", "B00000103"]
