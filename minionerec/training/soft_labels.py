@@ -88,13 +88,18 @@ class Labels(NamedTuple):
     weights: np.ndarray  # (rows, K)
 
 
-def taught(
-    catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
-) -> tuple[list[Row], list[Parent]]:
-    """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+class Teacher(NamedTuple):
+    """The mix of rankers that ``sft.teacher`` names, ready to be asked."""
 
-    Returns:
-        The rows, and the directories of the networks that teach them.
+    experts: list[Expert]
+    shares: list[float]  # weight of each expert
+    exclude_history: bool  # what a row shows is never recommended, so it is never taught
+    folds: dict[str, int] | None  # which of the networks has not learned a user's rows
+    parents: list[Parent]  # directories of the networks
+
+
+def teacher_of(catalogue: Catalogue, recipe: Recipe) -> Teacher:
+    """Build the teacher of a catalogue; networks are trained if they are not there yet.
 
     Raises:
         UserError: the teacher lacks what it reads, or more items are asked of it than there are.
@@ -137,41 +142,63 @@ def taught(
         unwanted=unwanted,
     )
     named = {expert.name: expert for expert in rules} | networks
-    teacher = [named[name] for name in shares]
-    for expert in teacher:
-        say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    for name, share in shares.items():
+        say(f"teacher: {share:g} {name} {named[name].made_with}")
+    return Teacher(
+        [named[name] for name in shares],
+        list(shares.values()),
+        exclude,
+        crossfit.folds_of(catalogue.train_targets()) if networks else None,
+        parents,
+    )
+
+
+def taught(
+    catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
+) -> tuple[list[Row], list[Parent]]:
+    """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+
+    Returns:
+        The rows, and the directories of the networks that teach them.
+
+    Raises:
+        UserError: as ``teacher_of``.
+    """
+    teacher = teacher_of(catalogue, recipe)
+    num_items = len(catalogue.item_ids)
     # Rows of train keep their targets beside the teacher's answers; rows of items have none
-    mixed = list(shares.values())
     labelled = with_labels(
         rows,
-        teacher,
-        mixed,
+        teacher.experts,
+        teacher.shares,
         recipe.top_k,
         renderer,
         sharpness=recipe.sharpness,
-        exclude_history=exclude,
-        folds=crossfit.folds_of(catalogue.train_targets()) if networks else None,
+        exclude_history=teacher.exclude_history,
+        folds=teacher.folds,
     )
     # Both kinds are short: an item's row has one history, whatever train rows end in it
     items = [(item,) for item in range(num_items)]
     pairs = drawn_pairs(
-        catalogue.samples.train_sequences, recipe.pairs * num_items, experiment.seed
+        catalogue.samples.train_sequences,
+        recipe.pairs * num_items,
+        catalogue.experiment.seed,
     )
     taught_alone = []
     for histories in (items, pairs):
         taught_alone.append(
             teacher_rows(
                 histories,
-                teacher,
-                mixed,
+                teacher.experts,
+                teacher.shares,
                 recipe.top_k,
                 renderer,
                 sharpness=recipe.sharpness,
-                exclude_history=exclude,
+                exclude_history=teacher.exclude_history,
             )
         )
     of_items, of_pairs = taught_alone
-    return labelled + recipe.items * of_items + of_pairs, parents
+    return labelled + recipe.items * of_items + of_pairs, teacher.parents
 
 
 def drawn_pairs(sequences: Sequence[Sequence[int]], count: int, seed: int) -> list[tuple[int, ...]]:
