@@ -129,7 +129,7 @@ def main(
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
-    sids = work.sids.token_ids(work.tokenizer)
+    sids = [list(sid) for sid in work.sids.token_ids(work.tokenizer)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
