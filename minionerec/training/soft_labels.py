@@ -189,11 +189,13 @@ def taught(
         recipe.pairs * num_items,
         catalogue.experiment.seed,
     )
+    # Where train ends the next item is held out: only a teacher may answer
     ends: dict[str, tuple[int, ...]] = {}
     if recipe.open_histories:
         ends = ends_of_users(
             catalogue.samples.splits["train"], catalogue.experiment.data.max_history
         )
+    # The same question in all three: rows beside their user's own share tokens with them
     taught_alone = []
     for users, histories in (
         ([""] * num_items, [(item,) for item in range(num_items)]),
