@@ -180,6 +180,23 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
     return found
 
 
+def open_histories(sequences: Iterable[Sequence[int]], max_history: int) -> list[tuple[int, ...]]:
+    """The train sequences as they end, each history once, in the order in which they come.
+
+    What followed them lies in the validation or test rows, or nowhere: they are histories that no
+    train row shows whole, and nothing held out is read.
+
+        >>> open_histories([[1, 2, 3], [4], [2, 3]], 2)
+        [(2, 3), (4,)]
+
+    Args:
+        sequences: each user's train items in order.
+        max_history: the longest history, in items; only the latest are kept.
+    """
+    histories = [tuple(sequence[-max_history:]) for sequence in sequences if len(sequence)]
+    return list(dict.fromkeys(histories))
+
+
 def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:
     """The train targets once more, each with the history that its window holds.
 
