@@ -111,7 +111,9 @@ def _plain(path: Path, raw: bytes, item_ids: Sequence[str] | None) -> SidTable |
         return None
     table = found.codes.table
     levels = table.shape[1]
-    if not levels <= len(sizes) <= len(LEVELS) or not all(1 <= size <= MOST_CODES for size in sizes):
+    if not levels <= len(sizes) <= len(LEVELS) or not all(
+        1 <= size <= MOST_CODES for size in sizes
+    ):
         return None
     if (table.max(axis=0) >= sizes[:levels]).any() or _has_prefix(table):
         return None
@@ -126,7 +128,7 @@ def _plain(path: Path, raw: bytes, item_ids: Sequence[str] | None) -> SidTable |
 
 
 def _has_prefix(table: np.ndarray) -> bool:
-    """Whether a SID is the beginning of another, in ``(N, L)`` codes with -1 behind shorter ones."""
+    """Whether a SID is the beginning of another: ``(N, L)`` codes, -1 behind shorter ones."""
     if (table[:, -1] >= 0).all():
         return False
     ordered = table[np.lexsort(table.T[::-1])]

@@ -254,7 +254,8 @@ def plain_and_odd_texts(seed):
     if len(sids[0]) > 1:
         sids = [sid for sid in sids if sid[0] != 0] + [(0,)]
     names = [rng.choice(["item", "Ärger ", "a,b]", "{", "x: [1, 2]", "", "'"]) for _ in sids]
-    table = {f"{name}{number}": list(sid) for number, (name, sid) in enumerate(zip(names, sids))}
+    named = enumerate(zip(names, sids, strict=True))
+    table = {f"{name}{number}": list(sid) for number, (name, sid) in named}
     rest = {"codebook_sizes": [6] * len(sids[0]), "method": "random"}
     last_first = {"method": "random", "codebook_sizes": rest["codebook_sizes"], "sids": table}
     texts = [json.dumps({"sids": table, **rest}, ensure_ascii=False)]
@@ -311,7 +312,8 @@ def test_what_is_no_table_of_sids_is_refused_however_near_it_comes(inside, tmp_p
 
 
 @pytest.mark.parametrize(
-    "text", ['{"x": {"sids": {"x": [0]}}, "sids": 0, "codebook_sizes": [1]}', '[{"sids": {"x": [0]}}]']
+    "text",
+    ['{"x": {"sids": {"x": [0]}}, "sids": 0, "codebook_sizes": [1]}', '[{"sids": {"x": [0]}}]'],
 )
 def test_only_the_key_of_the_file_itself_is_its_table(text, tmp_path):
     path = tmp_path / "sids.json"
