@@ -149,6 +149,7 @@ class GRPOTrainer(RankingTrainer):
         """A micro-batch's share of the loss, a mean over the prompts of a batch."""
         prompts = inputs["prompts"]
         terms = []
+        # The control of RL has the second term alone, a run without an anchor the first
         if self.settings.rolls_out:
             terms.append(self.rollout_loss(model, prompts, num_items_in_batch))
         if self.likelihood is not None:

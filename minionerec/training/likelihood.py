@@ -80,8 +80,11 @@ class RowLikelihood:
         So it has the scale of ``objective.likelihood_anchor``, which has the target alone.
         """
         batch = send_to_device(self.batch(rows), self.device)
+        # A process without rows in a step takes part all the same: others wait for its gradients
         if not rows:
             return Loss(zero_loss(model, batch["tree"]), {})
+        # The answers of a row add up to one, so that a row counts once, whatever a teacher knew. A
+        # SID's tokens are averaged over the levels of the trie, as the anchor on targets does.
         logp = sft_logp(model, batch) / self.num_levels
         return Loss(-logp / groups, {"label_logp": logp.item() / len(rows)})
 

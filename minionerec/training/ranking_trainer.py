@@ -124,6 +124,7 @@ class RankingTrainer(Trainer):
         with explained(step + 1, self.whole_model, self.checkpoints.last_good):
             with backbone.fits_memory(advice):
                 loss = super().training_step(*args, **kwargs)
+            # All processes must agree to stop, or the others would wait for one that has gone
             everywhere = self.accelerator.reduce(loss).item()
             if not math.isfinite(everywhere):
                 raise NotFinite(", ".join([f"the loss is {everywhere}", *self.bad_terms()]))
@@ -199,6 +200,7 @@ class RankingTrainer(Trainer):
         if self.args.should_save:
             self.checkpoints.clear_staging()
         self.accelerator.wait_for_everyone()
+        # All files are written beside and get their name at once, when every one is checked
         with self.checkpoints.writing(step) as staged:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()

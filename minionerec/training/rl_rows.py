@@ -37,6 +37,7 @@ def rl_rows(catalogue: Catalogue, renderer: Renderer) -> tuple[Sequence[Row], li
     if experiment.rl.open_histories:
         sequences = catalogue.samples.train_sequences
         histories = open_histories(sequences, experiment.data.max_history)
+    # Labels are made for both kinds at once: a teacher is dear to build
     if experiment.rl.anchor == "labels":
         return _labelled(catalogue, known, histories, renderer)
     if not histories:
@@ -57,6 +58,7 @@ def _labelled(
     """Both kinds of rows with the labels of ``sft.soft_labels``, as they weighed when SFT ended."""
     recipe = Recipe.of(catalogue.experiment.sft.soft_labels)
     teacher = teacher_of(catalogue, recipe)
+    # Rows of train are asked about without what they have themselves added to the counts
     taught = with_labels(
         known,
         teacher.experts,

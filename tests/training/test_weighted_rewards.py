@@ -104,8 +104,8 @@ def test_without_a_target_the_teacher_alone_rewards_and_leaves_nothing_out(tmp_p
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"objective": "sft"}, "rl.objective sft has no other loss"),
-        ({"anchor": "labels"}, "has no effect without rl.sft_weight"),
+        ({"objective": "sft"}, "sft has no loss but that of sft_weight"),
+        ({"anchor": "labels"}, "labels has no effect without sft_weight"),
         ({"open_histories": True}, "needs rl.teacher"),
         (OPEN | {"hints": True}, "have no target to give away"),
         (OPEN | {"sft_weight": 0.1}, "set it to labels"),

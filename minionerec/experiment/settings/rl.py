@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -174,14 +174,12 @@ class RLSettings(Settings):
     sft_weight: float = Field(
         0.0,
         ge=0,
-        validate_default=True,
         description=(
             "weight of the log-likelihood of right answers beside the RL loss; 0: off (paper)"
         ),
     )
     anchor: Literal["target", "labels"] = Field(
         "target",
-        validate_default=True,
         description=(
             "sft_weight only: which answers are right. target: a row's own; labels: all that SFT "
             "taught it (sft.soft_labels), with their weights at the end of SFT"
@@ -281,22 +279,16 @@ class RLSettings(Settings):
             raise ValueError("has no effect without rl.hints; set it to 0")
         return weight
 
-    @field_validator("sft_weight")
-    @classmethod
-    def _is_all_that_sft_has(cls, weight: float, info: ValidationInfo) -> float:
-        if not weight and info.data.get("objective") == "sft":
-            raise ValueError("rl.objective sft has no other loss; give it a weight")
-        return weight
-
-    @field_validator("anchor")
-    @classmethod
-    def _anchors(cls, anchor: str, info: ValidationInfo) -> str:
-        weight = info.data.get("sft_weight")
-        if anchor == "labels" and weight == 0:
-            raise ValueError("labels has no effect without rl.sft_weight; leave it out")
-        if anchor == "target" and weight and info.data.get("open_histories"):
-            raise ValueError("rl.open_histories have no target: set it to labels")
-        return anchor
+    @model_validator(mode="after")
+    def _the_anchor_holds(self) -> Self:
+        """What depends on values that nobody may have written."""
+        if self.objective == "sft" and not self.sft_weight:
+            raise ValueError("objective: sft has no loss but that of sft_weight; give it a weight")
+        if self.anchor == "labels" and not self.sft_weight:
+            raise ValueError("anchor: labels has no effect without sft_weight; leave it out")
+        if self.anchor == "target" and self.sft_weight and self.open_histories:
+            raise ValueError("anchor: target, but open_histories have none; set it to labels")
+        return self
 
     @field_validator("open_histories")
     @classmethod
