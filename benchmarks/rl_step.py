@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import fire
 import torch
+from transformers import TrainingArguments
 
 from benchmarks import workload as w
 from benchmarks.decode import stock_decoder
@@ -30,7 +31,7 @@ from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.training.objective import group_advantages, k3_kl
 from minionerec.training.rollouts import Rollouts
-from minionerec_trainer import GRPOTrainer, TrainingArguments
+from minionerec_trainer import GRPOTrainer
 
 LEVELS = 3
 
