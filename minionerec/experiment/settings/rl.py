@@ -181,8 +181,9 @@ class RLSettings(Settings):
     anchor: Literal["target", "labels"] = Field(
         "target",
         description=(
-            "sft_weight only: which answers are right. target: a row's own; labels: all that SFT "
-            "taught it (sft.soft_labels), with their weights at the end of SFT"
+            "sft_weight only: which answers are right. target: a row's own; labels: those of "
+            "sft.soft_labels too, with their weights at the end of SFT, by rl.teacher, or without "
+            "one by sft.teacher"
         ),
     )
     sdpo_beta: float = Field(
