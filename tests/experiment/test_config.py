@@ -491,8 +491,11 @@ def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_f
     kind = field.annotation
     value = data.draw(st.booleans() if kind is bool else numbers_in_range(field))
     folder = tmp_path_factory.getbasetemp()
-    # model.layers has no effect on other backbones, rl.hint_weight none without hints
-    beside = {"model": {"backbone": "a/pretrained-one"}, "rl": {"hints": True}}
+    # model.layers has no effect on other backbones, rl.hint_weight none without hints, and nobody
+    # judges open histories without a teacher
+    teacher = {"rewards": {"collaborative": 1.0}, "teacher": {"markov": 1.0}}
+    rl = {"hint_weight": {"hints": True}, "open_histories": teacher}.get(name, {})
+    beside = {"model": {"backbone": "a/pretrained-one"}, "rl": rl}
     written = {section: {**beside.get(section, {}), name: value}} if section else {name: value}
     dotted = f"{section}.{name}" if section else name
     from_file = read_experiment(write(folder, yaml.safe_dump({**beside, **written})))

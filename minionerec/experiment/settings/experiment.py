@@ -64,6 +64,12 @@ class Experiment(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels_are_those_of_sft(self) -> Self:
+        if self.rl.anchor == "labels" and not self.sft.soft_labels:
+            raise ValueError("rl.anchor: labels needs sft.soft_labels, which are off")
+        return self
+
 
 SECTIONS = [
     name for name, field in Experiment.model_fields.items() if field.default_factory is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -33,6 +33,8 @@ RL_PRESETS: dict[str, dict[str, Any]] = {
         "hints": False,
         "hint_weight": 0.0,
         "sft_weight": 0.0,
+        "anchor": "target",
+        "open_histories": False,
     },
 }
 
@@ -47,13 +49,15 @@ class RLSettings(Settings):
             "the model, so no preset names it: the paper's is model.normalize vocab"
         ),
     )
-    objective: Literal["grpo", "dr_grpo", "sdpo"] = Field(
+    objective: Literal["grpo", "dr_grpo", "sdpo", "list", "sft"] = Field(
         "grpo",
         description=(
             "grpo: group-relative advantages (paper); dr_grpo: without the deviation and with one "
             "divisor for all lengths (arXiv:2503.20783); sdpo: softmax over the target and the "
             "beams' own misses against the reference (arXiv:2406.09215); rewards are then shares "
-            "of what is wanted"
+            "of what is wanted; list: the same without a reference (ListNet); sft: no rollouts and "
+            "no rewards, sft_weight's likelihood alone: SFT continued on the same prompts for as "
+            "many steps, the control that a gain of RL has to beat"
         ),
     )
     tasks: dict[RLTask, Share] = Field(
@@ -87,6 +91,13 @@ class RLSettings(Settings):
         description=(
             "share of advantages relative to siblings in the trie beside those relative to the "
             "group (V-STAR: 0.5); 0: off (paper)"
+        ),
+    )
+    open_histories: bool = Field(
+        False,
+        description=(
+            "the train sequences as they end are prompts too; they have no known target, so that "
+            "rl.teacher alone rewards what is found for them"
         ),
     )
     hints: bool = Field(
@@ -163,7 +174,17 @@ class RLSettings(Settings):
     sft_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of the log-likelihood of the target beside the RL loss; 0: off (paper)",
+        description=(
+            "weight of the log-likelihood of right answers beside the RL loss; 0: off (paper)"
+        ),
+    )
+    anchor: Literal["target", "labels"] = Field(
+        "target",
+        description=(
+            "sft_weight only: which answers are right. target: a row's own; labels: those of "
+            "sft.soft_labels too, with their weights at the end of SFT, by rl.teacher, or without "
+            "one by sft.teacher"
+        ),
     )
     sdpo_beta: float = Field(
         1.0, gt=0, description="sdpo only: weight of a shift away from the reference (its paper: 1)"
@@ -193,7 +214,23 @@ class RLSettings(Settings):
     @property
     def has_reference(self) -> bool:
         """Whether the objective compares the policy with the model that it began from."""
-        return self.beta > 0 or self.objective == "sdpo"
+        has_kl = self.objective in ("grpo", "dr_grpo") and self.beta > 0
+        return has_kl or self.objective == "sdpo"
+
+    @property
+    def completions(self) -> int:
+        """How many completions are generated for a prompt."""
+        return self.num_generations if self.rolls_out else 0
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether the policy's own lists are what it learns from."""
+        return self.objective != "sft"
+
+    @property
+    def compares_lists(self) -> bool:
+        """Whether the target competes with the other completions of its group."""
+        return self.objective in ("sdpo", "list")
 
     @model_validator(mode="before")
     @classmethod
@@ -242,6 +279,32 @@ class RLSettings(Settings):
         if weight > 0 and info.data.get("hints") is False:
             raise ValueError("has no effect without rl.hints; set it to 0")
         return weight
+
+    @model_validator(mode="after")
+    def _the_anchor_holds(self) -> Self:
+        """What depends on values that nobody may have written."""
+        if self.objective == "sft" and not self.sft_weight:
+            raise ValueError("objective: sft has no loss but that of sft_weight; give it a weight")
+        if self.anchor == "labels" and not self.sft_weight:
+            raise ValueError("anchor: labels has no effect without sft_weight; leave it out")
+        if self.anchor == "target" and self.sft_weight and self.open_histories:
+            raise ValueError("anchor: target, but open_histories have none; set it to labels")
+        return self
+
+    @field_validator("open_histories")
+    @classmethod
+    def _can_be_judged(cls, wanted: bool, info: ValidationInfo) -> bool:
+        judged = info.data.get("teacher") or info.data.get("objective") == "sft"
+        if wanted and not judged:
+            raise ValueError("needs rl.teacher and rl.rewards: {collaborative: ...}")
+        return wanted
+
+    @field_validator("hints")
+    @classmethod
+    def _have_targets(cls, wanted: bool, info: ValidationInfo) -> bool:
+        if wanted and info.data.get("open_histories"):
+            raise ValueError("rl.open_histories have no target to give away; set one to false")
+        return wanted
 
     @field_validator("teacher")
     @classmethod

@@ -75,8 +75,9 @@ class SFTSettings(Settings):
             "of all steps (stays); top_k: items a row (8); sharpness: power of their "
             "probabilities (1.5); items: passes an epoch over rows that "
             "show one item and have the teacher alone (1); pairs: so many such rows per item that "
-            "show two items, which follow each other in train (0); temperature: of text_knn "
-            "(0.07); {}: off (paper)"
+            "show two items, which follow each other in train (0); open_histories: passes over "
+            "rows that show each user's train items to their end, where the next one is held out "
+            "and not read (0); temperature: of text_knn (0.07); {}: off (paper)"
         ),
     )
     teacher: dict[TeacherName, Share] = Field(
@@ -128,7 +129,7 @@ class SFTSettings(Settings):
         for key in ("weight", "final_weight"):
             if given.get(key, 0) > 1:
                 raise ValueError(f"{key}: got {given[key]:g}, expected at most 1")
-        for key, least in (("top_k", 1), ("items", 0), ("pairs", 0)):
+        for key, least in (("top_k", 1), ("items", 0), ("pairs", 0), ("open_histories", 0)):
             number = given.get(key, least)
             if number < least or number != int(number):
                 raise ValueError(f"{key}: got {number:g}, expected a whole number from {least}")
