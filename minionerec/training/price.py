@@ -39,8 +39,8 @@ KEPT_AT_A_CHECKPOINT = 1.5  # per H
 # CPUs whose flags name one of these multiply bfloat16 in hardware, with AMX in tiles of a matrix
 AMX = "amx_bf16"
 BFLOAT16 = {AMX, "avx512_bf16"}
-# Width from which bfloat16 was faster with AMX; narrower ones spend more on casts than they save
-WIDE = 512
+# Width from which the advice is given; narrower models take minutes in either dtype
+WIDE = 256
 
 
 class Tokens(NamedTuple):
