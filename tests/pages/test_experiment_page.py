@@ -27,7 +27,7 @@ from minionerec.experiment.commit import committed
 from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import baseline_path, settings_of, stage_path
+from minionerec.experiment.stages import baseline_path, result_name, settings_of, stage_path
 from minionerec.pages import (
     examples,
     experiment_page,
@@ -287,17 +287,29 @@ def test_a_ranking_under_the_name_of_another_is_refused(tmp_path, change, place,
 
 
 def test_another_experiments_sft_is_not_called_by_this_ones_name(tmp_path):
-    """``--evaluate.checkpoint runs/other/sft`` ends in a directory sft-test as well."""
+    """``--evaluate.checkpoint runs/other/sft`` ended in a directory sft-test as well."""
     experiment = finished(tmp_path)
     shutil.rmtree(tmp_path / "tiny/evaluate/sft-test")
     final = rank(experiment, "sft", 4, checkpoint="runs/other/sft")
     assert final.name == "sft-test"
-    assert [result.name for result in results(experiment)] == [
-        "popularity",
-        "markov",
-        "RL",
-        "runs/other/sft",
-    ]
+    names = ["popularity", "markov", "RL", "runs/other/sft"]
+    assert [result.name for result in results(experiment)] == names
+    final.rename(final.with_name(f"{result_name('runs/other/sft')}-test"))  # as it is called now
+    assert [result.name for result in results(experiment)] == names
+
+
+def test_a_fusion_stands_beside_the_model_that_it_was_made_of(tmp_path):
+    """Under its own name: two rows called SFT would be one in every table."""
+    experiment = finished(tmp_path)
+    own = stage_path(experiment, "evaluate") / "sft-test"
+    settings = settings_of(experiment, "fusion") | {"evaluate.checkpoint": "sft"}
+    parents = [opened_directory(stage_path(experiment, "data")), opened_directory(own)]
+    final = own.with_name("sft-fusion-test")
+    with committed(final, "fusion", settings, parents) as staging:
+        for name in ("metrics.json", "predictions.jsonl"):
+            shutil.copy(own / name, staging / name)
+    names = ["popularity", "markov", "SFT", "RL", "SFT, fused"]
+    assert [result.name for result in results(experiment)] == names
 
 
 def test_what_a_killed_run_left_behind_is_no_result(tmp_path):
