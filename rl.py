@@ -20,8 +20,6 @@ import torch
 
 import minionerec_trainer as trainers
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.catalogue.rows import mixture
-from minionerec.catalogue.samples import held_out
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
@@ -34,8 +32,10 @@ from minionerec.model import backbone
 from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run
+from minionerec.training.checkpoints import CheckpointContents
 from minionerec.training.guard import GUARDED, Guard
 from minionerec.training.hints import kept_hints
+from minionerec.training.rl_rows import rl_rows
 from minionerec.training.weighted_rewards import weighted_rewards
 
 
@@ -55,15 +55,14 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     # Data, the SFT model, and the reference that it stays close to
     settings, catalogue = settings_of(experiment, "rl"), Catalogue.open(experiment)
     policy = Policy.load("sft", catalogue, torch.float32)
-    earlier, latest = held_out(catalogue.samples.splits["train"], experiment.sft.holdout_for_rl)
-    num_items = len(catalogue.item_ids)
-    rows = mixture(s.tasks, latest or earlier, policy.renderer, num_items, experiment.seed)
+    rows, teachers = rl_rows(catalogue, policy.renderer)
     reference = None
     if s.has_reference and not run.adapters_off_is_reference(experiment):
         reference = policy.model_again(torch.float32).requires_grad_(False)
+    backbone.add_dropout(policy.model, s.dropout)
     torch.manual_seed(experiment.seed)  # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
-    say(f"{len(rows):,} prompts x {s.num_generations} completions; {backbone.describe(model)}")
+    say(f"{len(rows):,} prompts x {s.completions} completions; {backbone.describe(model)}")
 
     # Train, after a look at where SFT left off
     micro, accumulation = run.split_batch("rl", s.batch_size, s.micro_batch_size)
@@ -83,14 +82,14 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     guard = Guard(before, s.guard)
     say(f"SFT model: validation {guard}")
     reward, reward_models = weighted_rewards(catalogue)
-    hints = kept_hints(policy, rows, arguments.device, not dry_run) if s.hints else []
-    parents = [*policy.parents, *reward_models]
+    hints = kept_hints(policy, rows, arguments.device, not dry_run)
+    parents = [*policy.parents, *reward_models, *teachers]
     trainer = trainers.GRPOTrainer(
         model,
         arguments,
         rows,
         policy.tokenizer,
-        trainers.CheckpointContents("rl", settings, parents, policy),
+        CheckpointContents("rl", settings, parents, policy),
         guard.watching(validate),
         trie=policy.trie,
         settings=s,

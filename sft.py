@@ -36,6 +36,7 @@ from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run, soft_labels
 from minionerec.training.callbacks import early_stopping
+from minionerec.training.checkpoints import CheckpointContents
 from minionerec.training.code_words import code_rows
 
 
@@ -90,7 +91,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         arguments,
         rows,
         policy.tokenizer,
-        trainers.CheckpointContents("sft", settings, parents, policy, sources),
+        CheckpointContents("sft", settings, parents, policy, sources),
         validate,
         [row.user_id for row in rows] if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,

@@ -100,7 +100,7 @@ def main(
     torch.set_num_threads(threads)
     sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
     model = w.build_model(sizes, device=device)
-    trie, sids = work.trie.to(device), work.sids.token_ids(work.tokenizer)
+    trie, sids = work.trie.to(device), [list(sid) for sid in work.sids.token_ids(work.tokenizer)]
     test = work.samples.splits["test"][:: max(1, len(work.samples.splits["test"]) // 512)]
     wording = w.preamble(work, preamble)
     prompts = sorted(
@@ -176,7 +176,7 @@ def check_parity(
     """Lists with the end token, sets without it, and scores, in float32 against the stock way."""
     dtype = model.dtype
     model.float()
-    sids = work.sids.token_ids(work.tokenizer)
+    sids = [list(sid) for sid in work.sids.token_ids(work.tokenizer)]
     expected, expected_scores = stock_decoder(model, sids, beams)(prompts, True)
     decoder = make_decoder(model)
     whole = constrained_beam_search(decoder, prompts, work.trie, beams, score_eos=EOS)

@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import fire
 import torch
+from transformers import TrainingArguments
 
 from benchmarks import workload as w
 from benchmarks.decode import stock_decoder
@@ -30,7 +31,7 @@ from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.training.objective import group_advantages, k3_kl
 from minionerec.training.rollouts import Rollouts
-from minionerec_trainer import GRPOTrainer, TrainingArguments
+from minionerec_trainer import GRPOTrainer
 
 LEVELS = 3
 
@@ -129,7 +130,7 @@ def main(
     random.Random(0).shuffle(rows)
     rows = pick_mixture(rows, groups)
     model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
-    sids = work.sids.token_ids(work.tokenizer)
+    sids = [list(sid) for sid in work.sids.token_ids(work.tokenizer)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -82,7 +82,7 @@ def main(data: str = "", repeats: int = 5, template: str = "alpaca") -> None:
     """
     work = w.load_workload(w.data_folder(data), vocabulary=31_000)
     items, samples, tokenizer = work.samples.items, work.samples.splits["train"], work.tokenizer
-    sids = work.sids.token_ids(tokenizer)
+    sids = [list(sid) for sid in work.sids.token_ids(tokenizer)]
 
     def new() -> Renderer:
         return Renderer(tokenizer, TEMPLATES[template], sids, items, MAX_TOKENS)

@@ -152,6 +152,8 @@ def figures(report: Report) -> dict[str, Any]:
         found[f"category purity, {depth}, random"] = row["category_purity_control"]
         found[f"next item inside, {depth}"] = row["neighbour_rate"]
         found[f"next item inside, {depth}, random"] = row["neighbour_rate_control"]
+    told = report["next_code"]
+    found["bits of the next code"] = told and told["bits"]
     return found
 
 
@@ -172,6 +174,8 @@ def table(reports: Reports) -> list[Row]:
     for name in found[0]:
         if f"{name}, random" in found[0]:
             rows.append(gain_row(name, found))
+    bits = [one["bits of the next code"] for one in found]
+    rows.append(Row("bits of the next code", [number(value) for value in bits], bits))
     return rows
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from minionerec.pages.charts import Line, chart
 from minionerec.pages.html import Table, number, render, sid_figures
+from rqvae.report import next_code_line
 
 Report = dict[str, Any]  # the content of report.json
 GREY = 7  # colour of the random control
@@ -51,6 +52,7 @@ def write_page(path: Path, report: Report, name: str) -> None:
         level_charts=[usage_chart(report), error_chart(report)],
         collisions=collisions(report),
         meaning=meaning(report),
+        next_code=next_code_line(report["next_code"]),
         meaning_charts=meaning_charts(report),
         fan_out=fan_out(report),
         trie_charts=[crowd_chart(report)],

@@ -8,8 +8,9 @@
 * Collisions: share of items that share their SID with another, and the same weighted by train
   interactions.
 * Meaning: do items with a common prefix of d codes belong together? Once by category, once by
-  whether people take them one after the other; each beside a control in which the same SIDs are
-  dealt to the items at random, because small prefixes look pure by chance.
+  whether people take them one after the other; and what does a first code say about the next
+  item's (``next_code.py``)? Each beside a control in which the same SIDs are dealt to the items at
+  random, because small prefixes look pure by chance.
 
 Shapes: N items, L levels, P pairs of items.
 """
@@ -25,6 +26,7 @@ import pandas as pd
 
 from minionerec.catalogue.sources.text import clean_text
 from minionerec.evaluation.exposure import gini
+from rqvae.next_code import next_code
 from rqvae.quantizers.collisions import Sid, colliding, prefix_ids
 from rqvae.quantizers.rqkmeans import Quantised
 
@@ -81,6 +83,7 @@ def build_report(
         },
         "reconstruction_error": [round(error, 6) for error in quantised.errors],
         "prefixes": prefix_meaning(final, items, pairs, seed),
+        "next_code": next_code(final[:, 0], pairs, seed),
         "fan_out": fan_out(final),
         "largest_prefixes": prefixes,
         "duplicate_listings": duplicate_listings(items, sids),
@@ -335,7 +338,11 @@ def summary(report: Figures) -> str:
         f"{collisions['items_with_another_sid_than_quantised']} items re-assigned; "
         f"{report['duplicate_listings']['items']} items are listed more than once"
     )
+    lines.append(next_code_line(report["next_code"]))
     lines.append(report["verdict"]["line"])
+    for check in report["verdict"]["checks"]:
+        if check["advice"]:
+            lines.append(f"  {check['name']}: {check['found']}; {check['advice']}")
     return "\n".join(lines)
 
 
@@ -350,6 +357,16 @@ def level_line(report: Figures, level: int) -> str:
         f"{usage['gini']:>6.3f} {error:>7} {meaning['prefixes']:>8} "
         f"{with_control(meaning, 'category_purity'):>17} "
         f"{with_control(meaning, 'neighbour_rate'):>21}"
+    )
+
+
+def next_code_line(told: Figures | None) -> str:
+    """What first codes say of the next ones, as a line of the table."""
+    if told is None:
+        return "Nobody has two items in train: what a first code says of the next is not known"
+    return (
+        f"A first code tells {told['bits']:.3f} bits of the next item's, "
+        f"SIDs dealt at random {told['control']:.3f}"
     )
 
 

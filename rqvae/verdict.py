@@ -17,7 +17,7 @@ DEEPER_LEVELS = 0.5
 DEAD_CODES = (0.05, 0.5)  # share of a level's codes that no item has
 MOVED = (0.1, 0.5)  # share of items whose SID is not the one the quantiser gave
 ERROR = (0.6, 0.9)  # share of the embeddings' variance that the codes lose
-NEIGHBOURS = (3.0, 1.5)  # times the rate of the same SIDs dealt at random
+NEXT_CODE = (3.0, 1.5)  # times the bits of the same SIDs dealt at random
 UNKNOWN = (0.05, 0.5)  # share of the tokens of the item texts
 ONE_CATEGORY = 0.99  # purity of SIDs dealt at random: all items are alike, which judges nothing
 LEAST_PAIRS = 200  # fewer pairs of consecutive items judge nothing
@@ -36,7 +36,7 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
         dead_codes(report),
         moved(report),
         error(report),
-        neighbours(report),
+        told(report),
         purity(report),
         identical(report),
     ]
@@ -155,18 +155,26 @@ def error(report: dict[str, Any]) -> dict[str, str]:
     )
 
 
-def neighbours(report: dict[str, Any]) -> dict[str, str] | None:
-    """Items that are taken one after the other begin with the same code, more than by chance."""
-    first = report["prefixes"][0]
-    if first["next_item_pairs"] < LEAST_PAIRS:
+def told(report: dict[str, Any]) -> dict[str, str] | None:
+    """The first code says more about the next item's than any dealing of the same SIDs would.
+
+    Not whether both are the same: where people take what goes together, and not what is alike, they
+    never are, and yet the next code is well told (``next_code.py``).
+    """
+    if report["prefixes"][0]["next_item_pairs"] < LEAST_PAIRS:
         return None
-    lift = first["neighbour_rate"] / max(first["neighbour_rate_control"], 1e-9)
+    bits, control, chance = (report["next_code"][key] for key in ("bits", "control", "chance"))
+    lift = bits / max(control, chance, 1e-9)
+    state = at_least(lift, NEXT_CODE)
+    if state == "bad" and control < 2 * chance:
+        return None  # too few pairs for so many codes: what is not seen may be there
     return row(
-        "next items under the same first code",
-        f"{first['neighbour_rate']:.3f}, {min(lift, 9999):.1f} x random",
-        f"from {NEIGHBOURS[0]:g} x random (bad below {NEIGHBOURS[1]:g} x)",
-        at_least(lift, NEIGHBOURS),
-        "the embeddings or the quantiser say nothing about what people buy: try another encoder",
+        "what the first code says of the next item",
+        f"{bits:.3f} bits, {min(max(lift, 0), 9999):.1f} x random",
+        f"from {NEXT_CODE[0]:g} x random (bad below {NEXT_CODE[1]:g} x)",
+        state,
+        "put more into sids.text, try another encoder or fewer codes on level 1: a code of few "
+        "items says little more than the item itself",
     )
 
 

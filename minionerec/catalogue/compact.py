@@ -82,6 +82,53 @@ class SampleList(Sequence[Sample]):
     __hash__ = None  # type: ignore[assignment]
 
 
+class IntRows(Sequence[tuple[int, ...]]):
+    """Short rows of numbers from 0, one per item; a tuple is made when it is asked for.
+
+    >>> rows = IntRows.of([(3, 1), (2,)])
+    >>> rows[1], list(rows), rows.table.tolist()
+    ((2,), [(3, 1), (2,)], [[3, 1], [2, -1]])
+    """
+
+    def __init__(self, table: np.ndarray):
+        self.table = table  # (N, longest) int32, -1 behind shorter rows
+        self._is_ragged = bool((table[:, -1] < 0).any())
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> IntRows:
+        """From rows as lists or tuples; such rows themselves are given back."""
+        if isinstance(rows, IntRows):
+            return rows
+        longest = max(map(len, rows), default=1)
+        padded = [[*row, *[-1] * (longest - len(row))] for row in rows]
+        return cls(np.array(padded, dtype=np.int32).reshape(len(rows), longest))
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, number: int) -> tuple[int, ...]: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> IntRows: ...
+
+    def __getitem__(self, number: int | slice) -> tuple[int, ...] | IntRows:
+        """One row, or a part of them."""
+        if isinstance(number, slice):
+            return IntRows(self.table[number])
+        row = tuple(self.table[number].tolist())
+        return tuple(value for value in row if value >= 0) if self._is_ragged else row
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another sequence has the same rows."""
+        if isinstance(other, IntRows):
+            return np.array_equal(self.table, other.table)
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Sequences(Sequence[list[int]]):
     """Item indexes of users, each user's in order; a list is made when it is asked for."""
 

@@ -173,4 +173,4 @@ def renderer(
 
 def trie(sids: SidTable, tokenizer: PreTrainedTokenizerBase) -> SidTrie:
     """The catalogue as token tables."""
-    return SidTrie(sids.codes, sids.level_token_ids(tokenizer))
+    return SidTrie(sids.table, sids.level_token_ids(tokenizer))

@@ -15,13 +15,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from minionerec.catalogue.compact import IntRows
 from minionerec.catalogue.item_text import item_texts
 from minionerec.catalogue.sources.text import LONE_SURROGATE
 from minionerec.errors import UserError
@@ -30,6 +31,7 @@ from minionerec.experiment.files import read_json
 
 TEMPLATE_FILE = "prompt_template.json"
 MAX_DESCRIPTION_TOKENS = 128  # the part of a description that a prompt shows
+KEPT_PIECES = 200_000  # of SIDs, as lists
 CHECKED_PROMPTS = (
     32  # of each task, whose pieces are compared with the tokenizer's answer for the whole text
 )
@@ -165,11 +167,9 @@ class Renderer:
         self.template = template
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._sids = [list(sid) for sid in sid_token_ids]
-        self._titles = [text.strip() for text in items["title"]]
-        # Of the title alone the text as it is: it was cleaned when it was prepared
-        self._named = self._titles if len(shown) == 1 else item_texts(items, shown)
-        self._descriptions = [text.strip() for text in items["description"]]
+        self._sids = IntRows.of(sid_token_ids)
+        self._items = items
+        self._shown = shown
         self._eos = [tokenizer.eos_token_id]
         self._bos: list[int] = []
         if tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == (
@@ -182,8 +182,10 @@ class Renderer:
         self._pieces = cache(self._tokenize_pieces)
         self._pieces_are_exact = cache(self._check_pieces)
         self._behind = cache(self._tokenize_behind)
-        self._completions = cache(self._tokenize_completions)
         self._longest_completion = cache(self._find_longest_completion)
+        # A large catalogue's SIDs stay one table; lists are made of those that are asked for
+        self._sid_piece = lru_cache(KEPT_PIECES)(self._make_sid_piece)
+        self._sid_completion = lru_cache(KEPT_PIECES)(self._make_sid_completion)
 
     def has_description(self, item: int) -> bool:
         """Whether ``description_to_sid`` has anything to show for this item."""
@@ -236,18 +238,18 @@ class Renderer:
 
         The list is shared: do not change it.
         """
-        return self._completions(task.endswith("title"))[target]
+        if task.endswith("title"):
+            return self._title_completions[target]
+        return self._sid_completion(target)
 
     def _whole(self, task: str, shown: Sequence[int]) -> list[int]:
         return self._bos + self._encode(self.text(task, shown), as_text=bool(self._texts(task)))
 
     def _from_pieces(self, task: str, shown: Sequence[int], room: int) -> list[int]:
         """The prompt put together from pieces, without the oldest items if they do not fit."""
-        before, last = self._pieces(task, "before")[0], self._pieces(task, "last")[shown[-1]]
-        pieces = []
-        if len(shown) > 1:
-            middle = self._pieces(task, "middle")
-            pieces = [middle[item] for item in shown[:-1]]
+        before = self._pieces(task, "before")[0]
+        last = self._piece(task, "last", shown[-1])
+        pieces = [self._piece(task, "middle", item) for item in shown[:-1]]
         length = len(before) + sum(map(len, pieces)) + len(last)
         while length > room and pieces:
             length -= len(pieces.pop(0))
@@ -257,10 +259,22 @@ class Renderer:
         ids += last
         return ids
 
+    def _piece(self, task: str, place: str, item: int) -> list[int]:
+        """Token ids of one item in the middle or at the end of what a prompt shows."""
+        if task.startswith("sid"):
+            return self._sid_piece(task, place, item)
+        return self._pieces(task, place)[item]
+
+    def _make_sid_piece(self, task: str, place: str, item: int) -> list[int]:
+        return [*self._sids[item], *self._pieces(task, place)[0]]
+
+    def _make_sid_completion(self, item: int) -> list[int]:
+        return [*self._sids[item], *self._eos]
+
     def _tokenize_pieces(self, task: str, place: str) -> list[list[int]]:
         """Token ids of a task's pieces.
 
-        One for ``before``, one per item for ``middle`` and ``last``.
+        One for ``before``; for ``middle`` and ``last`` one per item, or what follows any SID.
 
         A space in front of an item's text belongs to the item's piece.
         """
@@ -275,8 +289,7 @@ class Renderer:
         tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
         if texts:
             return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts), True)
-        behind_sid = self._behind(self._sid_tokens(0)[-1], (tail,), False)[0]
-        return [sid + behind_sid for sid in self._sids]
+        return self._behind(self._sid_tokens(0)[-1], (tail,), False)
 
     def _check_pieces(self, task: str) -> bool:
         """Whether pieces give the ids of the whole text, tried on prompts from everywhere.
@@ -302,12 +315,14 @@ class Renderer:
         skip = len(self._encode(start, as_text))
         return [ids[skip:] for ids in self._encode_all([start + text for text in texts], as_text)]
 
-    def _tokenize_completions(self, of_titles: bool) -> list[list[int]]:
-        completions = self._encode_all(self._titles, as_text=True) if of_titles else self._sids
-        return [ids + self._eos for ids in completions]
+    @cached_property
+    def _title_completions(self) -> list[list[int]]:
+        return [ids + self._eos for ids in self._encode_all(self._titles, as_text=True)]
 
     def _find_longest_completion(self, of_titles: bool) -> int:
-        return max(map(len, self._completions(of_titles)))
+        if of_titles:
+            return max(map(len, self._title_completions))
+        return self._sids.table.shape[1] + len(self._eos)
 
     def _encode_all(self, texts: list[str], as_text: bool = False) -> list[list[int]]:
         """Token ids; ``as_text`` takes a special token that is written out in a title as text.
@@ -332,7 +347,23 @@ class Renderer:
         return self._shortened if task == "description_to_sid" else self._named
 
     def _sid_tokens(self, item: int) -> list[str]:
-        return self._tokenizer.convert_ids_to_tokens(self._sids[item])
+        return self._tokenizer.convert_ids_to_tokens(list(self._sids[item]))
+
+    # Texts are made when a task first shows them: a search over SIDs never does
+
+    @cached_property
+    def _titles(self) -> list[str]:
+        return [text.strip() for text in self._items["title"]]
+
+    @cached_property
+    def _named(self) -> list[str]:
+        """What stands for an item where a prompt names it."""
+        # Of the title alone the text as it is: it was cleaned when it was prepared
+        return self._titles if len(self._shown) == 1 else item_texts(self._items, self._shown)
+
+    @cached_property
+    def _descriptions(self) -> list[str]:
+        return [text.strip() for text in self._items["description"]]
 
     @cached_property
     def _shortened(self) -> list[str]:

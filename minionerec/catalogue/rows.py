@@ -16,6 +16,7 @@ from minionerec.errors import UserError
 from minionerec.experiment.choices import CODE_TASKS
 
 ITEM_TASKS = ("sid_to_title", "title_to_sid", "description_to_sid")  # that show a single item
+NO_TARGET = -1  # of a row whose right answer nobody knows
 FEW = 200_000  # rows; rendered they are half a gigabyte
 
 
@@ -32,9 +33,9 @@ class Label(NamedTuple):
 class Row:
     """One training example.
 
-    ``target_item`` is the item that ``completion`` names and ``history`` what a sequence task shows
-    (else empty): rewards read them, never the prompt's text. ``labels`` are the answers that SFT
-    trains on; empty: the completion alone.
+    ``target_item`` is the item that ``completion`` names (or ``NO_TARGET``) and ``history`` what a
+    sequence task shows (else empty): rewards read them, never the prompt's text. ``labels`` are the
+    answers that SFT trains on; empty: the completion alone.
     """
 
     task: str

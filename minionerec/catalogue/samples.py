@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minionerec.catalogue.compact import Sample, SampleList, Sequences, UserLog
 from minionerec.catalogue.sources.source import SPLITS
@@ -48,14 +50,18 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
     items = pd.read_parquet(data_dir / "items.parquet")
     columns = ["user_id", "item_id", "timestamp", "split"]
     interactions = pd.read_parquet(data_dir / "interactions.parquet", columns=columns)
-    index = {item_id: i for i, item_id in enumerate(items["item_id"])}
     _refuse(
         data_dir / "items.parquet", items["item_id"], items["item_id"].duplicated(), "every id once"
     )
+    # Of few rows in a large catalogue only their own ids are looked up, each once
+    row_ids, own_ids = pd.factorize(interactions["item_id"])
+    found = pc.index_in(pa.array(own_ids), value_set=pa.array(items["item_id"]))
+    item_of_id = found.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes = item_of_id[row_ids]
     _refuse(
         data_dir / "interactions.parquet",
         interactions["item_id"],
-        ~interactions["item_id"].isin(index),
+        pd.Series(codes < 0),
         "an item_id of items.parquet",
     )
     _refuse(
@@ -64,7 +70,7 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
         ~interactions["split"].isin(SPLITS),
         "train, valid or test",
     )
-    splits, train_sequences = build_samples(interactions, index, max_history)
+    splits, train_sequences = _cut(interactions, codes, max_history)
     return Samples(items, splits, train_sequences)
 
 
@@ -92,8 +98,15 @@ def build_samples(
         The samples of each split in the order of their targets' rows, and each user's train items
         in order.
     """
-    users, user_ids = pd.factorize(interactions["user_id"])
     items = interactions["item_id"].map(item_index).to_numpy(np.int32)
+    return _cut(interactions, items, max_history)
+
+
+def _cut(
+    interactions: pd.DataFrame, items: np.ndarray, max_history: int
+) -> tuple[dict[str, Sequence[Sample]], Sequence[list[int]]]:
+    """``build_samples`` for interactions whose item indexes are known."""
+    users, user_ids = pd.factorize(interactions["user_id"])
     split = pd.Categorical(interactions["split"], categories=list(SPLITS)).codes
     # User after user; ``place`` leads from a row to where it stands then
     order = np.argsort(users, kind="stable")
@@ -165,6 +178,23 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
             found.append(frozenset(seen))
         seen.add(index[item_id])
     return found
+
+
+def open_histories(sequences: Iterable[Sequence[int]], max_history: int) -> list[tuple[int, ...]]:
+    """The train sequences as they end, each history once, in the order in which they come.
+
+    What followed them lies in the validation or test rows, or nowhere: they are histories that no
+    train row shows whole, and nothing held out is read.
+
+        >>> open_histories([[1, 2, 3], [4], [2, 3]], 2)
+        [(2, 3), (4,)]
+
+    Args:
+        sequences: each user's train items in order.
+        max_history: the longest history, in items; only the latest are kept.
+    """
+    histories = [tuple(sequence[-max_history:]) for sequence in sequences if len(sequence)]
+    return list(dict.fromkeys(histories))
 
 
 def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from minionerec.catalogue.compact import IntRows
+from minionerec.catalogue.plain_sids import read_plain_sids
 from minionerec.errors import UserError
 from minionerec.experiment.files import read_json
 
@@ -26,7 +30,7 @@ class SidTable:
     """
 
     item_ids: list[str]
-    codes: list[tuple[int, ...]]
+    codes: Sequence[tuple[int, ...]]
     codebook_sizes: list[int]
     sha256: str
     path: Path = Path(SIDS_FILE)  # where it was read from, for messages
@@ -39,17 +43,24 @@ class SidTable:
             tokens += [f"<{LEVELS[level]}_{code}>" for code in range(size)]
         return tokens
 
-    def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    @cached_property
+    def table(self) -> np.ndarray:
+        """``(N, L)`` int32 codes, -1 behind shorter SIDs."""
+        return IntRows.of(self.codes).table
+
+    def token_ids(self, tokenizer: PreTrainedTokenizerBase) -> IntRows:
         """Each item's SID as token ids.
 
         Raises:
             UserError: the tokenizer does not know a SID token: it belongs to another catalogue.
         """
         levels = self.level_token_ids(tokenizer)
-        found = []
-        for codes in self.codes:
-            found.append([levels[level][code] for level, code in enumerate(codes)])
-        return found
+        found = np.empty_like(self.table)
+        for level, column in enumerate(self.table.T):
+            # The last entry is for -1: behind a shorter SID there is no token either
+            tokens = np.array([*levels[level], -1], dtype=np.int32)
+            found[:, level] = tokens[column]
+        return IntRows(found)
 
     def level_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """For each level, the token id of each of its codes."""
@@ -80,13 +91,63 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
     """
     try:
         raw = path.read_bytes()
-        content = read_json(raw)
-        sids = dict(content["sids"])
-        sizes = [int(size) for size in content["codebook_sizes"]]
     except FileNotFoundError:
         raise UserError(
             f"{path} not found; run `bash rqvae/rqvae.sh` with the same --config first"
         ) from None
+    return _plain(path, raw, item_ids) or _any(path, raw, item_ids)
+
+
+def _plain(path: Path, raw: bytes, item_ids: Sequence[str] | None) -> SidTable | None:
+    """The table of a file as nearly all are; None if it has to be read word by word.
+
+    That is also where mistakes are named: nothing is refused here.
+    """
+    found = read_plain_sids(raw)
+    if found is None:
+        return None
+    sizes = found.content.get("codebook_sizes")
+    if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
+        return None
+    table = found.codes.table
+    levels = table.shape[1]
+    if not levels <= len(sizes) <= len(LEVELS) or not all(
+        1 <= size <= MOST_CODES for size in sizes
+    ):
+        return None
+    if (table.max(axis=0) >= sizes[:levels]).any() or _has_prefix(table):
+        return None
+    order = found.item_ids if item_ids is None else list(item_ids)
+    if order != found.item_ids:
+        index = {item_id: place for place, item_id in enumerate(found.item_ids)}
+        places = [index.get(item_id, -1) for item_id in order]
+        if len(order) != len(index) or min(places) < 0:
+            return None
+        table = table[places]
+    return SidTable(order, IntRows(table), sizes, hashlib.sha256(raw).hexdigest(), path, raw)
+
+
+def _has_prefix(table: np.ndarray) -> bool:
+    """Whether a SID is the beginning of another: ``(N, L)`` codes, -1 behind shorter ones."""
+    if (table[:, -1] >= 0).all():
+        return False
+    ordered = table[np.lexsort(table.T[::-1])]
+    upper, lower = ordered[:-1], ordered[1:]
+    # A beginning stands right above what begins with it: they differ only where it has ended
+    differs = upper != lower
+    return bool((differs.any(axis=1) & (~differs | (upper < 0)).all(axis=1)).any())
+
+
+def _any(path: Path, raw: bytes, item_ids: Sequence[str] | None) -> SidTable:
+    """The table of any file, word by word.
+
+    Raises:
+        UserError: as ``load_sids``.
+    """
+    try:
+        content = read_json(raw)
+        sids = dict(content["sids"])
+        sizes = [int(size) for size in content["codebook_sizes"]]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a SID file ({type(error).__name__}: {error}); expected the keys sids "
@@ -113,7 +174,7 @@ def load_sids(path: Path, item_ids: Sequence[str] | None = None) -> SidTable:
         )
     codes = [_checked(path, item_id, sids[item_id], sizes) for item_id in order]
     _check_prefix_free(path, order, codes)
-    return SidTable(order, codes, sizes, hashlib.sha256(raw).hexdigest(), path, raw)
+    return SidTable(order, IntRows.of(codes), sizes, hashlib.sha256(raw).hexdigest(), path, raw)
 
 
 def _checked(path: Path, item_id: str, codes: object, sizes: list[int]) -> tuple[int, ...]:

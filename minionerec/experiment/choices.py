@@ -40,7 +40,14 @@ else:
     ExpertName = Literal["popularity", "markov", "item_knn", "text_knn"]
     TeacherName = Literal[ExpertName, "sasrec", "gru4rec", "hstu"]
     SoftLabelKey = Literal[
-        "weight", "final_weight", "top_k", "sharpness", "items", "pairs", "temperature"
+        "weight",
+        "final_weight",
+        "top_k",
+        "sharpness",
+        "items",
+        "pairs",
+        "open_histories",
+        "temperature",
     ]
     FusionKey = Literal["model", TeacherName, "temperature"]
     # What is written about an item (minionerec/catalogue/item_text.py).

@@ -1,7 +1,7 @@
 """Reads one YAML file and the command line into an ``Experiment``, or says what to change.
 
 The declared type of a key decides how its text is read (``1e-5`` is a float, ``no`` is never a
-bool). A key that is written twice, or not declared in ``minionerec/experiment/settings.py``, is an
+bool). A key that is written twice, or not declared in ``minionerec/experiment/settings/``, is an
 error, and all mistakes are reported together, a line each. Nothing heavier than PyYAML and pydantic
 is imported here, so that a bad file stops a run within a second.
 

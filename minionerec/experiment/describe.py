@@ -13,7 +13,7 @@ PAGE_HEAD = """\
 
 Every key of an experiment's YAML file; on the command line `--section.key value`. This page is
 written by `python -m minionerec.experiment.describe > docs/SETTINGS.md` from the declarations in
-`minionerec/experiment/settings.py`, the only place where a default stands. "paper" is the
+`minionerec/experiment/settings/`, the only place where a default stands. "paper" is the
 MiniOneRec report, arXiv:2510.24431.
 """
 HOW_TO_WRITE = f"""\

@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import scipy.sparse as sparse
 
+from minionerec.catalogue.rows import NO_TARGET
 from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.errors import UserError
 from minionerec.experiment.files import load_array
@@ -58,7 +59,8 @@ class Expert(NamedTuple):
         num_items: N.
         probabilities: histories, and the targets and folds (``crossfit``) of these train rows or
             None -> ``(B, N)``, rows that add up to 1, or to 0 where the ranker knows nothing.
-            With targets it is asked leave-one-out; only networks have folds.
+            With targets it is asked leave-one-out, but for rows of ``NO_TARGET``; only networks
+            have folds.
         made_with: the choices it was made with, for people.
     """
 
@@ -78,7 +80,8 @@ def popularity(counts: np.ndarray) -> Expert:
     ) -> np.ndarray:
         scores = np.tile(counts.astype(float), (len(histories), 1))
         for row, target in enumerate(targets or ()):
-            scores[row, target] = max(0.0, scores[row, target] - 1.0)
+            if target != NO_TARGET:
+                scores[row, target] = max(0.0, scores[row, target] - 1.0)
         return normalised(scores)
 
     return Expert("popularity", len(counts), probabilities, {})
@@ -219,6 +222,8 @@ def _counting(
     ) -> np.ndarray:
         scores = rule.scores(histories)  # (B, N)
         for row, target in enumerate(targets or ()):
+            if target == NO_TARGET:
+                continue
             for item, added in own(histories[row], target).items():
                 left = scores[row, item] - added
                 scores[row, item] = left if left > ROUNDING else 0.0

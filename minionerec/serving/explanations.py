@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.experiment.files import load_array
@@ -34,7 +33,7 @@ class Explainer:
     def __init__(self, catalogue: Catalogue):
         self._catalogue = catalogue
         self._titles = catalogue.items["title"]
-        self._codes = pd.DataFrame(catalogue.sids.codes).to_numpy()  # (N, L), NaN behind short SIDs
+        self._codes = catalogue.sids.table  # (N, L), -1 behind shorter SIDs
         everything = np.arange(len(self._titles))
         self._usual = self._shares(everything)
         self._words_of = lru_cache(maxsize=100_000)(self._find_words)

@@ -192,7 +192,7 @@ def for_vllm(recommender: Recommender, target: Path) -> list[str]:
     catalogue = recommender.catalogue
     content: dict[str, Any] = {
         "item_ids": catalogue.item_ids,
-        "codes": catalogue.sids.codes,
+        "codes": list(catalogue.sids.codes),
         "level_token_ids": catalogue.sids.level_token_ids(policy.tokenizer),
         "eos_token_id": policy.tokenizer.eos_token_id,
         "normalize": policy.normalize,

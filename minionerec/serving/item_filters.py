@@ -44,7 +44,9 @@ class ItemFilters:
             self._table = items.copy(deep=False)
             for name in by_id.columns:
                 self._table[name] = by_id[name].to_numpy()
-        self._index = pd.Index(items["item_id"])
+        item_ids = items["item_id"].tolist()
+        # A dictionary: pandas looks a few texts up by going through all that it holds
+        self._index = {item_id: item for item, item_id in enumerate(item_ids)}
         self.digest = ""  # of the further columns
         if attributes is not None:
             rows = pd.util.hash_pandas_object(attributes.astype(str), index=False)
@@ -91,17 +93,14 @@ class ItemFilters:
         Raises:
             UserError: one is unknown.
         """
-        wanted = list(ids)
-        if not wanted:
-            return np.zeros(0, dtype=np.int64)
-        found = self._index.get_indexer(pd.Index(wanted, dtype=object))
-        if (found < 0).any():
-            unknown = wanted[int(np.argmin(found))]
+        found = [self._index.get(item_id, -1) for item_id in ids]
+        if -1 in found:
+            unknown = next(item_id for item_id in ids if item_id not in self._index)
             raise UserError(
-                f"{name}: {int((found < 0).sum())} of {len(wanted)} ids are not in the catalogue: "
-                f"{str(unknown)[:60]!r}; ids look like '{self._index[0]}'"
+                f"{name}: {found.count(-1)} of {len(found)} ids are not in the catalogue: "
+                f"{str(unknown)[:60]!r}; ids look like '{next(iter(self._index))}'"
             )
-        return found
+        return np.array(found, dtype=np.int64)
 
     def _matching(self, column: str, condition: Condition) -> np.ndarray:
         where = f"where.{str(column)[:60]}"

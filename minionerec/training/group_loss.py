@@ -63,7 +63,9 @@ class GroupLoss:
         settings = self.settings
         chosen = rollouts.of(kept)
         groups = groups or len(rollouts.prompts)
-        with_targets = settings.sft_weight != 0 or settings.hint_weight != 0
+        # The labels of SFT have a forward of their own (``row_likelihood``)
+        anchor_weight = settings.sft_weight if settings.anchor == "target" else 0.0
+        with_targets = anchor_weight != 0 or settings.hint_weight != 0
         batch = GroupBatch.make(
             chosen.prompts,
             chosen.nodes,
@@ -77,7 +79,7 @@ class GroupLoss:
         exact = settings.beta > 0 and settings.kl == "exact"
         policy = batch.forward(model, self.normalize, with_children=exact)
         if chosen.wanted is not None:
-            loss, parts = self._sdpo(policy, reference, batch, chosen.wanted, chosen, groups)
+            loss, parts = self._of_lists(policy, reference, batch, chosen.wanted, chosen, groups)
         else:
             loss, parts = self._grpo(policy, reference, batch, chosen, groups)
 
@@ -85,7 +87,7 @@ class GroupLoss:
         if policy.target_logps is not None:
             parts["target_logp"] = policy.target_logps.mean(-1).mean().item()
             anchor = likelihood_anchor(policy.target_logps, groups)
-            loss = loss + settings.sft_weight * anchor
+            loss = loss + anchor_weight * anchor
             # Of a hint's codes the policy gets no reward, but it may learn them from the target
             levels = torch.arange(self.trie.num_levels, device=loss.device)
             given = torch.tensor(chosen.given, device=loss.device)
@@ -126,7 +128,7 @@ class GroupLoss:
             constant_length=settings.objective == "dr_grpo",
         )
 
-    def _sdpo(
+    def _of_lists(
         self,
         policy: GroupOutput,
         reference: Reference,
@@ -135,12 +137,14 @@ class GroupLoss:
         rollouts: Rollouts,
         groups: Tensor | int,
     ) -> Loss:
-        """Softmax-DPO over the completions of a group."""
+        """Softmax over the completions of a group: S-DPO, or ListNet without the reference."""
         # A completion's log-probability is that of the tokens which the policy chose itself
         logps = (policy.logps * batch.mask).sum(-1)  # (B, G)
-        # cloned, as above
-        before = reference(batch, False).logps.clone()
-        ref_logps = (before * batch.mask).sum(-1)
+        ref_logps = torch.zeros_like(logps)
+        if self.settings.objective == "sdpo":
+            # cloned, as above
+            before = reference(batch, False).logps.clone()
+            ref_logps = (before * batch.mask).sum(-1)
         loss = sdpo_loss(
             logps,
             ref_logps,

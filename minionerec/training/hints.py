@@ -110,6 +110,8 @@ def kept_hints(
 ) -> list[int]:
     """``least_hints`` of the policy that RL starts from, made once for a checkpoint and settings.
 
+    None where ``rl.hints`` is off, or where nothing is rolled out.
+
     They are kept in ``runs/<name>/rl.hints.json``, which is made anew where it belongs to another
     checkpoint, other rows or another group size.
 
@@ -120,6 +122,8 @@ def kept_hints(
         keep: write them down; a dry run writes nothing.
     """
     experiment = policy.catalogue.experiment
+    if not experiment.rl.hints or not experiment.rl.rolls_out:
+        return []
     num_beams = experiment.rl.num_generations
     file = stage_path(experiment, HINTS_FILE)
     # Whatever changes a search changes the digest: weights, prompts, targets, SIDs, width

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from minionerec.catalogue.rows import Row
+from minionerec.catalogue.trie import SidTrie
 from minionerec.model.output_head import (
     LogitsHead,
     OutputHead,
@@ -14,6 +18,8 @@ from minionerec.model.output_head import (
     vocab_logps,
 )
 from minionerec.model.token_trees import TokenTree
+from minionerec.training.collate import collate_sft
+from minionerec.training.objective import Loss
 
 
 def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0.0) -> Tensor:
@@ -49,6 +55,42 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0
         return total
 
     return model(tree=inputs["tree"], slots=inputs["slots"], readout=readout)
+
+
+class RowLikelihood:
+    """SFT's loss as a term of RL's: the likelihood of all answers that rows have, by their weights.
+
+    Args:
+        trie: the catalogue.
+        normalize: what log-probabilities are normalised over, ``vocab`` or ``trie``.
+        share: False for models that take no token trees.
+        device: of the model.
+    """
+
+    def __init__(self, trie: SidTrie, normalize: str, share: bool, device: torch.device):
+        self.over_children = trie if normalize == "trie" else None
+        self.paths = [trie.item_path(item) for item in range(trie.num_items)]
+        self.num_levels = trie.num_levels
+        self.share = share
+        self.device = device
+
+    def __call__(self, model: nn.Module, rows: Sequence[Row], groups: Tensor | float) -> Loss:
+        """Negative log-likelihood per level of a SID, a mean over ``groups`` rows.
+
+        So it has the scale of ``objective.likelihood_anchor``, which has the target alone.
+        """
+        batch = send_to_device(self.batch(rows), self.device)
+        # A process without rows in a step takes part all the same: others wait for its gradients
+        if not rows:
+            return Loss(zero_loss(model, batch["tree"]), {})
+        # The answers of a row add up to one, so that a row counts once, whatever a teacher knew. A
+        # SID's tokens are averaged over the levels of the trie, as the anchor on targets does.
+        logp = sft_logp(model, batch) / self.num_levels
+        return Loss(-logp / groups, {"label_logp": logp.item() / len(rows)})
+
+    def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What one forward reads; the counts of its labels are not used here."""
+        return collate_sft(rows, self.share, self.over_children, self.paths)
 
 
 def zero_loss(model: nn.Module, tree: TokenTree) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minionerec.catalogue.rows import Row
+from minionerec.catalogue.rows import NO_TARGET, Row
 from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import RLSettings
 from minionerec.model.beam_search import Beams, constrained_beam_search
@@ -33,8 +33,8 @@ class Rollouts(NamedTuple):
     alive: Tensor  # (B, G)
     old_logps: Tensor  # (B, G, L)
     advantages: Tensor  # (B, G)
-    wanted: Tensor | None  # (B, G) what S-DPO prefers; None without it
-    targets: list[int]  # item index of each prompt's target
+    wanted: Tensor | None  # (B, G) what is preferred where lists are compared; else None
+    targets: list[int]  # item index of each prompt's target, or NO_TARGET
     given: list[int]  # levels of each prompt's completions that a hint has decided
     metrics: dict[str, float]
 
@@ -137,8 +137,8 @@ class Roller:
 
         settings = self.settings
         targets = torch.tensor([row.target_item for row in rows], device=self.device)  # (B,)
-        # S-DPO compares the target with the misses, so it must be there to be compared
-        if settings.objective == "sdpo":
+        # The target is compared with the misses, so it must be there to be compared
+        if settings.compares_lists:
             beams = self._with_targets(beams, targets)
         alive = beams.leaves >= 0  # (B, G)
         items = self._items(beams.leaves, alive, targets)
@@ -154,13 +154,13 @@ class Roller:
             scale=settings.scale_rewards and settings.objective == "grpo",
         )
         wanted = None
-        if settings.objective == "sdpo":
+        if settings.compares_lists:
             wanted = shares_of(rewards)
 
         # Scores are log-probabilities of distinct items, so their mean bounds the entropy from
         # above
         live = max(1, int(alive.sum()))
-        hit = ((items == targets[:, None]) & alive).any(1)
+        hit = ((items == targets[:, None]) & alive).any(1)  # never without a target
         metrics = {
             "reward": rewards[alive].mean().item(),
             "groups_with_hit": hit.float().mean().item(),
@@ -216,21 +216,26 @@ class Roller:
         """
         items = torch.where(alive, self.item_of_leaf[leaves.clamp(min=0)], -1)
         # Leaves are compared, not items: items of one SID have one leaf
-        target_leaves = torch.from_numpy(self.trie.leaf_of_item)[targets.cpu()].to(self.device)
-        is_target = leaves == target_leaves[:, None]
+        is_target = leaves == self._target_leaves(targets)[:, None]
         return torch.where(is_target, targets[:, None], items)
+
+    def _target_leaves(self, targets: Tensor) -> Tensor:
+        """The leaf of each target, ``(B,)``, one that no beam has where there is no target."""
+        leaf_of_item = torch.from_numpy(self.trie.leaf_of_item).long()
+        leaves = leaf_of_item[targets.clamp(min=0).cpu()].to(self.device)
+        # Not -1: that stands where the catalogue had no further item
+        return torch.where(targets == NO_TARGET, self.trie.num_leaves, leaves)
 
     def _with_targets(self, beams: Beams, targets: Tensor) -> Beams:
         """The beams, the last one replaced by the target where that is not among them."""
-        leaf_of_item = torch.from_numpy(self.trie.leaf_of_item)
-        target_leaves = leaf_of_item[targets.cpu()].to(self.device)  # (B,)
-        missing = (beams.leaves != target_leaves[:, None]).all(1)  # (B,)
+        target_leaves = self._target_leaves(targets)
+        missing = (beams.leaves != target_leaves[:, None]).all(1) & (targets != NO_TARGET)  # (B,)
         leaves = beams.leaves.clone()
         nodes = beams.nodes.clone()
         new = target_leaves[missing].long()
         leaves[missing, -1] = new
         nodes[missing, -1] = self.trie.leaf_node[new].long()
-        # What it scored is unknown, and nobody asks: S-DPO compares with the reference only
+        # What it scored is unknown, and nobody asks: lists are compared by the loss's own forward
         scores = beams.scores.clone()
         scores[missing, -1] = 0.0
         return beams._replace(leaves=leaves, nodes=nodes, scores=scores)

@@ -15,7 +15,10 @@ networks the one is asked that has not learned the row.
 Beside the rows of train there is one for every item of the catalogue, which shows that item alone
 and is taught by the teacher alone: the whole table of what leads to what, for items too that no
 train row shows last, and without leaving anything out, as it has no target of its own. Rows that
-show two items which follow each other in train (``pairs``) are more of the same kind.
+show two items which follow each other in train (``pairs``) are more of the same kind, and so are
+those that show every user's train items to their end (``open_histories``). What follows there is
+held out and never read; a teacher has an answer nevertheless, for the very histories that come
+before held-out targets.
 
 Rows that show one item and ask for that very item (title -> SID) have one right answer and keep
 it, as do titles.
@@ -33,6 +36,7 @@ import numpy as np
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
+from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
 from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import say
@@ -54,6 +58,7 @@ class Recipe(NamedTuple):
     temperature: float
     items: int
     pairs: int
+    open_histories: int
 
     @classmethod
     def of(cls, given: Mapping[str, float]) -> Recipe:
@@ -67,6 +72,7 @@ class Recipe(NamedTuple):
             given.get("temperature", 0.07),
             int(given.get("items", 1)),
             int(given.get("pairs", 0)),
+            int(given.get("open_histories", 0)),
         )
 
     def weight_at(self, progress: float) -> float:
@@ -88,13 +94,23 @@ class Labels(NamedTuple):
     weights: np.ndarray  # (rows, K)
 
 
-def taught(
-    catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
-) -> tuple[list[Row], list[Parent]]:
-    """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+class Teacher(NamedTuple):
+    """The mix of rankers that ``sft.teacher`` names, ready to be asked."""
 
-    Returns:
-        The rows, and the directories of the networks that teach them.
+    experts: list[Expert]
+    shares: list[float]  # weight of each expert
+    exclude_history: bool  # what a row shows is never recommended, so it is never taught
+    folds: dict[str, int] | None  # which of the networks has not learned a user's rows
+    parents: list[Parent]  # directories of the networks
+
+
+def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float]) -> Teacher:
+    """Build the teacher of a catalogue; networks are trained if they are not there yet.
+
+    Args:
+        catalogue: what it learns from.
+        recipe: of soft labels.
+        weights: of the rankers in the mix; none: those that expect validation rows best.
 
     Raises:
         UserError: the teacher lacks what it reads, or more items are asked of it than there are.
@@ -109,8 +125,6 @@ def taught(
     exclude = experiment.evaluate.exclude_history
     unwanted = catalogue.seen("valid") if exclude else None
     embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
-    # Weights are given, or those of the mix that expects validation rows best
-    weights = experiment.sft.teacher
     temperature = recipe.temperature
     # Networks are trained by themselves, once, each without a part of the rows
     networks: dict[str, Expert] = {}
@@ -137,41 +151,93 @@ def taught(
         unwanted=unwanted,
     )
     named = {expert.name: expert for expert in rules} | networks
-    teacher = [named[name] for name in shares]
-    for expert in teacher:
-        say(f"teacher: {shares[expert.name]:g} {expert.name} {expert.made_with}")
+    for name, share in shares.items():
+        say(f"teacher: {share:g} {name} {named[name].made_with}")
+    return Teacher(
+        [named[name] for name in shares],
+        list(shares.values()),
+        exclude,
+        crossfit.folds_of(catalogue.train_targets()) if networks else None,
+        parents,
+    )
+
+
+def taught(
+    catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
+) -> tuple[list[Row], list[Parent]]:
+    """The rows with the labels of ``sft.teacher``, and behind them those of single items.
+
+    Returns:
+        The rows, and the directories of the networks that teach them.
+
+    Raises:
+        UserError: as ``teacher_of``.
+    """
+    teacher = teacher_of(catalogue, recipe, catalogue.experiment.sft.teacher)
+    num_items = len(catalogue.item_ids)
     # Rows of train keep their targets beside the teacher's answers; rows of items have none
-    mixed = list(shares.values())
     labelled = with_labels(
         rows,
-        teacher,
-        mixed,
+        teacher.experts,
+        teacher.shares,
         recipe.top_k,
         renderer,
         sharpness=recipe.sharpness,
-        exclude_history=exclude,
-        folds=crossfit.folds_of(catalogue.train_targets()) if networks else None,
+        exclude_history=teacher.exclude_history,
+        folds=teacher.folds,
     )
-    # Both kinds are short: an item's row has one history, whatever train rows end in it
-    items = [(item,) for item in range(num_items)]
+    # Items and pairs are short: each has one row, whatever train rows end in them
     pairs = drawn_pairs(
-        catalogue.samples.train_sequences, recipe.pairs * num_items, experiment.seed
+        catalogue.samples.train_sequences,
+        recipe.pairs * num_items,
+        catalogue.experiment.seed,
     )
+    # Where train ends the next item is held out: only a teacher may answer
+    ends: dict[str, tuple[int, ...]] = {}
+    if recipe.open_histories:
+        ends = ends_of_users(
+            catalogue.samples.splits["train"], catalogue.experiment.data.max_history
+        )
+    # The same question in all three: rows beside their user's own share tokens with them
     taught_alone = []
-    for histories in (items, pairs):
+    for users, histories in (
+        ([""] * num_items, [(item,) for item in range(num_items)]),
+        ([""] * len(pairs), pairs),
+        (list(ends), list(ends.values())),
+    ):
         taught_alone.append(
             teacher_rows(
                 histories,
-                teacher,
-                mixed,
+                teacher.experts,
+                teacher.shares,
                 recipe.top_k,
                 renderer,
                 sharpness=recipe.sharpness,
-                exclude_history=exclude,
+                exclude_history=teacher.exclude_history,
+                users=users,
             )
         )
-    of_items, of_pairs = taught_alone
-    return labelled + recipe.items * of_items + of_pairs, parents
+    of_items, of_pairs, of_ends = taught_alone
+    more = recipe.items * of_items + of_pairs + recipe.open_histories * of_ends
+    return labelled + more, teacher.parents
+
+
+def ends_of_users(train: Sequence[Sample], max_history: int) -> dict[str, tuple[int, ...]]:
+    """User -> the latest items of all that train has of them: ``open_histories``, and whose.
+
+    Beside their user's other rows they cost few tokens.
+
+    Args:
+        train: samples of the train split, each user's in order.
+        max_history: most items of a history.
+
+    >>> ends_of_users([Sample("u", (4,), 7, 10), Sample("u", (4, 7), 5, 20)], 2)
+    {'u': (7, 5)}
+    """
+    ends = {}
+    for sample in train:
+        ends[sample.user_id] = (*sample.history, sample.target)[-max_history:]
+    return ends
 
 
 def drawn_pairs(sequences: Sequence[Sequence[int]], count: int, seed: int) -> list[tuple[int, ...]]:
@@ -294,12 +360,14 @@ def teacher_rows(
     *,
     sharpness: float = 1.0,
     exclude_history: bool,
+    users: Sequence[str] | None = None,
 ) -> list[Row]:
     """A row for every history, with what the teacher says follows it.
 
     Of single items they teach the whole table of which item leads to which, also for items that no
-    train row shows last; of pairs, what the teacher makes of several items together. They have no
-    target of their own that would have to be taken out of the counts.
+    train row shows last; of longer histories, what the teacher makes of several items together.
+    They have no target of their own that would have to be taken out of the counts. ``users`` puts
+    them beside the rows of train that share their tokens; None: each stands alone.
     """
     found = teacher_labels(
         teacher,
@@ -311,8 +379,9 @@ def teacher_rows(
         exclude_history=exclude_history,
     )
     rows = []
-    for history, items, weights in zip(histories, found.items, found.weights, strict=True):
+    for number, history in enumerate(histories):
         labels = []
+        items, weights = found.items[number], found.weights[number]
         for other, weight in zip(items.tolist(), weights.tolist(), strict=True):
             if weight > 0:
                 completion = renderer.completion(TASK, other)
@@ -322,7 +391,10 @@ def teacher_rows(
             # With equal weights for both sides the teacher's share of the loss changes nothing here
             first = labels[0]
             prompt = renderer.prompt(TASK, history)
-            rows.append(Row(TASK, "", prompt, first.completion, first.item, history, tuple(labels)))
+            user = users[number] if users else ""
+            rows.append(
+                Row(TASK, user, prompt, first.completion, first.item, history, tuple(labels))
+            )
     return rows
 
 

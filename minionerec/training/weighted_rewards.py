@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.rows import NO_TARGET
 from minionerec.experiment.commit import committed
 from minionerec.experiment.lineage import is_done, open_stage
 from minionerec.experiment.manifest import Parent
@@ -31,8 +32,11 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
     The function takes items ``(B, G)``, targets ``(B,)``, ``alive (B, G)``, which says what places
     hold an item, and B histories; it gives each reward times its weight, ``(B, G)``.
     """
-    settings = catalogue.experiment.rl.rewards
-    weights = {name: weight for name, weight in settings.items() if weight}
+    settings = catalogue.experiment.rl
+    weights = {name: weight for name, weight in settings.rewards.items() if weight}
+    # Nothing that nobody asks is loaded or trained
+    if not settings.rolls_out:
+        weights = {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embeddings = codes = score = None
     models = []
@@ -42,8 +46,8 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
         longest = len(catalogue.sids.codebook_sizes)
         padded = [[*sid, *[-1] * (longest - len(sid))] for sid in catalogue.sids.codes]
         codes = torch.tensor(padded, device=device)  # (N, L)
-    if "collaborative" in weights and catalogue.experiment.rl.teacher:
-        score = teacher_scores(catalogue, catalogue.experiment.rl.teacher, device)
+    if "collaborative" in weights and settings.teacher:
+        score = teacher_scores(catalogue, settings.teacher, device)
     elif "collaborative" in weights:
         models.append(collaborative_model(catalogue))
         score = collaborative_scores(catalogue, models[0].path, device)
@@ -63,6 +67,11 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
         if score is not None:
             scores = score(histories, targets.tolist())
             parts["collaborative"] = rewards.collaborative(items, alive, scores)
+        # Without a target nothing but the teacher can tell one item from another
+        has_target = (targets != NO_TARGET)[:, None]
+        for name in parts:
+            if name != "collaborative":
+                parts[name] = torch.where(has_target, parts[name], 0.0)
         return {name: weight * parts[name] for name, weight in weights.items()}
 
     return reward, models

@@ -1,5 +1,6 @@
 """The SID table and its trie."""
 
+import gc
 import json
 import random
 
@@ -176,7 +177,7 @@ def test_a_hundred_thousand_items_take_less_than_seven_megabytes():
 def test_tokens_cover_every_level_and_code_whether_used_or_not(tmp_path):
     table = load_sids(write(tmp_path / "sids.json", {"x": [0, 2], "y": [1, 0]}, (2, 3)))
     assert table.tokens() == ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>"]
-    assert table.token_ids(word_tokenizer(table.tokens())) == [[2, 6], [3, 4]]
+    assert table.token_ids(word_tokenizer(table.tokens())) == [(2, 6), (3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -244,3 +245,91 @@ def test_a_sid_file_nested_too_deeply_is_one_line(tmp_path):
     (tmp_path / "sids.json").write_text("[" * 50_000)
     with pytest.raises(UserError, match="is not a SID file"):
         load_sids(tmp_path / "sids.json")
+
+
+def plain_and_odd_texts(seed):
+    """A random table as several JSON texts: other white space, other orders of keys, escapes."""
+    rng = random.Random(seed)
+    sids = random_catalogue(seed, rng.choice([1, 5, 40]), rng.randint(1, 4), 6, shared=0.1)
+    if len(sids[0]) > 1:
+        sids = [sid for sid in sids if sid[0] != 0] + [(0,)]
+    names = [rng.choice(["item", "Ärger ", "a,b]", "{", "x: [1, 2]", "", "'"]) for _ in sids]
+    named = enumerate(zip(names, sids, strict=True))
+    table = {f"{name}{number}": list(sid) for number, (name, sid) in named}
+    rest = {"codebook_sizes": [6] * len(sids[0]), "method": "random"}
+    last_first = {"method": "random", "codebook_sizes": rest["codebook_sizes"], "sids": table}
+    texts = [json.dumps({"sids": table, **rest}, ensure_ascii=False)]
+    texts += [json.dumps({"sids": table, **rest}, indent=2), json.dumps(last_first)]
+    texts.append(json.dumps(last_first, separators=(",", ":"), ensure_ascii=False))
+    return table, texts
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_file_of_sids_is_read_as_any_json_reader_reads_it(seed, tmp_path):
+    table, texts = plain_and_odd_texts(seed)
+    backwards = list(reversed(table))
+    for text in texts:
+        path = tmp_path / "sids.json"
+        path.write_text(text, encoding="utf-8")
+        assert json.loads(text)["sids"] == table
+        found = load_sids(path)
+        assert found.item_ids == list(table)
+        assert list(found.codes) == [tuple(codes) for codes in table.values()]
+        again = load_sids(path, backwards)
+        assert again.item_ids == backwards
+        assert list(again.codes) == [tuple(table[item_id]) for item_id in backwards]
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b'"x": [0 1], "y": [1, 1]',
+        b'"x": [0, 01], "y": [1, 1]',
+        b'"x": [0, 1], "y": [1, 1],',
+        b', "x": [0, 1]',
+        b'"x": [0, 1] "y": [1, 1]',
+        b'"x": [0, "y" 1], "z": [1, 1]',
+        b'"x": [0], :[1 "y" ,2], "z": [1, 1]',
+        b'"x": [0, 1], "x": [1, 1]',
+        b'"x": [0, 1], "y": []',
+        b'"x": [0, 1], "y": [1, 1.0]',
+        b'"x": [0, 1], "y": [1, -1]',
+        b'"x": [0, 1], "y": [1, 3]',
+        b'"x": [0, 1], "y": [1, 99999999999]',
+        b'"x": [0, 1], "y": [0, 1, 1]',
+        b'"x": [0, 1], "y": [0]',
+        b'"x": [0, 1],\x0b "y": [1, 1]',
+        b'"x\n": [0, 1], "y": [1, 1]',
+        b'"x\xff": [0, 1], "y": [1, 1]',
+        b'"x": [0, 1], "y": [1, 1]}, "sids": {"x": [1, 1]',
+    ],
+)
+def test_what_is_no_table_of_sids_is_refused_however_near_it_comes(inside, tmp_path):
+    path = tmp_path / "sids.json"
+    path.write_bytes(b'{"sids": {' + inside + b'}, "codebook_sizes": [3, 3]}')
+    with pytest.raises(UserError, match="sids.json"):
+        load_sids(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"x": {"sids": {"x": [0]}}, "sids": 0, "codebook_sizes": [1]}', '[{"sids": {"x": [0]}}]'],
+)
+def test_only_the_key_of_the_file_itself_is_its_table(text, tmp_path):
+    path = tmp_path / "sids.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is not a SID file"):
+        load_sids(path)
+
+
+def test_a_large_catalogue_is_no_object_per_item(tmp_path):
+    """A million lists and tuples are seconds of a start, and half a gigabyte."""
+    number = 20_000
+    sids = {f"item{place}": [place // 256, place % 256] for place in range(number)}
+    path = write(tmp_path / "sids.json", sids, (256, 256))
+    del sids
+    gc.collect()
+    before = len(gc.get_objects())
+    found = load_sids(path)
+    assert len(gc.get_objects()) - before < number / 10
+    assert found.codes[number - 1] == ((number - 1) // 256, (number - 1) % 256)

@@ -102,6 +102,8 @@ WORLDS = {
             "learning_rate": 1e-2,
             "beta": 0.0,
             "num_iterations": 2,
+            "sft_weight": 0.1,
+            "anchor": "labels",
         },
     },
     "lora": {

@@ -16,11 +16,15 @@ import torch
 
 import rl
 import sft
+from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.rows import NO_TARGET, Row
 from minionerec.experiment.commit import commit
 from minionerec.experiment.manifest import MANIFEST
 from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of, stage_path
+from minionerec.model.policy import Policy
+from minionerec.training.rl_rows import rl_rows
 from tests.worlds import tiny_run, weights_digest
 
 TASKS = {
@@ -29,10 +33,35 @@ TASKS = {
     "sids_to_title": 0.5,
     "titles_to_sid": 0.5,
 }
+# A teacher for whom nothing is chosen on validation rows, so that these may change what is measured
+# alone
+TEACHER = {"popularity": 1.0}
 SETTINGS = {
-    "sft": {"epochs": 1, "evals_per_epoch": 2.0, "patience": 0, "tasks": TASKS},
-    "rl": {"epochs": 0.5, "evals": 2, "tasks": {"sid_to_sid": 1.0, "titles_to_sid": 0.3}},
+    "sft": {
+        "epochs": 1,
+        "evals_per_epoch": 2.0,
+        "patience": 0,
+        "tasks": TASKS,
+        "soft_labels": {"top_k": 3},
+        "teacher": TEACHER,
+    },
+    "rl": {
+        "epochs": 0.5,
+        "evals": 2,
+        "tasks": {"sid_to_sid": 1.0, "titles_to_sid": 0.3},
+        "rewards": {"rule": 1.0, "collaborative": 1.0},
+        "teacher": TEACHER,
+        "open_histories": True,
+        "sft_weight": 0.1,
+        "anchor": "labels",
+    },
 }
+
+
+def open_rows(catalogue: Catalogue) -> list[Row]:
+    """The prompts of RL that have no target."""
+    rows, _ = rl_rows(catalogue, Policy.create(catalogue, 0.0).renderer)
+    return [row for row in rows if row.target_item == NO_TARGET]
 
 
 def other_targets(experiment: Experiment, split: str) -> None:
@@ -62,6 +91,8 @@ class Outcome:
         experiment = tiny_run(folder, **SETTINGS)
         if change:
             other_targets(experiment, change)
+        catalogue = Catalogue.open(experiment)
+        self.prompts = open_rows(catalogue)
         self.weights = {}
         self.losses = {}
         self.validations = {}
@@ -97,6 +128,20 @@ def test_other_test_targets_change_no_bit_of_sft_and_rl(plain, tmp_path):
     for stage in ("sft", "rl"):
         assert without_times(other.validations[stage]) == without_times(plain.validations[stage])
         assert len(plain.validations[stage]) >= 2
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_open_histories_end_where_train_ends(plain, tmp_path, split):
+    """The tiny world's users have their last two items held out."""
+    experiment = tiny_run(tmp_path, **SETTINGS)
+    samples = Catalogue.open(experiment).samples
+    held_out = samples.splits["valid"][0]
+    histories = [row.history for row in plain.prompts]
+    assert held_out.history in histories
+    assert (*held_out.history[-4:], held_out.target) not in histories
+    # Other held-out targets: the same prompts with the same answers
+    other_targets(experiment, split)
+    assert open_rows(Catalogue.open(experiment)) == plain.prompts
 
 
 def test_other_validation_targets_change_what_is_measured_but_not_what_is_learned(plain, tmp_path):

@@ -87,10 +87,11 @@ def test_there_are_malformed_files_of_many_kinds():
         ),
         (
             "--config quikstart.yaml",
-            "quikstart.yaml: no such file; did you mean 'quickstart.yaml'?",
+            "quikstart.yaml: no such file in {here}; did you mean 'quickstart.yaml'?",
         ),
-        ("--config elsewhere/demo.yaml", "elsewhere/demo.yaml: no such file"),
-        ("--config .", ".: no such file"),
+        ("--config elsewhere/demo.yaml", "elsewhere/demo.yaml: no such file in {here}"),
+        ("--config .", ".: no such file in {here}"),
+        ("--config /nowhere/demo.yaml", "/nowhere/demo.yaml: no such file"),
     ],
 )
 def test_a_missing_settings_file_is_refused_with_exactly_its_line(
@@ -100,7 +101,7 @@ def test_a_missing_settings_file_is_refused_with_exactly_its_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         read_command_line("usage", words.split())
-    assert str(caught.value) == message
+    assert str(caught.value) == message.format(here=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -491,8 +492,11 @@ def test_every_number_and_bool_survives_the_file_and_the_command_line(tmp_path_f
     kind = field.annotation
     value = data.draw(st.booleans() if kind is bool else numbers_in_range(field))
     folder = tmp_path_factory.getbasetemp()
-    # model.layers has no effect on other backbones, rl.hint_weight none without hints
-    beside = {"model": {"backbone": "a/pretrained-one"}, "rl": {"hints": True}}
+    # model.layers has no effect on other backbones, rl.hint_weight none without hints, and nobody
+    # judges open histories without a teacher
+    teacher = {"rewards": {"collaborative": 1.0}, "teacher": {"markov": 1.0}}
+    rl = {"hint_weight": {"hints": True}, "open_histories": teacher}.get(name, {})
+    beside = {"model": {"backbone": "a/pretrained-one"}, "rl": rl}
     written = {section: {**beside.get(section, {}), name: value}} if section else {name: value}
     dotted = f"{section}.{name}" if section else name
     from_file = read_experiment(write(folder, yaml.safe_dump({**beside, **written})))

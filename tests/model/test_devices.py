@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import send_to_device
+from transformers import TrainingArguments
 
-import minionerec_trainer
 from minionerec.catalogue.masks import MaskBuilder
 from minionerec.catalogue.rows import Label, Row
 from minionerec.catalogue.sids import SidTable
@@ -166,7 +166,7 @@ def test_rl_has_the_rollouts_loss_and_gradients_of_the_cpu(
         if device == gpu:
             moved(model)
             moved(reference)
-        arguments = minionerec_trainer.TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to=[], max_steps=1, disable_tqdm=True
         )
         assert arguments.device.type == "cpu"  # asked for once, the Trainer knows its processes

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from transformers import Trainer
 
-import minionerec_trainer
 import sft
 from data import prepare
 from minionerec.experiment.commit import committed
@@ -24,9 +24,9 @@ from minionerec.experiment.files import size_of, write_json
 from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of, stage_path
-from minionerec.training import checkpoints
+from minionerec.training import checkpoints, ranking_trainer
 from minionerec.training.checkpoints import CheckpointKeeper
-from minionerec_trainer import RankingTrainer
+from minionerec.training.ranking_trainer import RankingTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,11 +98,11 @@ def test_whole_checkpoints_cost_less_than_3_percent_of_the_training_between_them
     for owner, name, clock in (
         (checkpoints, "commit_directory", ours),
         (checkpoints, "verify", ours),
-        (minionerec_trainer, "refuse_spoilt", ours),
+        (ranking_trainer, "refuse_spoilt", ours),
         (CheckpointKeeper, "complete", ours),
         (CheckpointKeeper, "forget_older", ours),
-        (minionerec_trainer.Trainer, "_save_checkpoint", stock),
-        (minionerec_trainer.Trainer, "train", training_time),
+        (Trainer, "_save_checkpoint", stock),
+        (Trainer, "train", training_time),
         (RankingTrainer, "evaluate", validation),
     ):
         monkeypatch.setattr(owner, name, clock.timed(getattr(owner, name)))

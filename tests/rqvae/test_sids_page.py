@@ -152,12 +152,11 @@ def figures(**changes) -> dict:
         "prefixes": [
             {
                 "next_item_pairs": 500,
-                "neighbour_rate": 0.1,
-                "neighbour_rate_control": 0.01,
                 "category_purity": 0.5,
                 "category_purity_control": 0.1,
             }
         ],
+        "next_code": {"bits": 0.5, "control": 0.1, "chance": 0.01},
         "duplicate_listings": {"items": 4},
     }
     for path, value in changes.items():
@@ -199,14 +198,14 @@ def figures(**changes) -> dict:
         ),
         ({"reconstruction_error__1": 0.499}, True, "Go, but look at: reconstruction error"),
         (
-            {"prefixes__0__neighbour_rate": 0.014},
+            {"next_code__bits": 0.14},
             False,
-            "No-go: next items under the same first code",
+            "No-go: what the first code says of the next item",
         ),
         (
             {
                 "prefixes__0__next_item_pairs": 0,
-                "prefixes__0__neighbour_rate": None,
+                "next_code": None,
                 "prefixes__0__category_purity": None,
             },
             True,
@@ -215,10 +214,17 @@ def figures(**changes) -> dict:
         ({"prefixes__0__category_purity": 0.12}, False, "No-go: category purity of the first code"),
         ({"duplicate_listings__items": 11}, True, "Go, but look at: identical listings"),
         (
-            {"prefixes__0__neighbour_rate": 0.014, "prefixes__0__next_item_pairs": 199},
+            {"next_code__bits": 0.2},
+            True,
+            "Go, but look at: what the first code says of the next item",
+        ),
+        (
+            {"next_code__bits": 0.14, "prefixes__0__next_item_pairs": 199},
             True,
             "Go: every check is good",
         ),
+        # chance alone is as large as what dealt SIDs tell: too few pairs for so many codes
+        ({"next_code__bits": 0.14, "next_code__chance": 0.06}, True, "Go: every check is good"),
         (
             {"levels__0__perplexity": 16.0, "levels__0__dead": 52, "duplicate_listings__items": 11},
             False,

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from minionerec.catalogue.sources import embedded
 from minionerec.errors import UserError
 from minionerec.evaluation.exposure import gini
 from minionerec.experiment.commit import committed
@@ -26,6 +27,7 @@ from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import DataSettings, Experiment, SidSettings
 from minionerec.experiment.stages import settings_of, stage_path
 from rqvae import build_sids, embed_items
+from rqvae.next_code import next_code
 from rqvae.quantizers.rqkmeans import nearest, relative_error
 from rqvae.report import (
     fan_out,
@@ -35,6 +37,7 @@ from rqvae.report import (
     prefix_meaning,
     purity,
 )
+from rqvae.verdict import NEXT_CODE
 
 WORDS = [
     "steel",
@@ -430,6 +433,49 @@ def test_prefixes_that_follow_categories_are_pure_and_dealt_ones_are_not():
     assert (first["category_purity"], first["neighbour_rate"]) == (1.0, 1.0)
     assert first["category_purity_control"] < 0.65 and first["neighbour_rate_control"] < 0.65
     assert (second["prefixes"], second["neighbour_rate"]) == (100, 0.0)
+
+
+def test_a_first_code_may_tell_the_next_one_without_being_it():
+    """Complements: from items of code k people go to some item of code k + 1, never to one of k."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(80) // 10  # 8 codes
+    first = rng.integers(0, 80, 4000)
+    second = (codes[first] + 1) % 8 * 10 + rng.integers(0, 10, 4000)
+    pairs = np.stack([first, second], axis=1)
+    assert neighbour_rate(codes, pairs) == 0
+    told = next_code(codes, pairs, seed=0)
+    assert told["bits"] == pytest.approx(3, abs=0.02)  # which of 8 codes: log2(8)
+    assert told["control"] < 0.2 and told["chance"] < 0.01
+
+
+def test_a_first_code_that_means_nothing_tells_no_more_than_one_dealt_at_random():
+    rng = np.random.default_rng(1)
+    first = rng.integers(0, 80, 4000)
+    pairs = np.stack([first, (first + rng.integers(1, 4, 4000)) % 80], axis=1)
+    meaningless = next_code(rng.permutation(80) % 8, pairs, seed=0)
+    assert meaningless["bits"] == pytest.approx(meaningless["control"], rel=0.4)
+    assert next_code(np.arange(80) // 10, pairs, seed=0)["bits"] > 5 * meaningless["control"]
+
+
+def test_the_embedded_catalogue_is_one_of_complements():
+    """Its categories tell the next one and are hardly ever the next one: the quickstart is a go."""
+    source = embedded.load(seed=42)
+    category = pd.factorize(source.items["categories"].map(tuple))[0]
+    row_of = pd.Series(range(len(source.items)), index=source.items["item_id"])
+    rows = row_of.loc[source.interactions["item_id"]].to_numpy()
+    pairs = next_item_pairs(source.interactions["user_id"].to_numpy(), rows)
+    told = next_code(category, pairs, seed=0)
+    assert told["bits"] > NEXT_CODE[0] * told["control"]
+    assert neighbour_rate(category, pairs) < 1.5 / (category.max() + 1)
+
+
+def test_independent_codes_tell_nothing_however_few_their_pairs():
+    """Counted as they are, 300 pairs of 32 codes seem to tell two bits."""
+    rng = np.random.default_rng(2)
+    codes, pairs = np.arange(320) % 32, rng.integers(0, 320, (300, 2))
+    told = next_code(codes, pairs, seed=0)
+    assert abs(told["bits"]) < 0.1 and told["chance"] > 0
+    assert next_code(codes, pairs[:0], seed=0) is None
 
 
 def test_fan_out_of_a_small_trie():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minionerec.catalogue.rows import Row
+from minionerec.catalogue.rows import NO_TARGET, Row
 from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import RLSettings
 from minionerec.model.backbone import add_dropout
@@ -141,6 +141,29 @@ def test_softmax_dpo_sees_the_target_beside_the_beams_own_misses():
         assert found.wanted[row].tolist() == [float(node == target) for node in after]
     assert plain.metrics["groups_with_hit"] < found.metrics["groups_with_hit"] == 1.0
     assert plain.wanted is None
+
+
+@pytest.mark.parametrize("objective", ["grpo", "list"])
+def test_a_prompt_without_a_target_keeps_its_beams_and_is_never_hit(objective):
+    """Items 58 and 59 share a SID; it names the first of them where no target says otherwise."""
+    sids = [*SIDS[:59], SIDS[58]]
+    seen = []
+
+    def reward(items, targets, alive, _histories):
+        seen.append(items)
+        return rule(items, targets, alive, _histories)
+
+    settings = RLSettings(num_generations=59, objective=objective)
+    shared = Roller(SidTrie(sids, LEVELS), settings, "trie", reward)
+    model = tiny_model("qwen2", 40)
+    found = shared.roll_out(model, rows(NO_TARGET, 59), seeds=[0, 0])
+    assert sorted(seen[0][0].tolist()) == list(range(59))
+    assert sorted(seen[0][1].tolist()) == [*range(58), 59]
+    assert found.metrics["groups_with_hit"] == 0.5
+    assert found.advantages[0].eq(0).all()
+    # A list that is shorter than the catalogue: nothing is put in the place of its last item
+    few = roller(objective=objective).roll_out(model, rows(NO_TARGET), seeds=[0])
+    assert torch.equal(few.nodes, roller().roll_out(model, rows(0), seeds=[0]).nodes)
 
 
 def test_what_is_wanted_are_the_rewards_as_shares_and_penalties_count_nothing():

@@ -222,6 +222,34 @@ def test_rows_of_pairs_are_what_the_teacher_makes_of_both_items_and_every_pair_c
         assert weights == pytest.approx([weight for _, weight in expected])
 
 
+def test_an_open_history_is_all_that_train_has_of_a_user_and_nothing_that_is_held_out():
+    """Whatever is valid or test, histories and answers are the same; a row's answers are the table's."""
+    rows_of = []
+    for heldout in (6, 7):
+        samples = chain_of_users(heldout)
+        found = soft_labels.ends_of_users(samples.splits["train"], max_history=2)
+        assert found == {f"u{user}": (3 if user == 9 else 1, 2) for user in range(10)}
+        longer = soft_labels.ends_of_users(samples.splits["train"], max_history=10)
+        assert longer["u9"] == (0, 3, 2)
+        teacher = experts.build(
+            ["markov", "item_knn"], samples, embeddings_file=Path("nowhere"), temperature=0.1
+        )
+        rows = soft_labels.teacher_rows(
+            list(found.values()),
+            teacher,
+            [0.5, 0.5],
+            4,
+            OneToken(),
+            exclude_history=False,
+            users=list(found),
+        )
+        assert [row.user_id for row in rows] == [f"u{user}" for user in range(10)]
+        rows_of.append(rows)
+    assert rows_of[0] == rows_of[1]
+    named = {label.item for rows in rows_of for row in rows for label in row.labels}
+    assert named <= {0, 1, 2, 3}
+
+
 class OneToken:
     """Prompts and completions of one token per item."""
 
@@ -272,6 +300,13 @@ def test_rows_of_items_are_there_as_often_as_the_recipe_says(tmp_path):
     found, _ = soft_labels.taught(catalogue, rows, policy.renderer, pairs)
     assert 0 < len(found) - len(rows) <= 24
     assert {len(row.history) for row in found[len(rows) :]} == {2}
+    # and one for every user whose train rows have an end
+    for passes in (1, 2):
+        open_ends = soft_labels.Recipe.of({"items": 0, "open_histories": passes, "top_k": 4})
+        found, _ = soft_labels.taught(catalogue, rows, policy.renderer, open_ends)
+        users = [row.user_id for row in found[len(rows) :]]
+        assert set(users) == {row.user_id for row in rows}
+        assert len(users) == passes * len(set(users))
 
 
 # ------------------------------------------------------------------------------ the stage

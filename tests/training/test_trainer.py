@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 import minionerec_trainer
 import rl
@@ -20,6 +21,7 @@ from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
 from minionerec.pages import plots
+from minionerec.training import rl_rows
 from minionerec.training.batches import GlobalBatches, GroupedSampler
 from minionerec.training.collate import collate_sft
 from minionerec.training.likelihood import sft_logp
@@ -33,7 +35,7 @@ LEVELS = [list(range(10, 15)), list(range(15, 20)), list(range(20, 25))]
 def grpo_trainer(folder, settings, model, ref_model=None, reward=None, normalize="vocab"):
     """A trainer on a random catalogue, without any stage on disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = minionerec_trainer.TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
         report_to=[],
@@ -197,6 +199,7 @@ def test_groups_without_variance_are_left_out_without_changing_the_gradient(tmp_
         {"num_generations": 5},
         {"objective": "dr_grpo"},
         {"objective": "sdpo"},
+        {"objective": "list"},
         {"sibling_alpha": 0.5},
     ],
 )
@@ -366,17 +369,17 @@ def test_rl_trains_on_the_latest_targets_that_sft_left_to_it(tmp_path, monkeypat
     )
     shown = {}
 
-    def noting(stage):
-        original = stage.mixture
+    def noting(stage, owner):
+        original = owner.mixture
 
         def mixture(tasks, targets, *rest):
             shown[stage.__name__] = targets
             return original(tasks, targets, *rest)
 
-        monkeypatch.setattr(stage, "mixture", mixture)
+        monkeypatch.setattr(owner, "mixture", mixture)
 
-    for stage in (sft, rl):
-        noting(stage)
+    for stage, owner in ((sft, sft), (rl, rl_rows)):
+        noting(stage, owner)
         train(stage, experiment)
     samples = inputs.Catalogue.open(experiment).samples.splits["train"]
     assert len(shown["sft"]) + len(shown["rl"]) == len(samples)

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from minionerec.catalogue.inputs import Catalogue
+from minionerec.catalogue.rows import NO_TARGET
 from minionerec.experiment.settings import RLSettings
 from minionerec.rankers import experts
 from minionerec.training.weighted_rewards import weighted_rewards
 from tests.worlds import tiny_run
 
 TEACHER = {"markov": 0.75, "text_knn": 0.25}
+OPEN = {"open_histories": True, "rewards": {"collaborative": 1.0}, "teacher": TEACHER}
 
 
 def reward_of(folder, rows, **changes):
@@ -75,9 +77,38 @@ def test_the_rows_own_transition_is_no_evidence_for_its_own_reward(tmp_path):
         assert found[number, samples[number].target] == 0.0
 
 
+def test_without_a_target_the_teacher_alone_rewards_and_leaves_nothing_out(tmp_path):
+    """Four rewards that need a target give 0; the teacher is asked as about a held-out row."""
+    names = ("rule", "ranking", "semantic", "prefix", "collaborative")
+    settings = {"rewards": dict.fromkeys(names, 1.0), "teacher": TEACHER}
+    catalogue = Catalogue.open(tiny_run(tmp_path, rl=settings))
+    histories = [tuple(sequence[-5:]) for sequence in catalogue.samples.train_sequences[:4]]
+    items = torch.arange(24).expand(4, 24)
+    alive = torch.ones(4, 24, dtype=torch.bool)
+    reward, _ = weighted_rewards(catalogue)
+    found = reward(items, torch.full((4,), NO_TARGET), alive, histories)
+    for name in names[:-1]:
+        assert found[name].eq(0).all()
+    teacher = experts.build(
+        list(TEACHER),
+        catalogue.samples,
+        embeddings_file=catalogue.sids_stage.path / "embeddings.npy",
+        temperature=0.07,
+    )
+    expected = experts.mix(teacher, list(TEACHER.values()), histories)
+    expected -= expected.min(axis=1, keepdims=True)
+    expected /= expected.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["collaborative"], expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"objective": "sft"}, "sft has no loss but that of sft_weight"),
+        ({"anchor": "labels"}, "labels has no effect without sft_weight"),
+        ({"open_histories": True}, "needs rl.teacher"),
+        (OPEN | {"hints": True}, "have no target to give away"),
+        (OPEN | {"sft_weight": 0.1}, "set it to labels"),
         ({"teacher": {"markov": 1.0}}, "has no effect without rl.rewards"),
         ({"hint_weight": 0.1}, "has no effect without rl.hints"),
         ({"rewards": {"collaborative": 1.0}, "teacher": {"markov": 0}}, "every weight is 0"),
