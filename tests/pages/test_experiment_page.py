@@ -588,6 +588,19 @@ def test_a_dot_and_its_whisker_lie_where_the_axis_says():
     assert dot_chart("nothing", [("a", [])], "caption") == ""
 
 
+def test_a_legend_names_only_what_is_drawn():
+    text = dot_chart("HR@K", [("1", [Dot(0.1, colour=2)])], "caption", [("a", 2), ("b", 3)])
+    assert re.findall(r'<li class="(\w+)"><bdi>(.*?)</bdi>', text) == [("c2", "a")]
+
+
+def test_without_a_baseline_no_best_one_is_spoken_of(tmp_path):
+    experiment = tiny_run(tmp_path)
+    rank(experiment, "sft", 1)
+    rank(experiment, "rl", 0)
+    text = written(experiment)
+    assert "RL against SFT" in text and "The best baseline" not in text
+
+
 def test_long_and_hostile_names_stay_beside_their_row():
     text = dot_chart("NDCG@10", [(NASTY, [Dot(0.1)])], "caption")
     assert "<script" not in text and "&lt;/td&gt;&lt;script&gt;ale…" in text
