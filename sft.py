@@ -19,7 +19,7 @@ from pathlib import Path
 
 import minionerec_trainer as trainers
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.catalogue.rows import mixture
+from minionerec.catalogue.rows import mixture, users_of
 from minionerec.catalogue.samples import held_out
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.ranking import stage_validator
@@ -93,7 +93,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         policy.tokenizer,
         CheckpointContents("sft", settings, parents, policy, sources),
         validate,
-        [row.user_id for row in rows] if s.group_by_user else None,
+        users_of(rows) if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,
         teacher_weight=recipe.weight_at,
         callbacks=early_stopping(s.patience),

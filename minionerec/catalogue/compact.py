@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 class UserLog:
     """All interactions, user after user, each user's in order."""
 
-    user_ids: list[str]  # (U,)
+    user_ids: Sequence[str]  # (U,)
     users: np.ndarray  # (n,) int32 number of the user
     items: np.ndarray  # (n,) int32 item index
     timestamps: np.ndarray  # (n,) int64
@@ -70,6 +70,10 @@ class SampleList(Sequence[Sample]):
         if isinstance(number, slice):
             return SampleList(self.log, self.places[number])
         return self.log.sample(int(self.places[number]))
+
+    def users(self) -> np.ndarray:
+        """``(S,)`` the number of each sample's user."""
+        return self.log.users[self.places]
 
     def __iter__(self) -> Iterator[Sample]:
         """One sample after the other."""

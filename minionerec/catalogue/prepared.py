@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minionerec.catalogue import split
+from minionerec.catalogue import mapped, split
 from minionerec.catalogue.sources import amazon, embedded, filters, minionerec_csv, tables
 from minionerec.catalogue.sources.columns import arrow_column, codes_of
 from minionerec.catalogue.sources.interactions import places_of
@@ -185,6 +185,24 @@ def write(
             rows = interactions.iloc[start : start + ROW_GROUP]
             columns = [arrow_column(rows[field.name], field.type) for field in schema]
             writer.write_table(pa.table(columns, schema=schema))
+    mapped.write(staging, _arrays(items, interactions))
     write_json(staging / "stats.json", stats)
     if given_sids is not None:
         write_json(staging / "given_sids.json", given_sids)
+
+
+def _arrays(items: pd.DataFrame, interactions: pd.DataFrame) -> mapped.UserArrays:
+    """What later stages map instead of reading the tables."""
+    column = interactions["user_id"]
+    users, found = pd.factorize(codes_of(column))
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        texts = column.cat.categories[found].to_numpy()
+    else:
+        texts = column.drop_duplicates().to_numpy()
+    return mapped.arrays_of(
+        users,
+        pa.array(texts, pa.string()),
+        places_of(interactions["item_id"], items["item_id"]),
+        interactions["timestamp"].to_numpy(),
+        split.rank_of(interactions["split"]),
+    )

@@ -229,6 +229,21 @@ class Renderer:
             )
         return ids
 
+    def every_item_fits(self, task: str) -> bool:
+        """Whether no prompt that shows a single item is longer than the limit."""
+        room = self.max_tokens - self._longest_completion(task.endswith("title"))
+        if not self._pieces_are_exact(task):
+            return all(self._fits(task, item, room) for item in range(len(self._sids)))
+        before = self._pieces(task, "before")[0]
+        if task.startswith("sid"):
+            longest = self._sids.table.shape[1] + len(self._pieces(task, "last")[0])
+        else:
+            longest = max(map(len, self._pieces(task, "last")))
+        return len(before) + longest <= room
+
+    def _fits(self, task: str, item: int, room: int) -> bool:
+        return len(self._whole(task, (item,))) <= room
+
     def start(self, text: str) -> list[int]:
         """Token ids of any text where a prompt begins; SID tokens in it are tokens."""
         return self._bos + self._encode(text)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import bisect
 import gc
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 import numpy as np
+import pandas as pd
 
+from minionerec.catalogue.compact import SampleList
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
-from minionerec.errors import UserError
 from minionerec.experiment.choices import CODE_TASKS
 
 ITEM_TASKS = ("sid_to_title", "title_to_sid", "description_to_sid")  # that show a single item
@@ -48,45 +51,38 @@ class Row:
 
 
 class Rows(Sequence[Row]):
-    """Rows of several tasks, each rendered when it is asked for: five bytes a row.
+    """Rows of several tasks, each rendered when it is asked for; what is kept is not a row's.
 
     Attributes:
-        tasks: the names that ``of_row`` numbers.
-        of_row: ``(rows,)`` the task of each.
-        numbers: ``(rows,)`` the sample that a row is of, or the item where a task shows one.
+        parts: of each task, or of a share of it, the samples that its rows are of, or the items
+            where a task shows one.
         more: rendered rows behind them.
     """
 
     def __init__(
         self,
-        tasks: Sequence[str],
-        of_row: np.ndarray,
-        numbers: np.ndarray,
+        parts: Sequence[tuple[str, Sequence[int] | np.ndarray]],
         samples: Sequence[Sample],
         renderer: Renderer,
         more: Sequence[Row] = (),
     ):
-        self.tasks = tasks
-        self.of_row = of_row
-        self.numbers = numbers
+        self.parts = parts
         self.samples = samples
         self.renderer = renderer
         self.more = more
+        self._ends = list(itertools.accumulate(len(numbers) for _, numbers in parts))
+
+    @property
+    def _unrendered(self) -> int:
+        return self._ends[-1] if self._ends else 0
 
     def __len__(self) -> int:
         """How many rows there are."""
-        return len(self.numbers) + len(self.more)
+        return self._unrendered + len(self.more)
 
     def __add__(self, more: list[Row]) -> Rows:
         """The same rows with others behind them."""
-        return Rows(
-            self.tasks,
-            self.of_row,
-            self.numbers,
-            self.samples,
-            self.renderer,
-            [*self.more, *more],
-        )
+        return Rows(self.parts, self.samples, self.renderer, [*self.more, *more])
 
     @overload
     def __getitem__(self, number: int) -> Row: ...
@@ -99,10 +95,12 @@ class Rows(Sequence[Row]):
         if isinstance(number, slice):
             return [self[place] for place in range(len(self))[number]]
         number = range(len(self))[number]
-        if number >= len(self.numbers):
-            return self.more[number - len(self.numbers)]
-        task = self.tasks[int(self.of_row[number])]
-        return row_of(task, int(self.numbers[number]), self.samples, self.renderer)
+        if number >= self._unrendered:
+            return self.more[number - self._unrendered]
+        part = bisect.bisect_right(self._ends, number)
+        task, numbers = self.parts[part]
+        place = number - self._ends[part] + len(numbers)
+        return row_of(task, int(numbers[place]), self.samples, self.renderer)
 
     def longest_possible(self) -> int:
         """Tokens that no row has more of: a renderer keeps to its limit, nothing is rendered."""
@@ -111,16 +109,33 @@ class Rows(Sequence[Row]):
             longest = max(longest, len(row.prompt) + len(row.completion))
         return longest
 
-    def surely_fit(self, num_items: int) -> bool:
+    def surely_fit(self) -> bool:
         """Whether each item's prompt fits by itself: then no row can be too long to render."""
-        try:
-            for task in self.tasks:
-                for item in range(num_items):
-                    if task != "description_to_sid" or self.renderer.has_description(item):
-                        self.renderer.prompt(task, (item,))
-        except UserError:
-            return False
-        return True
+        return all(self.renderer.every_item_fits(task) for task, _ in self.parts)
+
+    def users(self) -> np.ndarray:
+        """``(rows,)`` int64: equal for rows of one user, -1 for rows of none."""
+        names: Sequence[str]
+        if isinstance(self.samples, SampleList):
+            of_sample = self.samples.users()
+        else:
+            names = [sample.user_id for sample in self.samples]
+            of_sample = pd.factorize(np.array(names, dtype=object))[0]
+        found = [np.empty(0, dtype=np.int64)]
+        for task, numbers in self.parts:
+            alone = task in ITEM_TASKS
+            whole = np.asarray(numbers, dtype=np.int64)
+            found.append(np.full(len(whole), -1) if alone else of_sample[whole])
+        # Rendered rows behind the others are of codes, and of no user
+        return np.concatenate([*found, np.full(len(self.more), -1)])
+
+
+def users_of(rows: Sequence[Row]) -> np.ndarray:
+    """``(rows,)`` int: equal for rows of one user, -1 for rows of none."""
+    if isinstance(rows, Rows):
+        return rows.users()
+    names = np.array([row.user_id for row in rows], dtype=object)
+    return np.where(names == "", -1, pd.factorize(names)[0])
 
 
 def row_of(task: str, number: int, samples: Sequence[Sample], renderer: Renderer) -> Row:
@@ -136,17 +151,17 @@ def row_of(task: str, number: int, samples: Sequence[Sample], renderer: Renderer
 
 def numbers_of(
     task: str, samples: Sequence[Sample], renderer: Renderer, num_items: int
-) -> np.ndarray:
+) -> Sequence[int] | np.ndarray:
     """The samples that a task has rows of, or the items where it shows one.
 
     ``description_to_sid`` leaves out items without a description: there is nothing to show.
     """
     if task not in ITEM_TASKS:
-        return np.arange(len(samples), dtype=np.int32)
-    items = np.arange(num_items, dtype=np.int32)
+        return range(len(samples))
     if task == "description_to_sid":
-        return items[[renderer.has_description(item) for item in range(num_items)]]
-    return items
+        described = [item for item in range(num_items) if renderer.has_description(item)]
+        return np.array(described, dtype=np.int32)
+    return range(num_items)
 
 
 def mixture(
@@ -164,19 +179,17 @@ def mixture(
     rng = np.random.default_rng(seed)
     # Rows of codes are no rows of items (minionerec/training/code_words.py)
     tasks = [task for task, share in shares.items() if share and task not in CODE_TASKS]
-    parts: list[np.ndarray] = []
-    sizes = []
+    parts: list[tuple[str, Sequence[int] | np.ndarray]] = []
     for task in tasks:
         found = numbers_of(task, samples, renderer, num_items)
         whole = int(shares[task])
+        parts += [(task, found)] * whole
         rest = round((shares[task] - whole) * len(found))
-        drawn = np.sort(rng.permutation(len(found))[:rest])
-        parts += [*[found] * whole, found[drawn]]
-        sizes.append(whole * len(found) + rest)
-    of_row = np.repeat(np.arange(len(tasks), dtype=np.uint8), sizes)
-    numbers = np.concatenate(parts) if parts else np.empty(0, np.int32)
-    rows = Rows(tasks, of_row, numbers, samples, renderer)
-    if len(rows) > FEW and rows.surely_fit(num_items):
+        drawn = np.sort(rng.permutation(len(found))[:rest]).astype(np.int32)
+        if rest:
+            parts.append((task, np.asarray(found, dtype=np.int32)[drawn]))
+    rows = Rows(parts, samples, renderer)
+    if len(rows) > FEW and rows.surely_fit():
         return rows
     # Rendered here, a row that does not fit is refused before anything is trained
     with _no_garbage_collection():

@@ -18,7 +18,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minionerec.catalogue.compact import Sample, SampleList, Sequences, UserLog
+from minionerec.catalogue import mapped
+from minionerec.catalogue.compact import Sample
+from minionerec.catalogue.mapped import UserArrays
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import is_target
 from minionerec.errors import UserError
@@ -48,11 +50,23 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
             is named).
     """
     items = pd.read_parquet(data_dir / "items.parquet")
-    columns = ["user_id", "item_id", "timestamp", "split"]
-    interactions = pd.read_parquet(data_dir / "interactions.parquet", columns=columns)
     _refuse(
         data_dir / "items.parquet", items["item_id"], items["item_id"].duplicated(), "every id once"
     )
+    arrays = mapped.read(data_dir)
+    if arrays is None:
+        arrays = _read_tables(data_dir, items)
+    return Samples(items, arrays.samples(max_history), arrays.train_sequences())
+
+
+def _read_tables(data_dir: Path, items: pd.DataFrame) -> UserArrays:
+    """The interactions of a directory without arrays.
+
+    Raises:
+        UserError: an unknown item or split.
+    """
+    columns = ["user_id", "item_id", "timestamp", "split"]
+    interactions = pd.read_parquet(data_dir / "interactions.parquet", columns=columns)
     # Of few rows in a large catalogue only their own ids are looked up, each once
     row_ids, own_ids = pd.factorize(interactions["item_id"])
     found = pc.index_in(pa.array(own_ids), value_set=pa.array(items["item_id"]))
@@ -70,8 +84,7 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
         ~interactions["split"].isin(SPLITS),
         "train, valid or test",
     )
-    splits, train_sequences = _cut(interactions, codes, max_history)
-    return Samples(items, splits, train_sequences)
+    return _cut(interactions, codes)
 
 
 def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> None:
@@ -98,40 +111,17 @@ def build_samples(
         The samples of each split in the order of their targets' rows, and each user's train items
         in order.
     """
-    items = interactions["item_id"].map(item_index).to_numpy(np.int32)
-    return _cut(interactions, items, max_history)
+    arrays = _cut(interactions, interactions["item_id"].map(item_index).to_numpy(np.int32))
+    splits: dict[str, Sequence[Sample]] = {**arrays.samples(max_history)}
+    return splits, arrays.train_sequences()
 
 
-def _cut(
-    interactions: pd.DataFrame, items: np.ndarray, max_history: int
-) -> tuple[dict[str, Sequence[Sample]], Sequence[list[int]]]:
-    """``build_samples`` for interactions whose item indexes are known."""
+def _cut(interactions: pd.DataFrame, items: np.ndarray) -> UserArrays:
+    """The interactions user after user; ``items`` are their item indexes."""
     users, user_ids = pd.factorize(interactions["user_id"])
     split = pd.Categorical(interactions["split"], categories=list(SPLITS)).codes
-    # User after user; ``place`` leads from a row to where it stands then
-    order = np.argsort(users, kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    sizes = np.bincount(users, minlength=len(user_ids))
-    log = UserLog(
-        user_ids.tolist(),
-        users[order].astype(np.int32),
-        items[order],
-        interactions["timestamp"].to_numpy(np.int64)[order],
-        np.cumsum(sizes) - sizes,
-        max_history,
-    )
-    target = is_target(users)
-    splits: dict[str, Sequence[Sample]] = {}
-    for number, name in enumerate(SPLITS):
-        splits[name] = SampleList(log, place[target & (split == number)])
-
-    # Users in the order of their first train interactions
-    in_train = np.flatnonzero(split == 0)
-    of_user, _ = pd.factorize(users[in_train])
-    grouped = np.argsort(of_user, kind="stable")
-    lengths = np.bincount(of_user)
-    return splits, Sequences(items[in_train][grouped], lengths)
+    timestamps = interactions["timestamp"].to_numpy(np.int64)
+    return mapped.arrays_of(users, pa.array(user_ids, pa.string()), items, timestamps, split)
 
 
 def windows(

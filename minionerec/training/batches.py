@@ -5,26 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import BatchSampler, Sampler
+
+from minionerec.catalogue.split import stable_order
+
+AT_ONCE = 65_536  # row numbers that are Python's at a time
 
 
 class GroupedSampler(Sampler[int]):
     """A random order of all rows for every epoch, in which rows of one group stay together.
 
     Args:
-        groups: of each row; a row whose group is "" is a group of its own.
+        groups: of each row: texts, or numbers from 0. A row whose group is "" or below 0 is a group
+            of its own.
         seed: the same one gives the same orders.
     """
 
-    def __init__(self, groups: Sequence[str], seed: int):
-        members: dict[str, list[int]] = {}
-        for i, group in enumerate(groups):
-            members.setdefault(group or f"row {i}", []).append(i)
-        self._members = list(members.values())
-        self._length = len(groups)
+    def __init__(self, groups: Sequence[str] | np.ndarray, seed: int):
+        codes = groups if isinstance(groups, np.ndarray) else _numbered(groups)
+        alone = codes < 0
+        self._length = len(codes)
         self._seed = seed
         self._epoch = 0
+        self._rows: np.ndarray | None = None  # by group; None: every row is a group
+        self._starts = np.arange(0)
+        if not alone.all():
+            codes = np.where(alone, codes.max() + 1 + np.arange(len(codes)), codes)
+            numbers = pd.factorize(codes)[0]  # groups in the order of their first rows
+            self._rows = stable_order(numbers)
+            self._starts = np.concatenate([[0], np.cumsum(np.bincount(numbers))])
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch; a resumed run gets the one it would have had."""
@@ -36,8 +47,19 @@ class GroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         # Depends on nothing but seed and epoch: not on what was drawn before an interruption
         rng = np.random.default_rng((self._seed, self._epoch))
-        for i in rng.permutation(len(self._members)):
-            yield from self._members[i]
+        if self._rows is None:
+            order = rng.permutation(self._length)
+            for start in range(0, len(order), AT_ONCE):
+                yield from order[start : start + AT_ONCE].tolist()
+            return
+        for group in rng.permutation(len(self._starts) - 1):
+            yield from self._rows[self._starts[group] : self._starts[group + 1]].tolist()
+
+
+def _numbered(groups: Sequence[str]) -> np.ndarray:
+    """Groups as numbers, "" as -1."""
+    names = np.array(groups, dtype=object)
+    return np.where(names == "", -1, pd.factorize(names)[0])
 
 
 class GlobalBatches(BatchSampler):

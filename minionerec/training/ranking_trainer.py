@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
@@ -60,7 +61,7 @@ class RankingTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         contents: CheckpointContents,
         validate: Validate,
-        group_of_row: Sequence[str] | None = None,
+        group_of_row: np.ndarray | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -78,7 +79,9 @@ class RankingTrainer(Trainer):
         self.checkpoints = CheckpointKeeper(Path(args.output_dir), contents)
         self.whole_copy = WholeCopy(model, args.device) if self.is_fsdp_enabled else None
         self.seeds = MicroBatchSeeds(args.seed, args.process_index, args.world_size)
-        self.batches = self._global_batches(group_of_row or [""] * len(rows))
+        if group_of_row is None:
+            group_of_row = np.broadcast_to(np.int64(-1), (len(rows),))
+        self.batches = self._global_batches(group_of_row)
         self.stop_signal = StopSignal()
         self.stop_signal.every = self.passes_per_batch
 
@@ -89,7 +92,7 @@ class RankingTrainer(Trainer):
 
     # ------------------------------------------------------------------------------- rows and steps
 
-    def _global_batches(self, group_of_row: Sequence[str]) -> GlobalBatches:
+    def _global_batches(self, group_of_row: np.ndarray) -> GlobalBatches:
         pieces = self.args.gradient_accumulation_steps * self.args.world_size
         return GlobalBatches(
             GroupedSampler(group_of_row, self.args.seed),
