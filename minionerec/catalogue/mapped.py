@@ -38,7 +38,7 @@ class UserArrays:
     items: np.ndarray  # (n,) int32 item index
     timestamps: np.ndarray  # (n,) int64
     starts: np.ndarray  # (U,) int64 where each user's interactions begin
-    train: np.ndarray  # (S,) int64 of the targets of each split, in the order of the interactions
+    train: np.ndarray  # (S,) int32 of the targets of each split, in the order of the interactions
     valid: np.ndarray
     test: np.ndarray
     train_items: np.ndarray  # int32, of users in the order of their first train interactions
@@ -78,8 +78,8 @@ def arrays_of(
     """
     # User after user; ``place`` leads from a row to where it stands then
     order = stable_order(users)
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
+    place = np.empty(len(order), dtype=np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
     sizes = np.bincount(users, minlength=len(user_ids))
     starts = np.cumsum(sizes) - sizes
     in_order = users[order].astype(np.int32)

@@ -185,6 +185,7 @@ def write(
             rows = interactions.iloc[start : start + ROW_GROUP]
             columns = [arrow_column(rows[field.name], field.type) for field in schema]
             writer.write_table(pa.table(columns, schema=schema))
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it wrote with otherwise
     mapped.write(staging, _arrays(items, interactions))
     write_json(staging / "stats.json", stats)
     if given_sids is not None:
