@@ -17,6 +17,7 @@ deviation over seeds tells.
     --samples N      resamples of intervals and of the randomisation test; 10000 by default
     --strings FILE   also score by SID string, as papers do, under the SIDs of FILE (index.json)
     --json FILE      write the same figures
+    --page FILE      write them as a page too, with its pictures and tables as files beside it
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from minionerec.evaluation.methods import read_methods
 from minionerec.evaluation.strings import by_string
 from minionerec.experiment.files import write_json
 from minionerec.pages.comparison import comparison_text
+from minionerec.pages.comparison_page import write_comparison_page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.strings:
         figures["strings"] = by_string(methods, Path(options.strings))
     print(comparison_text(figures))
+    if options.page:
+        write_comparison_page(Path(options.page), figures)
     if options.json:
         try:
             write_json(Path(options.json), figures)
@@ -85,6 +89,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--strings", metavar="FILE")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--page", metavar="FILE")
     options = parser.parse_args(argv)
     if options.samples < 100:
         raise UserError(f"--samples: got {options.samples}, expected at least 100")

@@ -59,6 +59,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     reference = None
     if s.has_reference and not run.adapters_off_is_reference(experiment):
         reference = policy.model_again(torch.float32).requires_grad_(False)
+    backbone.add_dropout(policy.model, s.dropout)
     torch.manual_seed(experiment.seed)  # new adapters depend on nothing that was drawn before
     model = backbone.add_adapters(policy.model, experiment.model, policy.sid_token_ids())
     say(f"{len(rows):,} prompts x {s.completions} completions; {backbone.describe(model)}")

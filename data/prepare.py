@@ -38,6 +38,8 @@ def prepare(experiment: Experiment, path: Path) -> None:
     own = prepared.keeps_own_split(experiment.data)
     choose = prepared.keep_as_is if own else prepared.apply_filters
     items, interactions, dropped = choose(source, experiment.data)
+    # What was read is let go: the tables are the largest that this process holds
+    source = source._replace(items=items, interactions=interactions)
     interactions = prepared.assign_splits(interactions, experiment.data, own)
     stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
     settings = settings_of(experiment, "data")

@@ -210,7 +210,8 @@ def gain_row(name: str, found: Sequence[dict[str, Any]]) -> Row:
         if value is None or control is None:
             values.append(None)
         else:
-            values.append((value - control) / max(1 - control, 1e-9))
+            gain = (value - control) / max(1 - control, 1e-9)
+            values.append(gain if gain > 0 else None)  # less than chance is not the best of a row
     return Row(f"{name} (random)", shown, values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -77,9 +78,13 @@ def browse(page: Path, folder: Path, width: int, action: str) -> str:
 def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:
     """Pixels that a page takes, and that the window has: wider, and the page as a whole scrolls sideways."""
     probe = folder / "probe.html"
-    script = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
+    # In a frame: Chromium's own windows are at least 500 pixels wide
+    inside = html.escape(page.read_text(encoding="utf-8"))
     probe.write_text(
-        page.read_text(encoding="utf-8").replace("</body>", script + "</body>"), encoding="utf-8"
+        f'<title></title><iframe id="page" width="{width}" height="800" frameborder="0" srcdoc="{inside}"></iframe>'
+        "<script>onload = () => { const page = document.getElementById('page'); document.title = "
+        "page.contentDocument.documentElement.scrollWidth + ' of ' + page.contentWindow.innerWidth }</script>",
+        encoding="utf-8",
     )
     needed, there = re.search(
         r"<title>(\d+) of (\d+)</title>", browse(probe, folder, width, "--dump-dom")

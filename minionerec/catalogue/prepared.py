@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from minionerec.catalogue import split
 from minionerec.catalogue.sources import amazon, embedded, filters, minionerec_csv, tables
-from minionerec.catalogue.sources.interactions import members
+from minionerec.catalogue.sources.columns import arrow_column, codes_of
+from minionerec.catalogue.sources.interactions import places_of
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS, Source
 from minionerec.errors import UserError
 from minionerec.experiment.files import write_json
 from minionerec.experiment.settings import DataSettings, Experiment
+
+ROW_GROUP = 2**20  # interactions that are written at a time, and as one row group
 
 
 def load_source(experiment: Experiment) -> Source:
@@ -56,22 +61,27 @@ def apply_filters(
         limit = settings.max_title_words
         good = np.array([filters.title_is_kept(title, limit) for title in items["title"]])
         items = items[good]
-        known = members(interactions["item_id"], items["item_id"])
-        interactions = interactions[known]
+        places = places_of(interactions["item_id"], items["item_id"])
+        known = places >= 0
+        if not known.all():
+            interactions = interactions[known]
+            places = places[known]
         dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
         dropped["interactions with those items"] = int((~known).sum())
-        users, _ = pd.factorize(interactions["user_id"])
-        codes, _ = pd.factorize(interactions["item_id"])
+        users = codes_of(interactions["user_id"])
         times = interactions["timestamp"].to_numpy()
         ratings = interactions["rating"].to_numpy()
-        kept, reasons = filters.select(users, codes, times, ratings, settings)
-        interactions = interactions[kept]
+        kept, reasons = filters.select(users, places, times, ratings, settings)
         dropped.update(reasons)
         if settings.k_core > 1:
-            used = members(items["item_id"], interactions["item_id"].drop_duplicates())
+            used = np.bincount(places[kept], minlength=len(items)) > 0
             items = items[used]
             dropped["items without interactions after that"] = int((~used).sum())
-    return items, interactions.sort_values("timestamp", kind="stable"), dropped
+        rows = np.flatnonzero(kept)
+        rows = rows[split.stable_order(times[rows])]
+    else:
+        rows = split.stable_order(interactions["timestamp"].to_numpy())
+    return items, interactions.take(rows), dropped
 
 
 def keep_as_is(
@@ -85,9 +95,9 @@ def keep_as_is(
         Items, interactions in global order, and what was dropped by reason.
     """
     interactions = source.interactions
-    users = pd.factorize(interactions["user_id"])[0]
+    users = codes_of(interactions["user_id"])
     single = np.bincount(users)[users] < 2
-    rank = interactions["split"].map(SPLITS.index)
+    rank = split.rank_of(interactions["split"])
     ranked = interactions.assign(rank=rank)[~single]
     ordered = ranked.sort_values(["timestamp", "rank"], kind="stable").drop(columns="rank")
     dropped = {**source.dropped, "interactions of users with fewer than 2": int(single.sum())}
@@ -100,10 +110,10 @@ def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool)
     Raises:
         UserError: a split has no targets.
     """
-    users = pd.factorize(interactions["user_id"])[0]
+    users = codes_of(interactions["user_id"])
     target = split.is_target(users)
     if own:
-        splits = interactions["split"].to_numpy(object)
+        splits = split.named(split.rank_of(interactions["split"]))
     elif settings.split == "leave_one_out":
         splits = split.leave_one_out(users)
     else:
@@ -125,10 +135,9 @@ def describe(
     own: bool,
 ) -> dict[str, Any]:
     """The content of stats.json, leak report included."""
-    users = pd.factorize(interactions["user_id"])[0]
-    code_of = pd.Series(range(len(items)), index=items["item_id"])
-    codes = interactions["item_id"].map(code_of).to_numpy()
-    splits = interactions["split"].to_numpy(object)
+    users = codes_of(interactions["user_id"])
+    codes = places_of(interactions["item_id"], items["item_id"])
+    splits = interactions["split"]
     filters = (
         "none: the source's own split is taken as it is"
         if own
@@ -160,24 +169,22 @@ def write(
     given_sids: dict[str, list[int]] | None,
 ) -> None:
     """The files of runs/<name>/data, with fixed column types."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     text = pa.string()
     item_schema = pa.schema(
         [(name, pa.list_(text) if name == "categories" else text) for name in ITEM_COLUMNS]
     )
+    table = pa.table(
+        {field.name: pa.array(items[field.name].tolist(), field.type) for field in item_schema},
+        schema=item_schema,
+    )
+    pq.write_table(table, staging / "items.parquet")
     types = {"timestamp": pa.int64(), "rating": pa.float64()}
     schema = pa.schema([(name, types.get(name, text)) for name in INTERACTION_COLUMNS])
-    for frame, columns, name in (
-        (items, item_schema, "items"),
-        (interactions, schema, "interactions"),
-    ):
-        table = pa.table(
-            {field.name: pa.array(frame[field.name].tolist(), field.type) for field in columns},
-            schema=columns,
-        )
-        pq.write_table(table, staging / f"{name}.parquet")
+    with pq.ParquetWriter(staging / "interactions.parquet", schema) as writer:
+        for start in range(0, len(interactions), ROW_GROUP):
+            rows = interactions.iloc[start : start + ROW_GROUP]
+            columns = [arrow_column(rows[field.name], field.type) for field in schema]
+            writer.write_table(pa.table(columns, schema=schema))
     write_json(staging / "stats.json", stats)
     if given_sids is not None:
         write_json(staging / "given_sids.json", given_sids)

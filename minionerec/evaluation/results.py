@@ -18,7 +18,7 @@ from minionerec.evaluation.statistics import compare
 from minionerec.experiment.lineage import check_parents, require_own_name, require_stage
 from minionerec.experiment.manifest import verify
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import stage_path
+from minionerec.experiment.stages import result_name, stage_path
 
 TITLES = {"sft": "SFT", "rl": "RL"}
 KEYS = ("NDCG@10", "HR@10")  # what two results are compared on
@@ -89,6 +89,8 @@ def read_result(directory: Path, is_baseline: bool, sids: dict[str, list[int]] |
     name = directory.name
     if not is_baseline:
         name = title_of(str(manifest["settings"]["evaluate.checkpoint"]), directory)
+        if manifest["stage"] == "fusion":
+            name += ", fused"
     sid_of = sids if "sids_sha256" in metrics else None
     return Result(name, directory, metrics, is_baseline, sid_of)
 
@@ -97,8 +99,9 @@ def title_of(checkpoint: str, directory: Path) -> str:
     """What a table calls an evaluation; only this experiment's own stages are SFT and RL."""
     if checkpoint in TITLES:
         return TITLES[checkpoint]
-    name = directory.name.removesuffix("-test")
-    return checkpoint if name in TITLES else name  # e.g. runs/other/sft
+    name = directory.name.removesuffix("-test").removesuffix("-fusion")
+    is_of_path = name in TITLES or name == result_name(checkpoint)
+    return checkpoint if is_of_path else name  # e.g. runs/other/sft
 
 
 def read_sids(experiment: Experiment) -> dict[str, list[int]] | None:

@@ -203,7 +203,7 @@ def run(command: Command) -> int:
     environment = {**os.environ, **command.variables}
     early: list[int] = []  # signals that come before there is a process to pass them on to
     signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
-    with subprocess.Popen([sys.executable, *command.words], env=environment) as process:
+    with subprocess.Popen(started(command), env=environment) as process:
         signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         # A terminal sends an interrupt to both processes; this one waits for the other
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -220,8 +220,14 @@ def become(command: Command) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     environment = {**os.environ, **command.variables}
-    words = [sys.executable, *command.words]
-    os.execve(sys.executable, words, environment)  # noqa: S606 (no shell is wanted)
+    os.execve(sys.executable, started(command), environment)  # noqa: S606 (no shell is wanted)
+
+
+def started(command: Command) -> list[str]:
+    """The whole command line; a script is run by ``start.py``, a launcher starts its own."""
+    if command.words[0].startswith("-"):
+        return [sys.executable, *command.words]
+    return [sys.executable, "-P", str(ROOT / "minionerec/experiment/start.py"), *command.words]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 from minionerec.experiment.files import fingerprint
 from minionerec.experiment.manifest import MANIFEST, Parent, read_manifest, verify
 from minionerec.experiment.settings import Experiment
@@ -22,6 +22,7 @@ from minionerec.experiment.stages import (
     WITHOUT_EFFECT,
     flat_settings,
     outputs,
+    result_name,
     settings_difference,
     settings_of,
     stage_path,
@@ -89,7 +90,8 @@ def open_checkpoint(experiment: Experiment, name: str) -> Checkpoint:
     folder = stage_path(experiment, name) if name in TRAINED else Path(name)
     if name not in TRAINED and not (folder / "config.json").is_file():
         raise UserError(
-            f"evaluate.checkpoint: got '{name}', expected sft, rl or a folder with a config.json"
+            f"evaluate.checkpoint: got '{name}', expected sft, rl or a folder with a config.json; "
+            f"no such folder{relative_to(folder)}"
         )
     if name not in TRAINED and not (folder / MANIFEST).is_file():
         found = fingerprint(folder)
@@ -192,13 +194,15 @@ def require_own_name(path: Path, manifest: dict[str, Any]) -> None:
     name = with_method(path, manifest).get("method", manifest["stage"])
     names = {name}
     if manifest["stage"] in ("evaluate", "fusion"):
-        checkpoint = Path(settings["evaluate.checkpoint"])
+        checkpoint = settings["evaluate.checkpoint"]
         ending = settings["evaluate.split"]
         if manifest["stage"] == "fusion":
             ending = f"fusion-{ending}"
-        name = f"{checkpoint.name}-{ending}"
-        # A path may lead through a link; the directory is called after what it leads to.
-        names = {name, f"{checkpoint.resolve().name}-{ending}"}
+        name = f"{result_name(checkpoint)}-{ending}"
+        # Earlier a path's results were called after its folder alone, or what it led to
+        names = {name}
+        for folder in (Path(checkpoint), Path(checkpoint).resolve()):
+            names.add(f"{folder.name}-{ending}")
     if path.name not in names:
         raise UserError(
             f"{path}: holds something else than its name says ({MANIFEST}: it was made as "

@@ -15,7 +15,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from minionerec.errors import UserError, one_line_errors
+from minionerec.errors import UserError, one_line_errors, relative_to
 from minionerec.experiment.config import help_text, read_command_line, wants_help
 from minionerec.experiment.lineage import is_finished, open_folder, open_stage
 from minionerec.experiment.manifest import MANIFEST
@@ -120,8 +120,8 @@ def look_at_checkpoint(experiment: Experiment, folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(
-            f"evaluate.checkpoint: got '{experiment.evaluate.checkpoint}', "
-            "expected sft, rl or the folder of a checkpoint"
+            f"evaluate.checkpoint: got '{experiment.evaluate.checkpoint}', expected sft, rl or "
+            f"the folder of a checkpoint; no such folder{relative_to(folder)}"
         )
     if (folder / MANIFEST).is_file():
         open_folder(experiment, folder, digests=False)

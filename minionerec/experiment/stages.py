@@ -7,6 +7,8 @@ a script that passes its work to ``run.run_stage``.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,9 +229,26 @@ def partial_path(experiment: Experiment, stage: str) -> Path:
 
 
 def evaluation_path(experiment: Experiment) -> Path:
-    """``runs/<name>/evaluate/<checkpoint>-<split>``; of a path its last component counts."""
-    checkpoint = Path(experiment.evaluate.checkpoint).resolve().name
+    """``runs/<name>/evaluate/<checkpoint>-<split>``."""
+    checkpoint = result_name(experiment.evaluate.checkpoint)
     return stage_path(experiment, "evaluate") / f"{checkpoint}-{experiment.evaluate.split}"
+
+
+def result_name(checkpoint: str) -> str:
+    """What the results of ``evaluate.checkpoint`` are called: ``sft``, ``rl``, or after the path.
+
+    A path's last component alone would do for people, but ``runs/other/sft`` is not ``sft``, and
+    two runs have a ``checkpoint-8``: a digest of the path as it was given keeps them apart.
+
+    >>> result_name("rl"), result_name("runs/other/rl"), result_name("runs/other/rl/")
+    ('rl', 'rl-1de9d1', 'rl-1de9d1')
+    """
+    if checkpoint in TRAINED:
+        return checkpoint
+    given = os.path.normpath(checkpoint)
+    digest = hashlib.sha256(given.encode()).hexdigest()[:6]
+    # A path may lead through a link; the directory is called after what it leads to.
+    return f"{Path(given).resolve().name}-{digest}"
 
 
 def fusion_path(experiment: Experiment) -> Path:

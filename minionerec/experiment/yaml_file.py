@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from minionerec.errors import UserError
+from minionerec.errors import UserError, relative_to
 
 TAG = "tag:yaml.org,2002:"
 INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,18})$")
@@ -184,7 +184,7 @@ def _compose_file(path: Path) -> yaml.Node | None:
         files = [file.name for file in path.parent.glob("*.yaml")]
         near = difflib.get_close_matches(path.name, files, n=1)
         hint = f"; did you mean '{path.parent / near[0]}'?" if near else ""
-        raise UserError(f"{path}: no such file{hint}")
+        raise UserError(f"{path}: no such file{relative_to(path)}{hint}")
     try:
         return yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=PlainLoader)
     except OSError as error:

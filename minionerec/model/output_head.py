@@ -102,12 +102,14 @@ class OutputHead:
 
         In float32 throughout: rounding to bfloat16 would create ties between items.
         """
-        # Only these columns are copied to float32, never the whole matrix
-        hidden, columns = self.matrix(hidden)
-        bias = None if columns.bias is None else columns.bias[tokens].float()
+        # Only these columns are copied to float32, never the whole matrix; autocast, which would
+        # round them first, has no part in it
+        table, biases = head_weight(self.layer)
+        if table is None:
+            raise TypeError(f"{type(self.layer).__name__} holds no matrix of an output layer")
+        bias = None if biases is None else biases[tokens].float()
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = columns.weight[tokens].float()
-            exact = Columns(weight, bias, columns.scale, columns.cap)
+            exact = Columns(table[tokens].float(), bias, self.scale, self.cap)
             return exact.logits(hidden.float(), slice(None))
 
     def logsumexp(self, hidden: Tensor, exact: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def block_attention(
     mask = mask[:, None]  # (R, 1, Q, K), the same for all heads
 
     if softcap is None:
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
+        out = _attend(q, k, v, mask, dropout, scaling)
     else:
         scores = q @ k.transpose(2, 3) * scaling  # (R, H, Q, K)
         # The cap comes before the mask: tanh of -inf would be finite
@@ -93,6 +93,19 @@ def block_attention(
     if blocks.places is not None:
         row = row.index_select(0, blocks.places)
     return row[None, : query.shape[2]], None
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """``(R, H, Q, d)`` of masked attention, in the dtype that is fastest."""
+    if q.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
+    # Autocast would make it bfloat16, whose backward pass takes three times as long on a CPU
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), mask, dropout, scale=scaling
+        )
 
 
 AttentionInterface.register(ATTENTION, block_attention)

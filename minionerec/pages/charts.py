@@ -163,9 +163,11 @@ def dot_chart(
         "" when there is nothing to draw.
     """
     ends: list[float] = []
+    colours = set()
     for _, dots in rows:
         for dot in dots:
             ends += [dot.value, *(dot.interval or ())]
+            colours.add(dot.colour)
     if not ends:
         return Markup("")
     axis = span(ends, NAMES + 8, RIGHT if legend else VALUES, log=False, from_zero=True)
@@ -194,7 +196,7 @@ def dot_chart(
         names_end=NAMES,
         ticks=ticks_at(axis, axis.ticks()),
         rows=shown,
-        legend=[(label, style(colour)) for label, colour in legend],
+        legend=[(label, style(colour)) for label, colour in legend if colour in colours],
     )
 
 

@@ -14,6 +14,7 @@ from minionerec.evaluation.results import Result, best
 from minionerec.experiment.lineage import require_stage
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import stage_path
+from minionerec.pages.sid_tree import joined
 from minionerec.rankers.places import Place, find_target
 
 NUMBER = 20  # examples
@@ -77,13 +78,14 @@ def draw_examples(
         places.append(find_target(row["item_ids"], row["target_item_id"], result.sid_of))
     groups = grouped(places)
     examples = []
-    for number in pick(groups, NUMBER, seed):
+    targets = [row["target_item_id"] for row in result.predictions]
+    for number in pick(groups, targets, NUMBER, seed):
         history = [ids[item] for item in rows[number].history]
         examples.append(example(history, result.predictions[number], places[number], titles))
     counts = [f"{len(group):,} {name}" for group, name in zip(groups, GROUPS, strict=True)]
     how = (
-        f"{len(examples)} rows of {result.name}, drawn at random (seed {seed}) in equal parts "
-        f"from the {', '.join(counts)}."
+        f"{len(examples)} rows of {result.name} with as many different targets, drawn at random "
+        f"(seed {seed}) in equal parts from the {', '.join(counts)}."
     )
     return how, examples
 
@@ -94,7 +96,7 @@ def with_sid(title: str, sid: Sequence[int]) -> str:
     >>> with_sid("Toy Story", [3, 0, 12])
     'Toy Story  ‹3·0·12›'
     """
-    return f"{title}  ‹{'·'.join(map(str, sid))}›"
+    return f"{title}  {joined(sid)}"
 
 
 def are_of(
@@ -136,22 +138,33 @@ def grouped(places: Sequence[Place]) -> list[list[int]]:
     return groups
 
 
-def pick(groups: Sequence[Sequence[int]], number: int, seed: int) -> list[int]:
+def pick(
+    groups: Sequence[Sequence[int]], targets: Sequence[str], number: int, seed: int
+) -> list[int]:
     """Row numbers, as many from each group as the smaller groups allow, group by group.
 
+    A target is shown once: twenty rows of one bestseller would be one example.
+
     >>> groups = [[0], range(1, 9), range(9, 20)]
-    >>> drawn = set(pick(groups, 9, seed=0))
+    >>> drawn = set(pick(groups, list("abcdefghijklmnopqrst"), 9, seed=0))
     >>> [len(drawn & set(group)) for group in groups]
     [1, 4, 4]
     """
     rng = np.random.default_rng(seed)
-    drawn = [rng.permutation(np.array(group, np.int64)).tolist() for group in groups]
     taken: set[int] = set()
+    shown: set[str] = set()
+    drawn = []
+    for group in groups:
+        first_rows: dict[str, int] = {}
+        for row in rng.permutation(np.array(group, np.int64)).tolist():
+            first_rows.setdefault(targets[row], row)
+        drawn.append(list(first_rows.values()))
     # The first of every group, then the second of every group, and so on.
     for turn in range(max(map(len, drawn))):
         for group in drawn:
-            if turn < len(group) and len(taken) < number:
+            if turn < len(group) and len(taken) < number and targets[group[turn]] not in shown:
                 taken.add(group[turn])
+                shown.add(targets[group[turn]])
     return [row for group in drawn for row in group if row in taken]
 
 

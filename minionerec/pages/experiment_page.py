@@ -18,7 +18,7 @@ from minionerec.experiment.stages import stage_path
 from minionerec.pages import number_sections as numbers
 from minionerec.pages import stage_sections as stages
 from minionerec.pages.examples import best_examples
-from minionerec.pages.exports import write_exports
+from minionerec.pages.exports import metrics_csv, write_exports
 from minionerec.pages.html import render
 
 FILE = "report.html"
@@ -40,7 +40,9 @@ def write_page(experiment: Experiment, found: Sequence[Result]) -> Path:
         staging.write_text(text, encoding="utf-8")
         fsync(staging)
         os.replace(staging, path)
-        write_exports(path.with_name("figures"), text, found, tables_of(experiment, found))
+        figures = path.with_name("figures")
+        write_exports(figures, pages_of(experiment, text))
+        (figures / "metrics.csv").write_text(metrics_csv(found), encoding="utf-8")
     except OSError as error:
         staging.unlink(missing_ok=True)
         raise UserError(
@@ -50,14 +52,13 @@ def write_page(experiment: Experiment, found: Sequence[Result]) -> Path:
     return path
 
 
-def tables_of(
-    experiment: Experiment, found: Sequence[Result]
-) -> dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]]:
-    """The page's tables of results and differences, head and rows."""
-    shown = numbers.results(found, experiment.seed)
-    differences = numbers.differences(comparisons(found, experiment))
-    head = ["", "metric", "is", "difference", "95 %", "p"]
-    return {"results": (shown["head"], shown["rows"]), "differences": (head, differences)}
+def pages_of(experiment: Experiment, text: str) -> dict[str, str]:
+    """This page and the one of stage 1, by what their exported files begin with."""
+    pages = {"": text}
+    report = stage_path(experiment, "sids") / FILE
+    if report.is_file():
+        pages["sids-"] = report.read_text(encoding="utf-8")
+    return pages
 
 
 def page(experiment: Experiment, found: Sequence[Result]) -> str:

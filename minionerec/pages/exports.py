@@ -1,6 +1,6 @@
-"""``runs/<name>/figures``: the page's pictures as SVG, its tables as CSV and LaTeX.
+"""``figures``: a page's pictures as SVG and PDF, its tables as CSV and LaTeX, for talks and papers.
 
-Colours and letters are those of the page on white paper; a picture's legend stands below it.
+They are read from the page's own text: what is exported is what is shown.
 """
 
 from __future__ import annotations
@@ -14,66 +14,68 @@ from pathlib import Path
 
 from minionerec.evaluation.metrics import KEYS
 from minionerec.evaluation.results import Result
+from minionerec.pages.vector import as_svg, pictures, write_pdf
 
-FIGURE = re.compile(
-    r"<figure>\s*<figcaption>(.*?)<small>.*?(<svg .*?</svg>)(.*?)</figure>", re.DOTALL
-)
-VIEW = re.compile(r'viewBox="0 0 (\d+) ([\d.]+)"')
-ENTRY = re.compile(r'<li class="([^"]*)"><bdi>(.*?)</bdi></li>')
-DARK = re.compile(r"@media \(prefers-color-scheme: dark\) \{.*?\} \}", re.DOTALL)
-STYLE = Path(__file__).parent / "templates" / "style.css"
-LEGEND_ROW = 18  # SVG units
-LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "†": r"$\dagger$"}
+KINDS = ("svg", "pdf", "csv", "tex")
+TABLE = re.compile(r'<table id="([^"]+)">(.*?)</table>', re.DOTALL)
+ROW = re.compile(r"<tr>(.*?)</tr>", re.DOTALL)
+CELL = re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.DOTALL)
+TAG = re.compile(r"<[^>]*>")
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "†": r"$\dagger$",
+    "→": r"$\to$",
+    "×": r"$\times$",
+}
 
 
-def write_exports(
-    folder: Path,
-    page: str,
-    found: Sequence[Result],
-    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
-) -> None:
-    """Write every picture of a page and its tables; what an earlier page left is replaced.
+def write_exports(folder: Path, pages: dict[str, str]) -> None:
+    """Write every picture and every table that has a name; what an earlier page left is replaced.
 
     Args:
-        folder: ``runs/<name>/figures``.
-        page: the page's text.
-        found: the results, for a table of every metric in full.
-        tables: name -> head and rows as people read them.
+        folder: e.g. ``runs/<name>/figures``.
+        pages: what begins the file names of a page's pictures and tables -> its text.
     """
     folder.mkdir(exist_ok=True)
-    for old in [*folder.glob("*.svg"), *folder.glob("*.csv"), *folder.glob("*.tex")]:
-        old.unlink()
-    for name, text in pictures(page).items():
-        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
-    (folder / "metrics.csv").write_text(metrics_csv(found), encoding="utf-8")
-    for name, (head, rows) in tables.items():
-        (folder / f"{name}.csv").write_text(as_csv([head, *rows]), encoding="utf-8")
-        (folder / f"{name}.tex").write_text(as_latex(head, rows), encoding="utf-8")
+    for kind in KINDS:
+        for old in folder.glob(f"*.{kind}"):
+            old.unlink()
+    for start, page in pages.items():
+        for name, drawing in pictures(page).items():
+            (folder / f"{start}{name}.svg").write_text(as_svg(drawing), encoding="utf-8")
+            write_pdf(drawing, folder / f"{start}{name}.pdf")
+        for name, rows in tables(page).items():
+            (folder / f"{start}{name}.csv").write_text(as_csv(rows), encoding="utf-8")
+            (folder / f"{start}{name}.tex").write_text(as_latex(rows), encoding="utf-8")
 
 
-def pictures(page: str) -> dict[str, str]:
-    """File name -> SVG of every picture of a page, in the page's order."""
-    style = DARK.sub("", STYLE.read_text(encoding="utf-8")).replace("light dark", "light")
+def tables(page: str) -> dict[str, list[list[str]]]:
+    """Name -> rows of texts, the head first, of every table of a page that has a name."""
     found = {}
-    for number, (title, drawing, rest) in enumerate(FIGURE.findall(page), 1):
-        words = re.sub(r"[^\w@]+", "-", html.unescape(title)).strip("-").lower()
-        entries = ENTRY.findall(rest)
-        view = VIEW.search(drawing)
-        if view is None:
-            continue
-        width, height = int(view[1]), float(view[2])
-        lines = [f"<style>{style}</style>"]
-        for row, (classes, label) in enumerate(entries):
-            y = height + LEGEND_ROW * (row + 0.5)
-            lines.append(f'<circle class="{classes}" cx="8" cy="{y:g}" r="4"/>')
-            lines.append(f'<text x="18" y="{y + 4:g}">{label}</text>')
-        tall = height + LEGEND_ROW * len(entries)
-        inside = drawing.partition(">")[2].removesuffix("</svg>")
-        found[f"{number:02d}-{words}"] = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall:g}" '
-            f'width="{2 * width}" height="{2 * tall:g}">\n' + "\n".join(lines) + inside + "</svg>\n"
-        )
+    for name, inside in TABLE.findall(page):
+        rows = []
+        for row in ROW.findall(inside):
+            rows.append([as_text(cell) for cell in CELL.findall(row)])
+        found[name] = rows
     return found
+
+
+def as_text(cell: str) -> str:
+    """What a cell says.
+
+    >>> as_text("<bdi>nuts</bdi><br>bolts &amp; more")
+    'nuts; bolts & more'
+    """
+    return html.unescape(TAG.sub("", cell.strip().replace("<br>", "; ")))
 
 
 def metrics_csv(found: Sequence[Result]) -> str:
@@ -94,15 +96,16 @@ def as_csv(rows: Sequence[Sequence[object]]) -> str:
     return buffer.getvalue()
 
 
-def as_latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""A tabular in the style of booktabs, which the document has to load.
+def as_latex(rows: Sequence[Sequence[str]]) -> str:
+    r"""A tabular in the style of booktabs, which the document has to load; the first row heads it.
 
-    >>> as_latex(["", "HR@10"], [["item_knn", "0.1"]]).splitlines()[4]
+    >>> as_latex([["", "HR@10"], ["item_knn", "0.1"]]).splitlines()[4]
     'item\\_knn & 0.1 \\\\'
     """
+    head, *body = rows
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", latex_row(head)]
     lines.append(r"\midrule")
-    lines += [latex_row(row) for row in rows]
+    lines += [latex_row(row) for row in body]
     lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)
 

@@ -45,13 +45,16 @@ def sid_figures(report: dict[str, Any]) -> dict[str, str]:
     before = report["collisions"]["before"]
     after = report["collisions"]["after"]
     first = report["levels"][0]
-    return {
+    figures = {
         "items": f"{report['items']:,}",
         "distinct SIDs": f"{after['distinct_sids']:,}",
         "collisions": f"{before['collision_rate']:.1%} → {after['collision_rate']:.1%}",
         "level-1 perplexity": f"{first['perplexity']:.0f} of {first['size']}",
         "reconstruction error": f"{report['reconstruction_error'][-1]:.3f}",
     }
+    if report.get("unknown_tokens") is not None:
+        figures["tokens unknown to the encoder"] = f"{report['unknown_tokens']:.1%}"
+    return figures
 
 
 class Table(NamedTuple):

@@ -19,6 +19,7 @@ from minionerec.experiment.stages import COMMANDS, stage_path
 from minionerec.pages.charts import Line, chart
 from minionerec.pages.html import number, sid_figures
 from minionerec.pages.series import key_series
+from minionerec.pages.sid_pictures import sid_pictures
 
 CURVES = {  # chart: what it shows, keys of log.jsonl
     "loss": ("of the rows trained on", ("loss",)),
@@ -121,13 +122,14 @@ def sids(experiment: Experiment) -> dict[str, Any]:
     if not stage_path(experiment, "sids").exists():
         return {}
     directory = require_stage(experiment, "sids")
-    shown: dict[str, Any] = {"verdict": None, "figures": {}, "page": ""}
+    shown: dict[str, Any] = {"verdict": None, "figures": {}, "page": "", "map": "", "tree": []}
     if (directory / "report.html").is_file():
         shown["page"] = "sids/report.html"
     if (directory / "report.json").is_file():
         report = read_json(directory / "report.json")
         if "verdict" in report:
             shown |= {"verdict": report["verdict"], "figures": sid_figures(report)}
+    shown |= sid_pictures(experiment)
     return shown if any(shown.values()) else {}
 
 

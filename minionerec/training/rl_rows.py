@@ -55,9 +55,11 @@ def _labelled(
     histories: Sequence[tuple[int, ...]],
     renderer: Renderer,
 ) -> tuple[list[Row], list[Parent]]:
-    """Both kinds of rows with the labels of ``sft.soft_labels``, as they weighed when SFT ended."""
-    recipe = Recipe.of(catalogue.experiment.sft.soft_labels)
-    teacher = teacher_of(catalogue, recipe)
+    """Both kinds of rows with labels by ``sft.soft_labels``, as they weighed when SFT ended."""
+    experiment = catalogue.experiment
+    recipe = Recipe.of(experiment.sft.soft_labels)
+    # Who rewards teaches too, so that the control of RL knows all that RL does
+    teacher = teacher_of(catalogue, recipe, experiment.rl.teacher or experiment.sft.teacher)
     # Rows of train are asked about without what they have themselves added to the counts
     taught = with_labels(
         known,

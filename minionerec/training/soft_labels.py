@@ -104,8 +104,13 @@ class Teacher(NamedTuple):
     parents: list[Parent]  # directories of the networks
 
 
-def teacher_of(catalogue: Catalogue, recipe: Recipe) -> Teacher:
+def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float]) -> Teacher:
     """Build the teacher of a catalogue; networks are trained if they are not there yet.
+
+    Args:
+        catalogue: what it learns from.
+        recipe: of soft labels.
+        weights: of the rankers in the mix; none: those that expect validation rows best.
 
     Raises:
         UserError: the teacher lacks what it reads, or more items are asked of it than there are.
@@ -120,8 +125,6 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe) -> Teacher:
     exclude = experiment.evaluate.exclude_history
     unwanted = catalogue.seen("valid") if exclude else None
     embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
-    # Weights are given, or those of the mix that expects validation rows best
-    weights = experiment.sft.teacher
     temperature = recipe.temperature
     # Networks are trained by themselves, once, each without a part of the rows
     networks: dict[str, Expert] = {}
@@ -170,7 +173,7 @@ def taught(
     Raises:
         UserError: as ``teacher_of``.
     """
-    teacher = teacher_of(catalogue, recipe)
+    teacher = teacher_of(catalogue, recipe, catalogue.experiment.sft.teacher)
     num_items = len(catalogue.item_ids)
     # Rows of train keep their targets beside the teacher's answers; rows of items have none
     labelled = with_labels(

@@ -1,5 +1,7 @@
 """Every benchmark runs, finds both sides equal and ends with its ratio; what the ratio is depends on the machine."""
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -8,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from minionerec.catalogue.sources.tables import load
+from minionerec.experiment.config import read_command_line
+from minionerec.experiment.settings import DataSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +55,7 @@ def test_a_training_benchmark_on_the_embedded_catalogue_ends_with_its_ratio_and_
         ("rows", []),
         ("trie", []),
         ("filters", ["--items", 20_000]),
+        ("cpu_bfloat16", ["--batch", 16]),
     ],
 )
 def test_every_benchmark_ends_with_its_ratio_and_parity(name, flags):
@@ -60,16 +67,16 @@ def test_every_benchmark_ends_with_its_ratio_and_parity(name, flags):
 def test_an_unknown_shape_is_one_line():
     assert (
         run("benchmarks/decode.py", "--shape", "huge", code=2).strip()
-        == "--shape: got 'huge', expected one of tiny, qwen0.5b, qwen1.5b"
+        == "--shape: got 'huge', expected one of tiny, smollm2, qwen0.5b, qwen1.5b"
     )
 
 
-def gpu_script(out, *words) -> list[dict]:
-    """The lines that ``benchmarks/gpu.sh --smoke`` leaves."""
+def gpu_script(out, *words, python=sys.executable) -> list[dict]:
+    """The lines that ``benchmarks/gpu.sh`` leaves."""
     done = subprocess.run(
-        ["bash", "benchmarks/gpu.sh", "--smoke", "--out", str(out), *words],
+        ["bash", "benchmarks/gpu.sh", "--out", str(out), *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": str(python)},
         capture_output=True,
         text=True,
         timeout=900,
@@ -80,18 +87,84 @@ def gpu_script(out, *words) -> list[dict]:
 
 def test_every_part_of_the_gpu_script_leaves_a_line_also_where_no_time_is_left(tmp_path):
     parts = "machine,decode,sft,rl"
-    rows = gpu_script(tmp_path, "--seconds", "3", "--only", parts)
+    rows = gpu_script(tmp_path, "--smoke", "--seconds", "3", "--only", parts)
     assert [row["part"] for row in rows] == ["machine", "decode-tiny", "sft-tiny", "rl-tiny"]
     assert {row["code"] for row in rows} == {"no time left"}
-    rows = gpu_script(tmp_path, "--only", "machine")[4:]
+    rows = gpu_script(tmp_path, "--smoke", "--only", "machine")[4:]
     assert [row["code"] for row in rows] == ["0"]
     assert rows[0]["last"].startswith("matmul peak: float32 ")
 
 
 @pytest.mark.slow
 def test_all_of_the_gpu_script_runs_on_a_cpu(tmp_path):
-    rows = gpu_script(tmp_path, "--seconds", "800")
+    rows = gpu_script(tmp_path, "--smoke", "--seconds", "800")
     assert len(rows) >= 11
     assert {row["code"] for row in rows} == {"0"}
     exact = [row["last"] for row in rows if row["part"].endswith("tiny")]
     assert all(last.endswith("parity: ok") for last in exact)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "parts"])
+def test_synthetic_tables_are_prepared_like_any_shops(kind, tmp_path):
+    """Every kind of file holds the same interactions, so the stage writes the same table."""
+    tables = ROOT / "benchmarks" / "tables.py"
+    run(tables, "--out", tmp_path / kind, "--interactions", 2000, "--kind", kind)
+    source = load(DataSettings(source="tables", path=str(tmp_path / kind)))
+    assert source.items["item_id"].tolist() == [f"B{item:08d}" for item in range(200)]
+    users = source.interactions["user_id"].value_counts()
+    assert len(users) == 100 and users.min() >= 5 and users.max() <= 50
+    assert source.interactions.iloc[0].tolist()[:2] == ["A00000062", "B00000139"]
+
+
+# Stands for the interpreter: writes down what it is to run and makes the folders that it would
+NOTES = """#!{python}
+import json, os, pathlib, sys
+words = sys.argv[1:]
+if words[0] == "-" or (words[0] == "-c" and "json.load" in words[1]):
+    os.execv(sys.executable, [sys.executable, *words])
+with open({notes!r}, "a") as file:
+    file.write(json.dumps(words) + "\\n")
+if "--output_dir" in words:
+    folder = pathlib.Path(words[words.index("--output_dir") + 1], words[words.index("--name") + 1])
+    for stage in ("data", "embeddings", "sids"):
+        (folder / stage).mkdir(parents=True, exist_ok=True)
+"""
+TRAININGS = [
+    f"{name}-{stage}"
+    for name in ("small", "smollm2")
+    for stage in ("sft", "evaluate-sft", "rl", "evaluate-rl")
+]
+MADE = ["made-data", "made-embeddings", "made-sids"]
+
+
+def carried(folder: Path) -> Path:
+    """What a GPU without network is given."""
+    for stage in ("data", "embeddings", "sids"):
+        (folder / "run" / stage).mkdir(parents=True)
+    manifest = {"settings": {"data.path": str(folder)}}
+    (folder / "run" / "data" / "MANIFEST.json").write_text(json.dumps(manifest))
+    for piece in ("smollm2.gguf.0", "smollm2.gguf.1"):
+        (folder / piece).write_text(piece)
+    return folder
+
+
+@pytest.mark.parametrize("shapes, made", [(["tiny"], MADE), (["tiny", "qwen0.5b"], [])])
+def test_every_command_of_the_gpu_script_is_understood_by_what_it_calls(tmp_path, shapes, made):
+    """All parts, on a CPU and on a GPU, with an interpreter that only looks at its words."""
+    notes, python = tmp_path / "notes", tmp_path / "python"
+    python.write_text(NOTES.format(python=sys.executable, notes=str(notes)))
+    python.chmod(0o755)
+    words = ["--smoke"] if made else ["--carry", str(carried(tmp_path / "carry"))]
+    rows = gpu_script(tmp_path / "out", *words, python=python)
+    benchmarks = [f"{name}-{shape}" for shape in shapes for name in ("decode", "sft", "rl")]
+    assert [row["part"] for row in rows] == ["machine", *benchmarks, *made, *TRAININGS]
+    assert {row["code"] for row in rows} == {"0"}
+
+    for words in map(json.loads, notes.read_text().splitlines()):
+        if words[0].startswith("benchmarks/"):
+            main = importlib.import_module(words[0][: -len(".py")].replace("/", ".")).main
+            flags = {word[2:] for word in words if word.startswith("--")}
+            assert flags <= set(inspect.signature(main).parameters), words
+        elif words[0] != "-c":
+            start = next(i for i, word in enumerate(words) if word.startswith("--"))
+            read_command_line(None, words[start:], own=())

@@ -21,6 +21,8 @@ from minionerec.experiment.commit import committed as commit_directory
 from minionerec.experiment.files import sha256_file, write_json
 from minionerec.experiment.manifest import opened
 from minionerec.experiment.stages import stage_path
+from minionerec.pages.exports import tables
+from tests.browser import parsed
 from tests.worlds import tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +169,29 @@ def test_an_experiments_folder_stands_for_its_test_rankings_and_only_real_differ
     assert re.search(
         rf"^alike +HR@10 .* {figures['differences'][1]['holm_p_value']:.4f}$", printed, re.M
     )
+
+
+def test_the_page_has_the_figures_that_are_written_and_lies_beside_its_pictures(world, tmp_path):
+    page = tmp_path / "talk.html"
+    made = figures_of(tmp_path, world, "--to", "alike", "--page", page)
+    text, links = parsed(page)
+    assert links.fetched == [] and links.scripts == 0 and links.open == []
+    shown = tables(text)
+    assert [row[:3] for row in shown["differences"][1:]] == [
+        [row["method"], row["metric"], f"{row['difference']:+.4f}"] for row in made["differences"]
+    ]
+    starred = [row[0] for row in shown["differences"] if row[-1] == "better *"]
+    assert starred == ["good", "good"]
+    assert [row[0] for row in shown["methods"][1:]] == list(made["methods"])
+    assert len(shown["slices"]) == 1 + len(made["slices"]) and "deviations" not in shown
+    folder = tmp_path / "talk-figures"
+    # Two metrics: a picture of the means and one of the differences each
+    assert len(list(folder.glob("*.svg"))) == len(list(folder.glob("*.pdf"))) == 4
+    assert (folder / "differences.tex").read_text().count("better *") == 2
+    with pytest.raises(
+        UserError, match="^--page .*: cannot be written: No such file or directory$"
+    ):
+        figures_of(tmp_path, world, "--page", tmp_path / "nowhere" / "page.html")
 
 
 def test_the_difference_is_the_paired_comparison_of_the_metrics(world, tmp_path):

@@ -17,7 +17,7 @@ from minionerec.evaluation.results import results
 from minionerec.experiment import config
 from minionerec.experiment.lineage import is_done, is_finished
 from minionerec.experiment.settings import BaselineSettings, EvaluateSettings
-from minionerec.experiment.stages import evaluation_path, fusion_path, stage_path
+from minionerec.experiment.stages import evaluation_path, fusion_path, result_name, stage_path
 from minionerec.model.policy import Policy
 from tests.worlds import tiny_run
 
@@ -57,7 +57,8 @@ def test_a_fusion_is_written_beside_the_models_ranking_and_leaves_it_as_it_was(w
     assert not is_finished(experiment, "evaluate")
     evaluate.rank_and_fuse(experiment, path)
     target = fusion_path(experiment)
-    assert target.name == "model-fusion-test"
+    own = result_name(experiment.evaluate.checkpoint)
+    assert target.name == f"{own}-fusion-test" and own.startswith("model-")
     assert (path / "predictions.jsonl").read_bytes() == before
     # finished is finished, for either; other weights are another fusion
     assert is_finished(experiment, "evaluate")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from minionerec.experiment.config import read_experiment
+from minionerec.experiment.stages import result_name
 
 ROOT = Path(__file__).resolve().parents[2]
 NOUNS = ["drill", "saw", "lamp", "vise", "clamp", "ladder"]
@@ -208,17 +209,14 @@ def test_an_old_model_ranks_items_that_came_later(shop):
     assert "3 items added to 36; churn 0 (SIDs that moved), items that share a SID now: 0." in said
     longer = (*config, "--name", "shop-extended", "--evaluate.checkpoint", shop / "runs/shop/rl")
     run("bash", ROOT / "evaluate.sh", *longer, cwd=shop)
-    lines = (
-        (shop / "runs/shop-extended/evaluate/rl-test/predictions.jsonl").read_text().splitlines()
-    )
+    own, other = shop / "runs/shop/evaluate/rl-test", result_name(str(shop / "runs/shop/rl"))
+    later = shop / f"runs/shop-extended/evaluate/{other}-test"
+    lines = (later / "predictions.jsonl").read_text().splitlines()
     assert all(
         len(json.loads(line)["item_ids"]) == len(set(json.loads(line)["item_ids"])) == 39
         for line in lines
     )
-    before, after = (
-        json.loads((shop / f"runs/{name}/evaluate/rl-test/metrics.json").read_text())
-        for name in ("shop", "shop-extended")
-    )
+    before, after = (json.loads((path / "metrics.json").read_text()) for path in (own, later))
     assert (
         after["num_users"] == 60
         and after["invalid"] == 0

@@ -87,10 +87,11 @@ def test_there_are_malformed_files_of_many_kinds():
         ),
         (
             "--config quikstart.yaml",
-            "quikstart.yaml: no such file; did you mean 'quickstart.yaml'?",
+            "quikstart.yaml: no such file in {here}; did you mean 'quickstart.yaml'?",
         ),
-        ("--config elsewhere/demo.yaml", "elsewhere/demo.yaml: no such file"),
-        ("--config .", ".: no such file"),
+        ("--config elsewhere/demo.yaml", "elsewhere/demo.yaml: no such file in {here}"),
+        ("--config .", ".: no such file in {here}"),
+        ("--config /nowhere/demo.yaml", "/nowhere/demo.yaml: no such file"),
     ],
 )
 def test_a_missing_settings_file_is_refused_with_exactly_its_line(
@@ -100,7 +101,7 @@ def test_a_missing_settings_file_is_refused_with_exactly_its_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         read_command_line("usage", words.split())
-    assert str(caught.value) == message
+    assert str(caught.value) == message.format(here=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,20 @@ def test_the_first_script_of_two_ends_the_stage_when_it_fails(tmp_path, text, co
     assert launch.run(Command([str(tmp_path / "probe.py")])) == code
 
 
+def test_an_interrupt_while_a_script_imports_is_one_line(tmp_path, capfd):
+    """Its own ``one_line_errors`` comes after seconds of imports."""
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "probe.py").write_text(
+        "import sys\nprint(__name__, sys.argv[1:], flush=True)\nimport slow\nprint('never')\n"
+    )
+    assert launch.run(Command([str(tmp_path / "probe.py"), "--a", "b c"])) == 130
+    out, err = capfd.readouterr()
+    assert out == "__main__ ['--a', 'b c']\n"
+    assert (
+        err == "interrupted; what is finished stays, and the same command goes on or begins again\n"
+    )
+
+
 @pytest.mark.parametrize("code, goes_on", [(0, True), (7, False)])
 def test_the_second_script_of_a_command_starts_only_after_the_first_succeeded(
     monkeypatch, code, goes_on

@@ -148,9 +148,9 @@ def test_an_evaluation_of_any_folder_needs_that_folder(experiment):
         make(experiment, stage)
     with pytest.raises(UserError) as caught:
         look("evaluate", "--evaluate.checkpoint", "elsewhere/model")
-    assert (
-        str(caught.value)
-        == "evaluate.checkpoint: got 'elsewhere/model', expected sft, rl or the folder of a checkpoint"
+    assert str(caught.value) == (
+        "evaluate.checkpoint: got 'elsewhere/model', expected sft, rl or the folder of a checkpoint; "
+        f"no such folder in {Path.cwd()}"
     )
     Path("elsewhere/model").mkdir(parents=True)
     assert look("evaluate", "--evaluate.checkpoint", "elsewhere/model") == 0

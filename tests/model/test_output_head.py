@@ -138,6 +138,17 @@ def test_exact_columns_of_a_bfloat16_model_are_not_rounded():
     assert found.tolist() == [[8.0, 8.0078125]] and layer(hidden).tolist() == [[8.0, 8.0]]
 
 
+def test_exact_columns_are_not_rounded_by_autocast_either():
+    layer = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0], [1.0 + 2.0**-12]]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = OutputHead(model_with(layer)).columns(torch.ones(1, 1), torch.tensor([0, 1]))
+    assert found.tolist() == [[1.0, 1.0 + 2.0**-12]]
+    found.sum().backward()
+    assert layer.weight.grad.tolist() == [[1.0], [1.0]]
+
+
 def test_new_token_adapters_are_part_of_the_head_until_they_are_switched_off():
     model = tiny_model("qwen2", 64)
     base = model.get_output_embeddings().weight.detach().clone()

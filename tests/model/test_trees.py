@@ -174,6 +174,17 @@ def test_attention_caps_large_scores_before_it_masks_them():
                 torch.testing.assert_close(found[0, slot, head], expected, atol=1e-5, rtol=0)
 
 
+def test_autocast_on_a_cpu_leaves_attention_in_float32():
+    torch.manual_seed(0)
+    tree = pack_trees([[1, 2, 3, 4], [1, 2, 5], [6]], block_length=3)
+    query = torch.randn(1, 4, len(tree.input_ids), 8)
+    key, value = torch.randn_like(query), torch.randn_like(query)
+    expected, _ = block_attention(None, query, key, value, None, blocks=tree.blocks)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = block_attention(None, query, key, value, None, blocks=tree.blocks)
+    assert torch.equal(found, expected)
+
+
 def test_capped_logits_reach_the_tree_forward():
     model = tiny_model(
         "gemma2", 40, attn_implementation="eager", final_logit_softcapping=0.7, sliding_window=64

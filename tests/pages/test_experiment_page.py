@@ -27,8 +27,14 @@ from minionerec.experiment.commit import committed
 from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened as opened_directory
 from minionerec.experiment.settings import Experiment
-from minionerec.experiment.stages import baseline_path, settings_of, stage_path
-from minionerec.pages import examples, experiment_page, number_sections, stage_sections
+from minionerec.experiment.stages import baseline_path, result_name, settings_of, stage_path
+from minionerec.pages import (
+    examples,
+    experiment_page,
+    exports,
+    number_sections,
+    stage_sections,
+)
 from minionerec.pages.charts import Dot, dot_chart
 from tests.browser import NASTY, browse, parsed, widths
 from tests.worlds import tiny_run
@@ -134,6 +140,12 @@ def finished(folder: Path, **run) -> Experiment:
     for name, place in (("popularity", 5), ("markov", 2), ("sft", 1), ("rl", 0)):
         rank(experiment, name, place)
     return experiment
+
+
+@pytest.fixture(autouse=True)
+def no_pdfs(monkeypatch):
+    """Drawing them is what takes long; ``test_exports.py`` looks at them."""
+    monkeypatch.setattr(exports, "write_pdf", lambda drawing, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -275,17 +287,29 @@ def test_a_ranking_under_the_name_of_another_is_refused(tmp_path, change, place,
 
 
 def test_another_experiments_sft_is_not_called_by_this_ones_name(tmp_path):
-    """``--evaluate.checkpoint runs/other/sft`` ends in a directory sft-test as well."""
+    """``--evaluate.checkpoint runs/other/sft`` ended in a directory sft-test as well."""
     experiment = finished(tmp_path)
     shutil.rmtree(tmp_path / "tiny/evaluate/sft-test")
     final = rank(experiment, "sft", 4, checkpoint="runs/other/sft")
     assert final.name == "sft-test"
-    assert [result.name for result in results(experiment)] == [
-        "popularity",
-        "markov",
-        "RL",
-        "runs/other/sft",
-    ]
+    names = ["popularity", "markov", "RL", "runs/other/sft"]
+    assert [result.name for result in results(experiment)] == names
+    final.rename(final.with_name(f"{result_name('runs/other/sft')}-test"))  # as it is called now
+    assert [result.name for result in results(experiment)] == names
+
+
+def test_a_fusion_stands_beside_the_model_that_it_was_made_of(tmp_path):
+    """Under its own name: two rows called SFT would be one in every table."""
+    experiment = finished(tmp_path)
+    own = stage_path(experiment, "evaluate") / "sft-test"
+    settings = settings_of(experiment, "fusion") | {"evaluate.checkpoint": "sft"}
+    parents = [opened_directory(stage_path(experiment, "data")), opened_directory(own)]
+    final = own.with_name("sft-fusion-test")
+    with committed(final, "fusion", settings, parents) as staging:
+        for name in ("metrics.json", "predictions.jsonl"):
+            shutil.copy(own / name, staging / name)
+    names = ["popularity", "markov", "SFT", "RL", "SFT, fused"]
+    assert [result.name for result in results(experiment)] == names
 
 
 def test_what_a_killed_run_left_behind_is_no_result(tmp_path):
@@ -486,19 +510,20 @@ def test_examples_are_a_mix_of_hits_and_misses_whose_ranks_are_those_of_the_pred
     data, result = stage_path(whole, "data"), mixed(whole)
     how, drawn = examples.draw_examples(result, data, 5, seed=1)
     assert how == (
-        "20 rows of RL, drawn at random (seed 1) in equal parts from the 3 with the target first, 30 with it at 2 to 10, "
-        "7 with it further down or not at all."
+        f"{len(drawn)} rows of RL with as many different targets, drawn at random (seed 1) in equal parts from the 3 "
+        "with the target first, 30 with it at 2 to 10, 7 with it further down or not at all."
     )
-    assert [example.rank for example in drawn] == 3 * ["rank 1"] + 10 * ["rank 4"] + 7 * [
-        "not in the first 12"
-    ]
+    targets = {row["target_item_id"] for row in result.predictions}
+    assert len(drawn) == len({example.target for example in drawn}) == min(20, len(targets))
+    ranks = [example.rank for example in drawn]
+    order = ["rank 1", "rank 4", "not in the first 12"]
+    assert list(dict.fromkeys(ranks)) == order and ranks == sorted(ranks, key=order.index)
     samples = load_samples(data, 5)
     titles = dict(zip(samples.item_ids, samples.items["title"], strict=True))
     of_user = {
         row["user_id"]: (row, sample)
         for row, sample in zip(result.predictions, samples.splits["test"], strict=True)
     }
-    assert len({example.user_id for example in drawn}) == 20
     for example in drawn:
         row, sample = of_user[example.user_id]
         assert (
@@ -561,6 +586,19 @@ def test_a_dot_and_its_whisker_lie_where_the_axis_says():
         and ">0.1000</text>" in text
     )
     assert dot_chart("nothing", [("a", [])], "caption") == ""
+
+
+def test_a_legend_names_only_what_is_drawn():
+    text = dot_chart("HR@K", [("1", [Dot(0.1, colour=2)])], "caption", [("a", 2), ("b", 3)])
+    assert re.findall(r'<li class="(\w+)"><bdi>(.*?)</bdi>', text) == [("c2", "a")]
+
+
+def test_without_a_baseline_no_best_one_is_spoken_of(tmp_path):
+    experiment = tiny_run(tmp_path)
+    rank(experiment, "sft", 1)
+    rank(experiment, "rl", 0)
+    text = written(experiment)
+    assert "RL against SFT" in text and "The best baseline" not in text
 
 
 def test_long_and_hostile_names_stay_beside_their_row():

@@ -339,7 +339,12 @@ def test_settings_that_the_stage_table_names_exist(tmp_path):
 
 @pytest.mark.parametrize(
     "checkpoint, folder",
-    [("rl", "rl-test"), ("runs/other/sft", "sft-test"), ("a/checkpoint-8/", "checkpoint-8-test")],
+    [
+        ("rl", "rl-test"),
+        ("runs/other/sft", "sft-67f225-test"),
+        ("a/checkpoint-8/", "checkpoint-8-9bc490-test"),
+        ("b/checkpoint-8", "checkpoint-8-d93677-test"),
+    ],
 )
 def test_an_evaluation_is_named_after_its_checkpoint_and_split(tmp_path, checkpoint, folder):
     experiment = demo(tmp_path, evaluate=EvaluateSettings(checkpoint=checkpoint))

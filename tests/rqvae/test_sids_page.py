@@ -290,6 +290,18 @@ def test_methods_are_compared_on_one_page_and_built_once(tmp_path, monkeypatch, 
     ).read_bytes()
 
 
+def test_what_is_below_its_control_is_never_the_best_of_a_row():
+    """Two methods below chance: the better of them would be bold for being least bad."""
+    name = "category purity, 1"
+    found = [{name: 0.1, f"{name}, random": 0.3}, {name: 0.2, f"{name}, random": 0.3}]
+    row = compare.gain_row(name, found)
+    assert compare.best_cells(row, ["rqvae", "rqkmeans"]) == []
+    found[1][name] = 0.4
+    assert compare.best_cells(compare.gain_row(name, [*found, found[0]]), ["a", "b", "c"]) == []
+    found.append({name: 0.5, f"{name}, random": 0.3})
+    assert compare.best_cells(compare.gain_row(name, found), ["a", "b", "c"]) == [2]
+
+
 @pytest.mark.parametrize(
     "methods, message",
     [

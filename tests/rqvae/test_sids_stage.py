@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from minionerec.catalogue.sources import embedded
 from minionerec.errors import UserError
 from minionerec.evaluation.exposure import gini
 from minionerec.experiment.commit import committed
@@ -36,6 +37,7 @@ from rqvae.report import (
     prefix_meaning,
     purity,
 )
+from rqvae.verdict import NEXT_CODE
 
 WORDS = [
     "steel",
@@ -453,6 +455,18 @@ def test_a_first_code_that_means_nothing_tells_no_more_than_one_dealt_at_random(
     meaningless = next_code(rng.permutation(80) % 8, pairs, seed=0)
     assert meaningless["bits"] == pytest.approx(meaningless["control"], rel=0.4)
     assert next_code(np.arange(80) // 10, pairs, seed=0)["bits"] > 5 * meaningless["control"]
+
+
+def test_the_embedded_catalogue_is_one_of_complements():
+    """Its categories tell the next one and are hardly ever the next one: the quickstart is a go."""
+    source = embedded.load(seed=42)
+    category = pd.factorize(source.items["categories"].map(tuple))[0]
+    row_of = pd.Series(range(len(source.items)), index=source.items["item_id"])
+    rows = row_of.loc[source.interactions["item_id"]].to_numpy()
+    pairs = next_item_pairs(source.interactions["user_id"].to_numpy(), rows)
+    told = next_code(category, pairs, seed=0)
+    assert told["bits"] > NEXT_CODE[0] * told["control"]
+    assert neighbour_rate(category, pairs) < 1.5 / (category.max() + 1)
 
 
 def test_independent_codes_tell_nothing_however_few_their_pairs():

@@ -18,7 +18,7 @@ from minionerec.training import price
 from tests.worlds import tiny_model, tiny_run
 
 
-def kept_bytes(model: torch.nn.Module, tokens: int) -> int:
+def kept_bytes(model: torch.nn.Module, tokens: int, bf16: bool) -> int:
     """Bytes that autograd keeps for the backward pass over a tree of about so many tokens."""
     rng = random.Random(0)
     rows = [[rng.randrange(50) for _ in range(40)] for _ in range(tokens // 40)]
@@ -33,21 +33,27 @@ def kept_bytes(model: torch.nn.Module, tokens: int) -> int:
         return tensor
 
     slots = torch.arange(tree.input_ids.numel() - 1)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(tree=tree, slots=slots, readout=lambda hidden, head: hidden.sum())
-    return sum(storage.nbytes() for storage in storages.values())
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        model(tree=tree, slots=slots, readout=lambda hidden, head: hidden.float().sum())
+    kept = sum(storage.nbytes() for storage in storages.values())
+    # Autocast's copies of the matrices are counted with the weights
+    return kept - 2 * price.count_weights(model).body if bf16 else kept
 
 
 @pytest.mark.parametrize("family, within", [("llama", 0.2), ("qwen2", 0.2), ("qwen3", 0.3)])
 @pytest.mark.parametrize("width, inner", [(64, 128), (64, 512), (128, 256)])
-def test_activations_are_those_that_autograd_keeps(family, within, width, inner):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_those_that_autograd_keeps(family, within, width, inner, bf16):
     shape = {"hidden_size": width, "intermediate_size": inner, "head_dim": width // 4}
     model = tiny_model(family, 50, num_key_value_heads=4, **shape).train()
     _, said = price.memory(
-        model, price.count_weights(model), 800, bf16=False, checkpointing=False, copies=0
+        model, price.count_weights(model), 800, bf16=bf16, checkpointing=False, copies=0
     )
     # Two blocks keep theirs, and the gradients of one are there at a time
-    assert said == pytest.approx(kept_bytes(model, 800) * 3 / 2, rel=within)
+    assert said == pytest.approx(kept_bytes(model, 800, bf16) * 3 / 2, rel=within)
 
 
 def test_weights_operations_and_states_of_a_model_are_those_counted_by_hand():
@@ -73,6 +79,18 @@ def test_tokens_of_an_epoch_are_scaled_up_from_its_first_batches():
     tokens = price.count_tokens(iter(batches), 34, lambda batch: 10 * len(batch))
     # 16 batches, one of them without rows: 2 + 2 + 13 rows, half of 34
     assert tokens == price.Tokens(340.0, 20)
+
+
+def test_the_other_dtype_is_advised_where_a_cpu_is_known_to_be_faster_with_it():
+    amx = {"avx512f", "amx_bf16", "avx512_bf16"}
+    for_bfloat16 = (
+        "\nadvice: this CPU has AMX; a model as wide trains faster with model.dtype: bfloat16"
+    )
+    for_float32 = "\nadvice: this CPU has no bfloat16 products; model.dtype: float32 is far faster"
+    assert price.dtype_advice(False, 576, amx) == for_bfloat16
+    assert price.dtype_advice(True, 64, {"avx512f"}) == for_float32
+    silent = [(False, 128, amx), (False, 576, {"avx512_bf16"}), (True, 576, amx), (True, 64, set())]
+    assert [price.dtype_advice(*case) for case in silent] == [""] * 4
 
 
 def test_out_of_memory_names_the_next_thing_to_lower():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 import rl
 import sft
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.catalogue.rows import Label, Row
+from minionerec.catalogue.rows import NO_TARGET, Label, Row
 from minionerec.catalogue.trie import SidTrie
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import stage_path
@@ -100,11 +102,54 @@ def test_the_control_of_rl_is_sft_continued_without_any_rollout(tmp_path, monkey
     for stage in (sft, rl):
         stage.train(experiment, stage_path(experiment, stage.__name__))
     assert not stage_path(experiment, "collaborative").exists()
-    lines = (stage_path(experiment, "rl") / "log.jsonl").read_text().splitlines()
-    log = [json.loads(line) for line in lines]
+    log = log_of(experiment)
     likelihoods = [line["label_logp"] for line in log if "label_logp" in line]
     assert likelihoods[-1] > likelihoods[0]
     assert not any("reward" in line for line in log)
+
+
+def test_dropout_acts_in_the_loss_of_rl_and_not_on_the_model_it_begins_from(tmp_path):
+    """The first loss is another one, the validation before it the same."""
+    first = []
+    experiment = tiny_run(tmp_path, sft={"epochs": 1}, rl={"objective": "sft", "sft_weight": 1.0})
+    sft.train(experiment, stage_path(experiment, "sft"))
+    for dropout in (0.0, 0.5):
+        path = stage_path(experiment, "rl")
+        rl.train(experiment.changed({"rl.dropout": dropout}), path)
+        first.append(log_of(experiment))
+        shutil.rmtree(path)
+        shutil.rmtree(path.with_name("rl.partial"), ignore_errors=True)
+    without, with_dropout = first
+    assert without[0] == with_dropout[0] and "eval_NDCG@10" in without[0]
+    assert without[1]["loss"] != with_dropout[1]["loss"]
+
+
+def log_of(experiment: Experiment) -> list[dict]:
+    lines = (stage_path(experiment, "rl") / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_who_rewards_teaches_the_labels_too(tmp_path):
+    """Counts of how often items were taken, instead of the Markov chain that taught SFT."""
+    experiment = tiny_run(
+        tmp_path,
+        sft={"soft_labels": {"top_k": 3}, "teacher": {"markov": 1.0}},
+        rl={
+            "sft_weight": 1.0,
+            "anchor": "labels",
+            "open_histories": True,
+            "rewards": {"collaborative": 1.0},
+            "teacher": {"popularity": 1.0},
+        },
+    )
+    catalogue = Catalogue.open(experiment)
+    rows, _ = rl_rows(catalogue, Policy.create(catalogue, 0.0).renderer)
+    counts = Counter(item for sequence in catalogue.samples.train_sequences for item in sequence)
+    third = sorted(counts.values())[-3]
+    unknown = [one for one in rows if one.target_item == NO_TARGET]
+    assert unknown
+    for one in unknown:
+        assert min(counts[label.item] for label in one.labels) >= third
 
 
 def test_labels_as_anchor_need_the_labels_of_sft():

@@ -6,6 +6,7 @@ Nothing in a cell is executed.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import math
 import re
@@ -43,6 +44,8 @@ def read_id(cell: Any) -> str:
 
     Whole floats (a nullable Parquet column) lose their ``.0``; a missing id is "".
     """
+    if isinstance(cell, str):
+        return cell.strip()
     if is_missing(cell):
         return ""
     if isinstance(cell, float) and cell.is_integer():
@@ -156,8 +159,18 @@ def read_categories(cell: Any) -> list[str]:
         raise ValueError(f"{shorten(cell)} is not a list of names")
     if names and isinstance(names[0], (list, tuple)):
         names = list(names[0])
-    cleaned = [clean_text(_plain(name)) for name in names if not is_missing(name)]
+    cleaned = [_clean_name(name) for name in names if not is_missing(name)]
     return [name for name in cleaned if name]
+
+
+def _clean_name(name: Any) -> str:
+    return _clean_category(name) if isinstance(name, str) else clean_text(_plain(name))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _clean_category(name: str) -> str:
+    """A category's name; a catalogue repeats few of them."""
+    return clean_text(name)
 
 
 def _split(text: str) -> list[str]:

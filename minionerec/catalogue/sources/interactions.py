@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minionerec.catalogue.sources import cells, layouts, table, times
+from minionerec.catalogue.sources.columns import Cells, Distinct, category, distinct
 from minionerec.catalogue.sources.readers import read_table
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, SPLITS
 from minionerec.catalogue.sources.table import Table, complain
@@ -19,6 +22,7 @@ from minionerec.experiment.settings import DataSettings
 
 DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 COMPARED = 1000  # unknown ids that are compared with the known ones for a hint
+MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbours over all bits
 
 
 class Interactions(NamedTuple):
@@ -47,24 +51,27 @@ def read_interactions(path: Path, settings: DataSettings, item_ids: pd.Series) -
 def convert_interactions(read: Table, settings: DataSettings, problems: list[str]) -> Interactions:
     """Checked interactions in file order; mistakes are appended to ``problems``."""
     frame: dict[str, object] = {}
+    codes: dict[str, np.ndarray] = {}
     notes = read.notes
     for column in ("user_id", "item_id"):
         ids = table.read_ids(read, column, problems)
         notes += table.note_missing_ids(read, column, ids)
         notes += table.note_shortened_ids(read, column, ids)
         frame[column] = ids
+        codes[column] = ids.codes
     found = times.read_times(read.columns["timestamp"], settings.time_format)
     _complain_about_times(read, found, problems)
     frame["timestamp"] = found.seconds
     notes += note_doubtful_times(read, found)
-    notes += note_repeats(read, frame)
+    notes += note_repeats(read, codes["user_id"], codes["item_id"], found.seconds)
     notes += _note_decimal_commas(read)
     frame["rating"] = _ratings(read, problems)
-    frame["split"] = [""] * len(read.places)
+    splits = Distinct([""], np.zeros(len(read.places), dtype=np.int8))
     if settings.split == "own":
-        frame["split"] = read.columns["split"]
-        strange = ~np.isin(np.array(frame["split"], dtype=object), SPLITS)
+        splits = distinct(read.columns["split"])
+        strange = splits.rows([cell not in SPLITS for cell in splits.cells])
         complain(read, "split", strange, "train, valid or test", problems)
+    frame["split"] = category([str(cell) for cell in splits.cells], splits.codes)
     return Interactions(pd.DataFrame(frame), times.source_of(found.unit), notes)
 
 
@@ -88,19 +95,32 @@ def _ratings(read: Table, problems: list[str]) -> np.ndarray:
     """``(n,)`` float64, NaN where there is none."""
     if "rating" not in read.columns:
         return np.full(len(read.places), np.nan)
-    given = pd.Series(read.columns["rating"], dtype=object)
-    if _has_decimal_commas(read):
+    column = read.columns["rating"]
+    if isinstance(column, Cells) and pa.types.is_floating(column.values.type):
+        numbers = column.values.to_numpy().astype(np.float64)  # nulls are NaN here
+        complain(read, "rating", np.isinf(numbers), "a number, or nothing", problems)
+        return numbers
+    found = distinct(column)
+    given = pd.Series(found.cells, dtype=object)
+    if _has_decimal_commas(found.cells):
         given = given.map(lambda cell: cell.replace(",", ".") if isinstance(cell, str) else cell)
     empty = (given.isna() | (given == "")).to_numpy()
     huge = given.map(lambda cell: isinstance(cell, int) and abs(cell) > 10**15)
     numbers = pd.to_numeric(given.where(~huge, None), errors="coerce").to_numpy(float)
-    complain(read, "rating", ~empty & ~np.isfinite(numbers), "a number, or nothing", problems)
-    return numbers
+    bad = found.rows(~empty & ~np.isfinite(numbers))
+    complain(read, "rating", bad, "a number, or nothing", problems)
+    return numbers[found.codes]
 
 
-def note_repeats(read: Table, frame: dict[str, object]) -> tuple[str, ...]:
-    """A line on rows that repeat an earlier one: bought twice at once, or exported twice."""
-    again = pd.DataFrame(frame).duplicated().to_numpy()
+def note_repeats(
+    read: Table, users: np.ndarray, items: np.ndarray, seconds: np.ndarray
+) -> tuple[str, ...]:
+    """A line on rows that repeat an earlier one: bought twice at once, or exported twice.
+
+    Args:
+        users, items, seconds: ``(n,)`` of the rows; the first two are codes.
+    """
+    again = _repeats(users, items, seconds)
     if not again.any():
         return ()
     row = int(np.flatnonzero(again)[0])
@@ -110,20 +130,47 @@ def note_repeats(read: Table, frame: dict[str, object]) -> tuple[str, ...]:
     )
 
 
-def _has_decimal_commas(read: Table) -> bool:
+def _repeats(users: np.ndarray, items: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """``(n,)`` bool: an earlier row has the same user, item and time.
+
+    Rows are mixed to one number each. Only those whose number occurs twice are compared in full:
+    few, however long the table is.
+    """
+    mixed = users.astype(np.uint64)
+    for column in (items, seconds):
+        mixed *= MIX
+        mixed ^= mixed >> np.uint64(29)
+        mixed += column.astype(np.uint64)
+    mixed *= MIX
+    ordered = np.sort(mixed)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    again = np.zeros(len(users), dtype=bool)
+    if len(twice):
+        rows = np.flatnonzero(np.isin(mixed, twice))
+        compared = pd.DataFrame({"u": users[rows], "i": items[rows], "s": seconds[rows]})
+        again[rows] = compared.duplicated().to_numpy()
+    return again
+
+
+def _has_decimal_commas(ratings: Sequence[Any]) -> bool:
     """Whether ratings are written as ``4,5``: some with a comma, and none with a point."""
-    written = [cell for cell in read.columns.get("rating", []) if isinstance(cell, str)]
+    written = [cell for cell in ratings if isinstance(cell, str)]
     return any(DECIMAL_COMMA.fullmatch(cell.strip()) for cell in written) and not any(
         "." in cell for cell in written
     )
 
 
 def _note_decimal_commas(read: Table) -> tuple[str, ...]:
-    if not _has_decimal_commas(read):
+    if "rating" not in read.columns:
         return ()
-    rows = read.columns["rating"]
-    first = next(row for row, cell in enumerate(rows) if "," in str(cell))
-    return (f"{read.at(first)}: rating: '{rows[first]}' is read with a decimal comma",)
+    column = read.columns["rating"]
+    if isinstance(column, Cells) and pa.types.is_floating(column.values.type):
+        return ()
+    found = distinct(column)
+    if not _has_decimal_commas(found.cells):
+        return ()
+    first = int(np.flatnonzero(found.rows(["," in str(cell) for cell in found.cells]))[0])
+    return (f"{read.at(first)}: rating: '{column[first]}' is read with a decimal comma",)
 
 
 def note_doubtful_times(read: Table, found: times.Times) -> tuple[str, ...]:
@@ -143,7 +190,16 @@ def note_doubtful_times(read: Table, found: times.Times) -> tuple[str, ...]:
 
 def members(ids: pd.Series, of: pd.Series) -> np.ndarray:
     """``(n,)`` bool: which ``ids`` are among the distinct ids ``of``."""
-    return pd.Index(of).get_indexer(ids) >= 0
+    return places_of(ids, of) >= 0
+
+
+def places_of(ids: pd.Series, of: pd.Series) -> np.ndarray:
+    """``(n,)`` int: where ``ids`` stand among the distinct ids ``of``, -1 for those that do not."""
+    if not isinstance(ids.dtype, pd.CategoricalDtype):
+        return pd.Index(of).get_indexer(ids)
+    texts = pa.array(ids.cat.categories, pa.string())
+    found = pc.index_in(texts, value_set=pa.array(of, pa.string())).fill_null(-1)
+    return found.to_numpy()[ids.cat.codes.to_numpy()]
 
 
 def complain_about_strangers(

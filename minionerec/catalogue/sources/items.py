@@ -34,7 +34,8 @@ def convert_items(
     ``missing_title`` is ``data.missing_title``; with ``drop`` titles may be "" in the result, and
     the caller drops these items (``without_titles``).
     """
-    ids = table.read_ids(read, "item_id", problems)
+    known = table.read_ids(read, "item_id", problems)
+    ids = [str(text) for text in known]
     _complain_about_repeats(read, ids, problems)
     titles = read_column(read, "title", cells.read_text, "text", problems)
     empty = np.array([title == "" for title in titles])
@@ -54,8 +55,8 @@ def convert_items(
     notes = table.note_cut_lists(read, "description")
     for name in ITEM_COLUMNS[1:]:
         notes += table.note_half_characters(read, name, columns[name])
-    notes += table.note_missing_ids(read, "item_id", ids)
-    notes += table.note_shortened_ids(read, "item_id", ids)
+    notes += table.note_missing_ids(read, "item_id", known)
+    notes += table.note_shortened_ids(read, "item_id", known)
     for name in ("description", "brand"):
         columns[name] = columns[name] or [""] * len(ids)
     columns["categories"] = columns["categories"] or [[] for _ in ids]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from minionerec.catalogue.sources import dialect
+from minionerec.catalogue.sources.columns import distinct
 from minionerec.catalogue.sources.table import Table
 from minionerec.errors import UserError
 
@@ -63,7 +64,7 @@ def settle_order(table: Table, item_ids: pd.Series) -> Table:
         return table
     known = pd.Index(item_ids)
     first, second = (
-        pd.Series(table.columns[name]).drop_duplicates() for name in ("user_id", "item_id")
+        pd.Series(distinct(table.columns[name]).cells) for name in ("user_id", "item_id")
     )
     first_share = float(first.isin(known).mean())
     second_share = float(second.isin(known).mean())

@@ -7,17 +7,20 @@ Everything is read as it stands: an id 001 stays 001. Columns that nobody wants 
 
 from __future__ import annotations
 
+import array
 import gzip
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minionerec.catalogue.sources import cells, dialect, files, layouts, table
+from minionerec.catalogue.sources.columns import BLOCK, Cells, Collected, joined
 from minionerec.catalogue.sources.dialect import BadRowError, Dialect
 from minionerec.catalogue.sources.table import Table
 from minionerec.errors import UserError
@@ -29,6 +32,7 @@ PLAIN_SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES
 SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES), ".parquet")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 SEQUENCE = ":token_seq"  # RecBole: words with blanks between them
+REPEATED = ("user_id", "item_id", "split")  # texts that are many times in a table of interactions
 WRAPPED_SHARE = 0.5  # of a column's cells stand in quotes: then they are no part of the text
 
 
@@ -115,26 +119,54 @@ def _read_folder(folder: Path, wanted: dict[str, str]) -> Table:
             f"{folder}: is a folder without a table in it, expected part files "
             f"({', '.join(SUFFIXES)})"
         )
-    columns: dict[str, list[Any]] = {}
+    blocks: dict[str, list[Sequence[Any]]] = {}
     header: list[str] = []
-    places: list[int | str] = []
+    places: list[tuple[str, Sequence[int | str]]] = []
     notes: list[str] = []
     for part in parts:
         read = read_table(part, wanted)
-        if not columns:
-            columns = {ours: [] for ours in read.columns}
+        if not blocks:
+            blocks = {ours: [] for ours in read.columns}
             header = read.header
-        if read.columns.keys() != columns.keys():
+        if read.columns.keys() != blocks.keys():
             raise UserError(
                 f"{part}: its columns are {', '.join(read.header)}, expected those of {parts[0]}: "
                 f"{', '.join(header)}"
             )
         for ours, values in read.columns.items():
-            columns[ours].extend(values)
-        places.extend(f"{part.name}{read.unit}{place}" for place in read.places)
+            blocks[ours].append(values)
+        places.append((f"{part.name}{read.unit}", read.places))
         notes.extend(read.notes)
     notes.append(f"{folder}: {len(parts)} part files are read below each other")
-    return Table(folder, columns, header, places, "/", tuple(notes))
+    columns = {ours: joined(values) for ours, values in blocks.items()}
+    return Table(folder, columns, header, PlacesInParts(places), "/", tuple(notes))
+
+
+class PlacesInParts(Sequence[str]):
+    """Where the rows of part files stand: ``part-3.csv:7``, written when it is asked for."""
+
+    def __init__(self, parts: Sequence[tuple[str, Sequence[int | str]]]):
+        self._parts = parts  # what stands in front of the place, and the places
+        self._starts = np.cumsum([0, *(len(places) for _, places in parts)])
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        """The place of one row, or of several."""
+        if isinstance(row, slice):
+            return [self[number] for number in range(len(self))[row]]
+        row = range(len(self))[row]
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        start, places = self._parts[part]
+        return f"{start}{places[row - int(self._starts[part])]}"
 
 
 # ------------------------------------------------------------------------------- separated text
@@ -212,7 +244,7 @@ def _read_rows(path: Path, wanted: dict[str, str], found: Dialect, encoding: str
             f"{path}:{several[0]}: a cell in quotes spans several lines ({len(several)} such rows)"
         )
     if places and not files.ends_with_a_line_end(path):
-        last = ", ".join(values[-1] for values in columns.values())
+        last = ", ".join(values[len(values) - 1] for values in columns.values())
         notes.append(
             f"{path}:{places[-1]}: the last line has no end ({cells.shorten(last)}); if the file "
             "was cut off there, copy it again"
@@ -248,12 +280,11 @@ def _positions(path: Path, line: int, header: list[str], wanted: dict[str, str])
 
 def _collect(
     path: Path, rows: Iterator[dialect.Row], use: dict[str, int], width: int
-) -> tuple[dict[str, list[Any]], list[int], list[int]]:
+) -> tuple[dict[str, Sequence[Any]], Sequence[int], list[int]]:
     """The wanted cells, the line of every row, and the lines of rows that span several."""
-    columns: dict[str, list[Any]] = {ours: [] for ours in use}
-    places: list[int] = []
+    columns = Collected(use)
+    places = array.array("q")
     several: list[int] = []
-    shared: dict[str, str] = {}  # equal texts are kept once
     for row in rows:
         if len(row.cells) != width:
             raise UserError(
@@ -265,12 +296,15 @@ def _collect(
         if row.last_line > row.first_line:
             several.append(row.first_line)
         for ours, at in use.items():
-            cell = row.cells[at]
-            columns[ours].append(shared.setdefault(cell, cell))
-    return columns, places, several
+            columns.block[ours].append(row.cells[at])
+        if len(places) % BLOCK == 0:
+            columns.pack()
+    return columns.whole(), places, several
 
 
-def _note_wrapped(path: Path, columns: dict[str, list[Any]], places: list[int]) -> list[str]:
+def _note_wrapped(
+    path: Path, columns: Mapping[str, Sequence[Any]], places: Sequence[int]
+) -> list[str]:
     """A line per column whose cells stand in quotes, which tab-separated text has not."""
     notes = []
     for ours, values in columns.items():
@@ -364,19 +398,22 @@ def _collect_records(
     path: Path, wanted: dict[str, str], records: Iterator[tuple[int, dict[str, Any]]], unit: str
 ) -> Table:
     """The wanted fields of all records; a field that some record lacks is None there."""
-    columns: dict[str, list[Any]] = {}
-    places: list[int] = []
+    columns = Collected(())
+    places = array.array("q")
     header: dict[str, None] = {}
     names = dict(wanted)
     for number, record in records:
         if not places:
             names.update(_known_names(record, wanted))
-            columns = {ours: [] for ours in names}
+            columns = Collected(names)
         places.append(number)
         header.update(dict.fromkeys(record))
         for ours, theirs in names.items():
-            columns[ours].append(record.get(theirs))
-    present = {ours: values for ours, values in columns.items() if names[ours] in header}
+            columns.block[ours].append(record.get(theirs))
+        if len(places) % BLOCK == 0:
+            columns.pack()
+    found = columns.whole()
+    present = {ours: values for ours, values in found.items() if names[ours] in header}
     return Table(path, present, list(header), places, unit)
 
 
@@ -391,7 +428,9 @@ def _known_names(record: dict[str, Any], wanted: dict[str, str]) -> dict[str, st
 
 def _read_parquet(path: Path, wanted: dict[str, str]) -> Table:
     try:
-        with pq.ParquetFile(path) as file:
+        metadata = pq.read_metadata(path)
+        coded = _coded_columns(metadata.schema, wanted)
+        with pq.ParquetFile(path, metadata=metadata, read_dictionary=coded) as file:
             header = file.schema_arrow.names
             use = {ours: theirs for ours, theirs in wanted.items() if theirs in header}
             for theirs in use.values():
@@ -403,11 +442,19 @@ def _read_parquet(path: Path, wanted: dict[str, str]) -> Table:
             f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); "
             "it is damaged or cut off"
         ) from None
-    columns = {
-        ours: _decoded(path, theirs, read.column(theirs)).to_pylist()
-        for ours, theirs in use.items()
+    columns: dict[str, Sequence[Any]] = {
+        ours: Cells(_decoded(path, theirs, read.column(theirs))) for ours, theirs in use.items()
     }
     return Table(path, columns, header, range(1, read.num_rows + 1), ": row ")
+
+
+def _coded_columns(schema: pq.ParquetSchema, wanted: dict[str, str]) -> list[str]:
+    """The columns that are read as numbers of their distinct texts: those of interactions."""
+    if "user_id" not in wanted:
+        return []
+    present = {schema.column(number).path for number in range(len(schema))}
+    named = {wanted[ours] for ours in REPEATED if ours in wanted}
+    return sorted(named & present)
 
 
 def _decoded(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

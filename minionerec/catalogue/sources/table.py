@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from minionerec.catalogue.sources import cells
+from minionerec.catalogue.sources import cells, columns
+from minionerec.catalogue.sources.columns import Distinct
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS
 from minionerec.catalogue.sources.text import whole_characters
 from minionerec.errors import UserError
@@ -26,7 +28,7 @@ class Table(NamedTuple):
     """Columns of one file; a column that the file lacks is not there."""
 
     path: Path
-    columns: dict[str, list[Any]]  # our name -> cells: str (CSV), or what JSON or Parquet hold
+    columns: Mapping[str, Sequence[Any]]  # our name -> cells: str (CSV), or what JSON, Parquet hold
     header: list[str]  # the file's own column names
     places: Sequence[int | str]  # where each row stands: line, row from 1, item id
     unit: str = ":"  # between path and place: ":", ": row ", ": item ", "/" for a folder's parts
@@ -80,28 +82,37 @@ def read_column(
     return values
 
 
-def read_ids(table: Table, column: str, problems: list[str]) -> list[str]:
+def read_ids(table: Table, column: str, problems: list[str]) -> pd.Categorical:
     """The ids of a column; empty ones and halves of characters are complained about."""
-    ids = [cells.read_id(cell) for cell in table.columns[column]]
-    empty = np.array([not text for text in ids])
+    found = columns.distinct(table.columns[column])
+    ids = [cells.read_id(cell) for cell in found.cells]
+    empty = found.rows([not text for text in ids])
     complain(table, column, empty, "an id", problems)
-    lost = np.array([cells.lost_digits(cell) for cell in table.columns[column]])
+    lost = found.rows(list(map(cells.lost_digits, found.cells)))
     exact = (
         "text or a whole number; true, false and fractions from 2^53 on cannot tell ids apart: "
         "export them as text"
     )
     complain(table, column, lost, exact, problems)
-    _complain_about_look_alikes(table, column, ids, problems)
-    broken = np.array([cells.has_half_characters(text) for text in ids])
+    _complain_about_look_alikes(table, column, ids, found, problems)
+    broken = found.rows(list(map(cells.has_half_characters, ids)))
     whole = "an id of whole characters; half of a pair (a lone surrogate) cannot be stored"
     complain(table, column, broken, whole, problems)
-    return [whole_characters(text) for text in ids] if broken.any() else ids
+    if broken.any():
+        ids = [whole_characters(text) for text in ids]
+    return columns.category(ids, found.codes)
 
 
 def _complain_about_look_alikes(
-    table: Table, column: str, ids: Sequence[str], problems: list[str]
+    table: Table, column: str, ids: Sequence[str], found: Distinct, problems: list[str]
 ) -> None:
-    """One line on ids that differ in nothing that can be seen: they are one id, written twice."""
+    """One line on ids that differ in nothing that can be seen: they are one id, written twice.
+
+    Args:
+        ids: of the distinct cells.
+    """
+    if all(map(str.isascii, ids)):
+        return
     seen_as: dict[str, str] = {}  # id -> what is seen of it
     spelt: dict[str, str] = {}  # what is seen -> the id that is written so first
     for text in dict.fromkeys(ids):
@@ -109,11 +120,11 @@ def _complain_about_look_alikes(
         spelt.setdefault(seen_as[text], text)
     if len(spelt) == len(seen_as):
         return
-    other = np.array([spelt[seen_as[text]] != text for text in ids])
-    row = int(np.flatnonzero(other)[0])
-    first = spelt[seen_as[ids[row]]]
+    other = found.rows([spelt[seen_as[text]] != text for text in ids])
+    text = ids[found.codes[np.flatnonzero(other)[0]]]
+    first = spelt[seen_as[text]]
     expected = (
-        f"{ascii(first)}, from which {ascii(ids[row])} differs in nothing that can be seen (its "
+        f"{ascii(first)}, from which {ascii(text)} differs in nothing that can be seen (its "
         "Unicode form, or characters without a width); write every id in one way"
     )
     complain(table, column, other, expected, problems)
@@ -210,10 +221,10 @@ def note_half_characters(table: Table, column: str, read: Sequence[Any]) -> tupl
     )
 
 
-def note_shortened_ids(table: Table, column: str, ids: Sequence[str]) -> tuple[str, ...]:
+def note_shortened_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[str, ...]:
     """A line on ids such as 1.23E+12, to which a spreadsheet shortens long numbers."""
-    rows = [row for row, text in enumerate(ids) if SHORTENED.fullmatch(text)]
-    if not rows:
+    rows = _rows_of(ids, lambda text: SHORTENED.fullmatch(text) is not None)
+    if not len(rows):
         return ()
     return (
         f"{table.at(rows[0])}: {column}: '{ids[rows[0]]}' looks like a number that a spreadsheet "
@@ -222,12 +233,18 @@ def note_shortened_ids(table: Table, column: str, ids: Sequence[str]) -> tuple[s
     )
 
 
-def note_missing_ids(table: Table, column: str, ids: Sequence[str]) -> tuple[str, ...]:
+def note_missing_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[str, ...]:
     """A line on ids such as "nan", which other programs write where there is none."""
-    rows = [row for row, text in enumerate(ids) if text.lower() in SAYS_MISSING]
-    if not rows:
+    rows = _rows_of(ids, lambda text: text.lower() in SAYS_MISSING)
+    if not len(rows):
         return ()
     return (
         f"{table.at(rows[0])}: {column}: '{ids[rows[0]]}' is taken as an id like any other; other "
         f"programs write it where there is none ({len(rows)} such rows)",
     )
+
+
+def _rows_of(ids: pd.Categorical, strange: Callable[[str], bool]) -> np.ndarray:
+    """The rows whose id is strange."""
+    flags = np.array([strange(text) for text in ids.categories], dtype=bool)
+    return np.flatnonzero(flags[ids.codes]) if flags.any() else np.empty(0, dtype=int)

@@ -17,6 +17,8 @@ import difflib
 import os
 from pathlib import Path
 
+import pyarrow as pa
+
 from minionerec.catalogue.sources.interactions import (
     complain_about_strangers,
     convert_interactions,
@@ -44,6 +46,8 @@ def load(settings: DataSettings) -> Source:
     problems: list[str] = []
     items_table = read_items(items_path, settings.columns)
     items, notes = convert_items(items_table, problems, settings.missing_title)
+    notes = items_table.notes + notes
+    del items_table
     read = read_interactions(interactions_path, settings, items["item_id"])
     interactions = convert_interactions(read, settings, problems)
     frame = interactions.frame
@@ -53,7 +57,9 @@ def load(settings: DataSettings) -> Source:
     if problems:
         raise UserError("\n".join(problems))
     items, frame, dropped = without_titles(items, frame)
-    notes = items_table.notes + notes + interactions.notes
+    del read
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it read with otherwise
+    notes += interactions.notes
     return Source(
         items,
         frame,

@@ -51,7 +51,7 @@ def clean_text(text: str) -> str:
     >>> clean_text("C++ vector<T> guide, M8<length and width>20mm")
     'C++ vector<T> guide, M8<length and width>20mm'
     """
-    if LONE_SURROGATE.search(text):
+    if not text.isascii() and LONE_SURROGATE.search(text):
         text = whole_characters(text)
     for _ in range(MOST_ROUNDS):
         before = text

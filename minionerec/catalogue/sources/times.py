@@ -9,12 +9,16 @@ by cell.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minionerec.catalogue.sources.columns import BLOCK, Cells
 
 # unit -> (per second, numbers from here on are in it): 1e11 is the year 5138 in seconds, March 1973
 # in milliseconds
@@ -44,6 +48,9 @@ WRITTEN_OUT = (
     "%m %d, %Y",
 )
 FORMATS = WRITTEN_OUT + tuple(day + clock for day in DAYS for clock in CLOCKS)
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second, of Arrow's timestamps
+WHOLE_NUMBER = "^-?[0-9]{1,18}$"  # that 64 bits hold
+ISO_DATE = "^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?$"  # no number looks so
 TRIED = 200  # cells that a format must read before it is tried on all
 
 
@@ -65,6 +72,10 @@ def read_times(values: Sequence[Any], time_format: str = "") -> Times:
         values: numbers, texts or dates; without a zone they are UTC.
         time_format: ``data.time_format``, how every cell is written; empty: recognised.
     """
+    if not time_format and isinstance(values, Cells):
+        found = _read_whole_column(values.values)
+        if found is not None:
+            return found
     series = pd.Series(list(values), dtype=object)
     if time_format:
         seconds = _parse(series, time_format)
@@ -90,6 +101,59 @@ def read_times(values: Sequence[Any], time_format: str = "") -> Times:
         if np.isfinite(dates).any():
             unit += " and dates"
     return _finish(seconds, unit)
+
+
+def _read_whole_column(cells: pa.ChunkedArray) -> Times | None:
+    """A column in which every cell is a whole number, or every cell a date; None for any other.
+
+    What any other column holds is found out cell by cell; these two never become Python objects.
+    """
+    kind = cells.type
+    if cells.null_count or not len(cells):
+        return None
+    if pa.types.is_timestamp(kind):
+        ticks = cells.cast(pa.int64()).to_numpy()
+        return _of_seconds(ticks // TICKS[kind.unit], "dates")
+    if pa.types.is_string(kind) and _all_match(cells, WHOLE_NUMBER):
+        cells = cells.cast(pa.int64())
+    if pa.types.is_integer(cells.type) and kind != pa.uint64():
+        return _read_whole_numbers(cells.to_numpy().astype(np.int64, copy=False))
+    if pa.types.is_string(kind) and _all_match(cells, ISO_DATE):
+        blocks = [_parse(pd.Series(block.to_pylist()), "ISO8601") for block in _blocks(cells)]
+        seconds = np.concatenate(blocks)
+        if np.isfinite(seconds).all():
+            return _finish(seconds, "dates")
+    return None
+
+
+def _all_match(cells: pa.ChunkedArray, pattern: str) -> bool:
+    return all(pc.all(pc.match_substring_regex(block, pattern)).as_py() for block in _blocks(cells))
+
+
+def _blocks(cells: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
+    for start in range(0, len(cells), BLOCK):
+        yield cells.slice(start, BLOCK)
+
+
+def _read_whole_numbers(numbers: np.ndarray) -> Times | None:
+    """``(n,)`` int64 in one unit; None if they are in several."""
+    units: set[str] = set()
+    for start in range(0, len(numbers), BLOCK):
+        units.update(units_of(numbers[start : start + BLOCK]))
+    if len(units) > 1:
+        return None
+    unit = next(iter(units), "seconds")
+    per_second, _ = UNITS[unit]
+    return _of_seconds(numbers if per_second == 1 else numbers // per_second, unit)
+
+
+def _of_seconds(seconds: np.ndarray, unit: str) -> Times:
+    """As ``_finish``, for ``(n,)`` int64 seconds."""
+    early = seconds < 0
+    late = seconds > LATEST
+    if early.any() or late.any():
+        seconds = np.where(early | late, 0, seconds)
+    return Times(seconds, late, early, unit)
 
 
 def units_of(numbers: np.ndarray) -> dict[str, int]:

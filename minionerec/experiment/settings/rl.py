@@ -35,6 +35,7 @@ RL_PRESETS: dict[str, dict[str, Any]] = {
         "sft_weight": 0.0,
         "anchor": "target",
         "open_histories": False,
+        "dropout": 0.0,
     },
 }
 
@@ -131,6 +132,15 @@ class RLSettings(Settings):
     learning_rate: float = Field(1e-5, gt=0, description="AdamW peak step size (paper)")
     schedule: Schedule = Field("cosine", description="shape after warm-up (paper)")
     warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description=(
+            "on embeddings, attention and MLP outputs, in the loss alone: rollouts, reference and "
+            "validation have none"
+        ),
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     num_iterations: int = Field(1, ge=1, description="optimiser passes over the same rollouts")
     epsilon: float = Field(
@@ -181,8 +191,9 @@ class RLSettings(Settings):
     anchor: Literal["target", "labels"] = Field(
         "target",
         description=(
-            "sft_weight only: which answers are right. target: a row's own; labels: all that SFT "
-            "taught it (sft.soft_labels), with their weights at the end of SFT"
+            "sft_weight only: which answers are right. target: a row's own; labels: those of "
+            "sft.soft_labels too, with their weights at the end of SFT, by rl.teacher, or without "
+            "one by sft.teacher"
         ),
     )
     sdpo_beta: float = Field(

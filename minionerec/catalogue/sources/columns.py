@@ -1,0 +1,177 @@
+"""Columns of cells as Arrow holds them, and the distinct cells of a column.
+
+Ten million cells are 80 to 140 MB this way, as Python objects half a gigabyte and more. What is
+asked of every cell is asked of every distinct one: a table has far fewer users than rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+BLOCK = 65_536  # cells that are Python objects at a time
+ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+class Cells(Sequence[Any]):
+    """A column of a file; a cell becomes a Python object when it is asked for."""
+
+    def __init__(self, values: pa.ChunkedArray):
+        self.values = values
+
+    def __len__(self) -> int:
+        """How many cells there are."""
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, row: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Any]: ...
+
+    def __getitem__(self, row: int | slice) -> Any:
+        """One cell, or a list of several."""
+        if isinstance(row, slice):
+            return [self[place] for place in range(len(self))[row]]
+        return self.values[int(row)].as_py()
+
+    def __iter__(self) -> Iterator[Any]:
+        """One cell after the other."""
+        for start in range(0, len(self), BLOCK):
+            yield from self.values.slice(start, BLOCK).to_pylist()
+
+
+class Distinct(NamedTuple):
+    """The distinct cells of a column in the order of their first rows; n rows, D cells."""
+
+    cells: list[Any]  # (D,)
+    codes: np.ndarray  # (n,) int: which of them a row holds
+
+    def rows(self, of_cells: Sequence[bool]) -> np.ndarray:
+        """``(n,)`` bool, from ``(D,)`` flags of the distinct cells."""
+        flags = np.asarray(of_cells, dtype=bool)
+        if not flags.any():
+            return np.zeros(len(self.codes), dtype=bool)
+        return flags[self.codes]
+
+
+def distinct(column: Sequence[Any]) -> Distinct:
+    """The distinct cells of a column; 1, 1.0, True and "1" are four."""
+    if isinstance(column, Cells):
+        try:
+            return _of_arrow(column.values)
+        except pa.ArrowNotImplementedError:  # lists and other nested cells
+            pass
+    found: list[Any] = []
+    codes = np.empty(len(column), dtype=np.int32)
+    seen: dict[Any, int] = {}
+    for row, cell in enumerate(column):
+        key = (type(cell), cell)
+        try:
+            code = seen.setdefault(key, len(found))
+        except TypeError:  # a list or a mapping: each stands for itself
+            code = len(found)
+        if code == len(found):
+            found.append(cell)
+        codes[row] = code
+    return Distinct(found, codes)
+
+
+def _of_arrow(values: pa.ChunkedArray) -> Distinct:
+    """As ``distinct``, chunk by chunk."""
+    if pa.types.is_dictionary(values.type):
+        return _of_dictionaries(values)
+    encoded = pc.dictionary_encode(values, null_encoding="encode")
+    if not encoded.num_chunks:
+        return Distinct([], np.empty(0, dtype=np.int32))
+    codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
+    # The last chunk's dictionary holds what was found in all of them
+    return Distinct(encoded.chunks[-1].dictionary.to_pylist(), np.concatenate(codes))
+
+
+def _of_dictionaries(values: pa.ChunkedArray) -> Distinct:
+    """As ``distinct`` for chunks that are numbers of texts already, each of its own texts."""
+    if values.null_count:
+        return _of_arrow(values.cast(values.type.value_type))
+    unified = values.unify_dictionaries()
+    raw = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks])
+    texts = unified.chunks[-1].dictionary
+    codes, used = pd.factorize(raw)  # by first rows, and without texts that no row holds
+    return Distinct(texts.take(pa.array(used)).to_pylist(), codes.astype(np.int32))
+
+
+def packed(cells: list[Any]) -> pa.Array | list[Any]:
+    """Cells of one kind as Arrow holds them; the list itself if Arrow would change a cell."""
+    kinds = set(map(type, cells)) - {type(None)}
+    kind = ARROW_TYPES.get(kinds.pop()) if len(kinds) == 1 else None
+    if kind is None:
+        return cells
+    try:
+        return pa.array(cells, kind)
+    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):  # half characters, huge numbers
+        return cells
+
+
+class Collected:
+    """Columns that grow row by row; only the last ``BLOCK`` of rows are Python objects."""
+
+    def __init__(self, names: Iterable[str]):
+        self.block: dict[str, list[Any]] = {name: [] for name in names}  # to append cells to
+        self._blocks: dict[str, list[pa.Array | list[Any]]] = {name: [] for name in self.block}
+
+    def pack(self) -> None:
+        """Hand what was appended to Arrow."""
+        for name, cells in self.block.items():
+            self._blocks[name].append(packed(cells))
+            self.block[name] = []
+
+    def whole(self) -> dict[str, Sequence[Any]]:
+        """All columns, complete."""
+        self.pack()
+        return {name: joined(blocks) for name, blocks in self._blocks.items()}
+
+
+def joined(blocks: Sequence[pa.Array | Sequence[Any]]) -> Sequence[Any]:
+    """One column of blocks of cells, kept by Arrow if all of them are, and of one kind."""
+    arrays: list[pa.Array] = []
+    for block in blocks:
+        if isinstance(block, Cells):
+            arrays.extend(block.values.chunks)
+        elif isinstance(block, pa.Array):
+            arrays.append(block)
+    kinds = {array.type for array in arrays}
+    if len(kinds) == 1 and sum(map(len, arrays)) == sum(map(len, blocks)):
+        return Cells(pa.chunked_array(arrays))
+    column: list[Any] = []
+    for block in blocks:
+        column.extend(block.to_pylist() if isinstance(block, pa.Array) else block)
+    return column
+
+
+def category(texts: Sequence[str], codes: np.ndarray) -> pd.Categorical:
+    """``(n,)`` texts as ``(n,)`` codes of ``(D,)`` texts, of which some may be equal."""
+    number: dict[str, int] = {}
+    merged = [number.setdefault(text, len(number)) for text in texts]
+    if len(number) < len(texts):
+        codes = np.array(merged, dtype=np.int32)[codes]
+    return pd.Categorical.from_codes(codes, categories=pd.Index(list(number), dtype="str"))
+
+
+def arrow_column(column: pd.Series, kind: pa.DataType) -> pa.Array:
+    """A column of a frame as Arrow writes it."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return pa.array(column.to_numpy(), kind, from_pandas=False)
+    texts = pa.array(column.cat.categories.to_numpy(), kind)
+    return texts.take(pa.array(column.cat.codes.to_numpy()))
+
+
+def codes_of(column: pd.Series) -> np.ndarray:
+    """``(n,)`` int32: equal where the texts of a column are."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes.to_numpy(np.int32)
+    return pd.factorize(column)[0].astype(np.int32)
