@@ -30,6 +30,7 @@ from minionerec.evaluation.beam_widths import by_width
 from minionerec.evaluation.cost import cost, training_seconds
 from minionerec.evaluation.run import facts_of, measure, measure_lists, rank_in_parts
 from minionerec.experiment import processes
+from minionerec.experiment.allocator import keep_freed_memory
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
@@ -45,6 +46,7 @@ from minionerec.rankers import fusion
 
 def main() -> None:
     """Read the command line and make the stage."""
+    keep_freed_memory()
     run_stage("evaluate", rank_and_fuse, read_command_line(__doc__, own=())[0])
 
 

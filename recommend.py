@@ -24,6 +24,7 @@ from pathlib import Path
 
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment import processes
+from minionerec.experiment.allocator import keep_freed_memory
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.lock import locked
 from minionerec.experiment.run import is_main_process, say
@@ -37,6 +38,7 @@ FLAGS = ("history", "k", "histories", "users", "out", "filters", "attributes")
 
 def main() -> None:
     """Read the command line and recommend."""
+    keep_freed_memory()
     experiment, flags = read_command_line(__doc__, own=FLAGS)
     asked = [name for name in ("history", "histories", "users") if flags.get(name)]
     if not asked:

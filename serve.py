@@ -18,6 +18,7 @@ import torch
 import uvicorn
 
 from minionerec.errors import UserError, one_line_errors, show
+from minionerec.experiment.allocator import keep_freed_memory
 from minionerec.experiment.config import split_flags
 from minionerec.experiment.run import say
 from minionerec.serving.app import make_app
@@ -38,6 +39,7 @@ def main() -> None:
     api_key = read_key(settings)
     if api_key is None and settings.host not in LOCAL:
         show(f"note: anybody who reaches {settings.host} may ask and reload; see --api_key_file")
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     versions = Versions(settings.run, settings.checkpoint, settings.attributes, settings.fusion)
     served = versions.current

@@ -21,7 +21,8 @@ class SidTrie:
     Tables (int32, all on one device): ``first_child`` (nodes + 1,), ``code`` (nodes,), ``parent``
     (nodes,), ``leaf`` (nodes,) with -1 for inner nodes, ``leaf_node`` (leaves,). ``depth_start[d]``
     is the first node of depth d; ``fan_out[d]`` the most children that a node of depth d has.
-    ``leaf_of_item`` (N,) stays on the host.
+    ``leaf_of_item`` (N,) stays on the host. ``has_choice`` (nodes,) bool: whether more than one SID
+    lies below a node.
 
     Args:
         codes: the SID of each item, by item index; an array is ``(N, L)`` with -1 behind shorter
@@ -68,7 +69,18 @@ class SidTrie:
             widest - counts.astype(np.int32)
         )  # from here on: count times yes, then no
         self.first_child, self.parent = torch.from_numpy(first_child), torch.from_numpy(parent)
+        self.has_choice = torch.from_numpy(self._find_choices(counts, parent))
         self._cut_runs()
+
+    def _find_choices(self, counts: np.ndarray, parent: np.ndarray) -> np.ndarray:
+        """``(nodes,)`` bool: a node with several children, and whatever is above one."""
+        found = counts > 1
+        starts = self.depth_start[-3:0:-1]  # of the depths that have both parents and children
+        ends = self.depth_start[-2:1:-1]
+        for start, end in zip(starts, ends, strict=True):
+            below = parent[start:end][found[start:end]]
+            found[below] = True
+        return found
 
     def _number_leaves(self, order: np.ndarray, node_of_row: np.ndarray, num_nodes: int) -> None:
         """The tables that say which items a leaf has.
@@ -131,6 +143,7 @@ class SidTrie:
         "_node",
         "_legal",
         "_legal_start",
+        "has_choice",
     )
 
     def to(self, device: torch.device | str) -> SidTrie:

@@ -67,6 +67,7 @@ def constrained_beam_search(
     rollout: str = "beam",
     temperature: float = 1.0,
     generator: Noise = None,
+    wanted: int | None = None,
 ) -> Beams:
     """Search one batch of prompts.
 
@@ -89,6 +90,9 @@ def constrained_beam_search(
             of ``normalize``.
         generator: source of the noise; one for each prompt makes a prompt's results independent of
             its batch.
+        wanted: return only so many of the W places, found without reading beams that have no say in
+            them (``_still_open``). The model computes in other shapes then: the last bits of scores
+            may differ. Not with ``score_eos`` or another rollout than ``beam``.
 
     Raises:
         UserError: a prompt is longer than the model's context.
@@ -129,7 +133,10 @@ def constrained_beam_search(
             # nothing that follows it counts
             tokens = trie.level_tokens[level]
             codes = trie.code[state.nodes].long().clamp(0, len(tokens) - 1)
-            hidden = decoder.extend(tokens[codes], parents)  # (B, W, D)
+            asked = None
+            if wanted is not None and normalize == "trie":
+                asked = _still_open(state, trie, wanted)
+            hidden = decoder.extend(tokens[codes], parents, asked)  # (B, W, D)
 
     scores, token_logps = state.scores, state.token_logps
     if score_eos is not None:
@@ -145,10 +152,29 @@ def constrained_beam_search(
             "the model's scores are not numbers: one of its weights is NaN or infinite; "
             "use an earlier checkpoint"
         )
+    if wanted is not None:
+        scores = scores[:, :wanted]
+        state = state._replace(nodes=state.nodes[:, :wanted])
+        token_logps = token_logps[:, :wanted]
     # Places without an item have score -inf, and nothing else has
     alive = scores > -torch.inf
     leaves = torch.where(alive, trie.leaf[state.nodes].long(), -1)
     return Beams(leaves, scores, torch.where(alive, state.nodes, 0), token_logps)
+
+
+def _still_open(state: _State, trie: SidTrie, wanted: int) -> Tensor:
+    """``(B, W)`` bool: the beams whose next step decides about the first ``wanted`` places.
+
+    Scores are over the trie's children, so an only child has probability 1, whatever the model
+    says: a beam with one SID below it has that SID's score already. And a score only falls along a
+    path: what is below the ``wanted``-th of these SIDs, and all that follows it, stays below it.
+    """
+    has_choice = trie.has_choice[state.nodes]
+    known = state.scores.masked_fill(has_choice, -torch.inf)
+    count = min(wanted, known.shape[1])
+    bar = known.topk(count, dim=1).values[:, -1:]  # (B, 1)
+    is_beam = state.scores > -torch.inf
+    return has_choice & is_beam & (state.scores >= bar)
 
 
 def _only_given(given: Tensor, child: Tensor, logp: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:

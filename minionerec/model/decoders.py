@@ -1,12 +1,14 @@
 """Two ways to feed a prompt's beams to a model: shared prefix (tree) or whole sequences (replay).
 
 Shapes: B prompts, W beams per prompt, D width, V vocabulary, P tokens of the longest prompt, T
-tokens of one forward. A beam's own tokens are its last ``depth`` ones.
+tokens of one forward, Q beams of a prompt that it reads at most. A beam's own tokens are its last
+``depth`` ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,33 @@ from minionerec.model.token_trees import Blocks, common_prefix, pack_trees
 from minionerec.model.tree_attention import attention_over_blocks, base_causal_lm
 
 BEGINNING_TOKENS = 16  # a common beginning shorter than this is not worth a forward of its own
+
+
+class Reading(NamedTuple):
+    """The beams that a forward reads: Q of each prompt at most, T in all."""
+
+    beams: Tensor  # (B, Q) which; further ones behind a prompt's last
+    column: Tensor  # (B, W) each beam's place among those of its prompt
+    row: Tensor  # (B, Q) each one's place in the forward
+    places: Tensor | None  # (T,) the places of (B, Q) that count; None: all
+
+
+def _read_all(tokens: Tensor) -> Reading:
+    batch, width = tokens.shape
+    beams = torch.arange(batch * width, device=tokens.device).view(batch, width)
+    each = torch.arange(width, device=tokens.device).expand(batch, width)
+    return Reading(each, each, beams, None)
+
+
+def _read_some(asked: Tensor) -> Reading:
+    """Of ``(B, W)`` bool, in the order of the beams."""
+    counts = asked.sum(1, keepdim=True)
+    most = int(counts.max())
+    beams = (~asked).sort(dim=1, stable=True).indices[:, :most]
+    column = (asked.cumsum(1) - 1).clamp(min=0)
+    counted = torch.arange(most, device=asked.device) < counts  # (B, Q)
+    row = (counted.flatten().cumsum(0) - 1).clamp(min=0).view_as(counted)
+    return Reading(beams, column, row, counted.flatten().nonzero()[:, 0])
 
 
 class TreeDecoder:
@@ -83,46 +112,66 @@ class TreeDecoder:
         self._is_prompt = (self._key_positions < self._lengths)[:, None]  # (B, 1, P)
         # Each beam's own tokens, as columns of the keys
         self._columns = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
-        return hidden[[int(nodes[-1]) for nodes in tree.nodes]]
+        self._last = hidden[[int(nodes[-1]) for nodes in tree.nodes]]  # (B, D)
+        return self._last
 
-    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def extend(self, tokens: Tensor, parents: Tensor, asked: Tensor | None = None) -> Tensor:
         """Read one more token per beam.
 
         Args:
             tokens: ``(B, W)``.
             parents: ``(B, W)`` which beam of the previous call (of the prompt, at first) each token
                 continues.
+            asked: ``(B, W)`` bool, the beams whose hidden states matter, now and in later calls;
+                None: all.
 
         Returns:
-            ``(B, W, D)`` hidden states.
+            ``(B, W, D)`` hidden states, 0 where they were not asked for.
         """
         batch, width = tokens.shape
         device = tokens.device
         depth = self._columns.shape[-1]
         seen = self._keys.shape[1]
+        reading = _read_all(tokens)
+        if asked is not None and not asked.all():
+            reading = _read_some(asked)
+        most = reading.beams.shape[1]  # Q
 
         # A beam sees what its parent saw, and itself. Nothing in the cache is copied or reordered:
         # a beam that was dropped stays in it, unseen.
         above = parents[..., None].expand(-1, -1, depth)
         before = self._columns.gather(1, above)  # (B, W, depth)
-        own = torch.arange(seen, seen + width, device=device).expand(batch, width)
+        own = seen + reading.column  # (B, W)
         self._columns = torch.cat([before, own[..., None]], dim=-1)
+        if not most:
+            return self._last.new_zeros(batch, width, self._last.shape[-1])
 
-        # All beams' tokens are one row of the forward, B * W long.
+        # All beams' tokens are one row of the forward, T long.
         # The new tokens join the keys of their prompt
-        beams = torch.arange(batch * width, device=device).view(batch, width)
         cached = self._cache.get_seq_length()
-        positions = (self._lengths + depth).expand(batch, width)
-        self._keys = torch.cat([self._keys, cached + beams], dim=1)
+        positions = (self._lengths + depth).expand(batch, most)
+        self._keys = torch.cat([self._keys, cached + reading.row], dim=1)
         self._key_positions = torch.cat([self._key_positions, positions], dim=1)
 
-        # One block per prompt: W queries, and as keys its prompt and all beams' tokens so far
-        mask = torch.zeros(batch, width, seen + width, dtype=torch.bool, device=device)
+        # One block per prompt: Q queries, and as keys its prompt and all beams' tokens so far
+        mask = torch.zeros(batch, most, seen + most, dtype=torch.bool, device=device)
         mask[..., : self._is_prompt.shape[-1]] = self._is_prompt
-        mask.scatter_(2, self._columns, True)
-        blocks = Blocks(beams, self._keys, mask, positions, self._key_positions)
-        hidden = self._body(tokens.flatten(), positions.flatten(), blocks)
-        return hidden.view(batch, width, -1)
+        columns = self._columns
+        if reading.places is not None:
+            columns = columns.gather(1, reading.beams[..., None].expand(-1, -1, depth + 1))
+        mask.scatter_(2, columns, True)
+        blocks = Blocks(
+            reading.row, self._keys, mask, positions, self._key_positions, reading.places
+        )
+        if reading.places is None:
+            return self._body(tokens.flatten(), positions.flatten(), blocks).view(batch, width, -1)
+        beams = torch.arange(batch, device=device)[:, None] * width + reading.beams
+        beams = beams.flatten()[reading.places]  # (T,) counted through all prompts
+        some = self._body(
+            tokens.flatten()[beams], positions.flatten()[reading.places], blocks
+        )  # (T, D)
+        hidden = some.new_zeros(batch * width, some.shape[-1])
+        return hidden.index_copy_(0, beams, some).view(batch, width, -1)
 
     def _body(self, ids: Tensor, positions: Tensor, blocks: Blocks) -> Tensor:
         """``(T,)`` tokens -> ``(T, D)`` hidden states; keys and values join the cache."""
@@ -158,8 +207,8 @@ class ReplayDecoder:
             self._paths.append(torch.tensor([prompt], device=self.model.device))
         return self._last_logits()[:, 0]
 
-    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Logits behind each beam, ``(B, W, V)``."""
+    def extend(self, tokens: Tensor, parents: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Logits behind each beam, ``(B, W, V)``, whether they were asked for or not."""
         longer = []
         for path, parent, token in zip(self._paths, parents, tokens, strict=True):
             longer.append(torch.cat([path[parent], token[:, None]], dim=1))

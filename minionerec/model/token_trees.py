@@ -32,6 +32,8 @@ class Blocks:
         mask: ``(R, Q, K)`` bool, whether a query sees a key; no row is empty.
         query_positions: ``(R, Q)``, for layers with a sliding window.
         key_positions: ``(R, K)``.
+        places: ``(T,)`` where in ``queries``, block after block, each query stands; None: only the
+            last block is padded.
     """
 
     queries: Tensor
@@ -39,6 +41,7 @@ class Blocks:
     mask: Tensor
     query_positions: Tensor
     key_positions: Tensor
+    places: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Blocks:
         """The same blocks on another device."""
@@ -48,6 +51,7 @@ class Blocks:
             self.mask.to(device),
             self.query_positions.to(device),
             self.key_positions.to(device),
+            None if self.places is None else self.places.to(device),
         )
 
     def behind(self, length: int) -> Blocks:

@@ -88,8 +88,10 @@ def block_attention(
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
         out = F.dropout(weights, dropout) @ v  # (R, H, Q, d)
 
-    # Blocks in a row, without what pads the last one
+    # Blocks in a row, without what pads them
     row = out.transpose(1, 2).flatten(0, 1)  # (R * Q, H, d)
+    if blocks.places is not None:
+        row = row.index_select(0, blocks.places)
     return row[None, : query.shape[2]], None
 
 

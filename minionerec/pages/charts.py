@@ -112,11 +112,13 @@ def chart(
     log_x: bool = False,
     log_y: bool = False,
     points: bool = False,
+    from_zero: bool = True,
 ) -> Markup:
     """A ``<figure>`` with title, picture and legend; "" when there is nothing to draw.
 
     Args:
         points: mark every point, and let the x axis count in whole steps.
+        from_zero: let the y axis begin at 0; else it shows no more than there is.
     """
     lines = [line for line in lines if line.x]
     if not lines:
@@ -127,7 +129,7 @@ def chart(
         xs += line.x
         ys += line.y
     x_axis = span(xs, LEFT, RIGHT, log_x, from_zero=False)
-    y_axis = span(ys, BOTTOM, TOP, log_y, from_zero=True)
+    y_axis = span(ys, BOTTOM, TOP, log_y, from_zero)
     x_values = sorted(set(xs)) if points else x_axis.ticks()
     return render(
         "line_chart.html",

@@ -101,7 +101,9 @@ def curve_against_start(title: str, name: str, log: Log) -> Markup:
         Line(title, steps, values),
         Line("SFT", ends, start, colour=1, dashed=True),
     ]
-    return chart(f"{title}: {name}", lines, "optimiser step", caption)
+    # A hundredth of the value decides here, and from 0 both lines would be one
+    caption = f"{caption}; the axis does not begin at 0"
+    return chart(f"{title}: {name}", lines, "optimiser step", caption, from_zero=False)
 
 
 def best_step(title: str, log: Log) -> str:

@@ -40,6 +40,7 @@ class Question:
     prompt: list[int]
     unwanted: frozenset[int]
     mask: Mask | None
+    k: int  # items that are wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ class Served:
             unwanted = denied.union(history) if exclude else denied
             latest = history[-experiment.data.max_history :]
             prompt = recommender.policy.renderer.prompt(TASK, latest)
-            questions.append(Question(self, latest, prompt, unwanted, mask))
+            questions.append(Question(self, latest, prompt, unwanted, mask, body.k))
         return questions
 
     def search(self, questions: Sequence[Question]) -> list[Ranked]:
@@ -123,12 +124,18 @@ class Served:
         for question in questions:
             allowed = None if question.mask is None else question.mask.items
             excluded.append(policy.trie.leaves_only_of(question.unwanted, allowed))
+        width = min(recommender.num_beams, policy.trie.num_leaves)
+        # A fusion reads the whole lists; else what nobody sees need not be found
+        wanted = max(question.k for question in questions)
+        if recommender.fuser is not None:
+            wanted = width
         with torch.inference_mode():
             beams = constrained_beam_search(
                 self._decoder,
                 [question.prompt for question in questions],
                 policy.trie,
-                min(recommender.num_beams, policy.trie.num_leaves),
+                width,
+                wanted=min(wanted, width),
                 normalize=policy.normalize,
                 excluded=excluded,
                 masks=[question.mask for question in questions],

@@ -44,7 +44,11 @@ def test_every_path_in_the_trie_is_the_beginning_of_an_item_and_every_item_is_a_
         node = trie.find(sid)
         path = [n for n in trie.path(torch.tensor(node), trie.num_levels).tolist() if n]
         assert [int(trie.code[n]) for n in path] == list(sid)
+        assert bool(trie.has_choice[node]) is False
     assert trie.num_leaves == len(set(sids))
+    for prefix in prefixes:
+        below = {sid for sid in sids if sid[: len(prefix)] == prefix}
+        assert bool(trie.has_choice[trie.find(prefix)]) == (len(below) > 1)
 
 
 @pytest.mark.parametrize("shorter", [False, True])

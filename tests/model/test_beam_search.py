@@ -247,6 +247,74 @@ def test_whatever_is_excluded_the_list_is_the_full_one_without_it(seed):
         assert scores[row, :count] == pytest.approx(all_scores[row, stays], abs=1e-5)
 
 
+def tokens_read(model):
+    """A list that gets the number of tokens of every forward."""
+    found = []
+    model.base_model.register_forward_pre_hook(
+        lambda _module, _args, words: found.append(words["input_ids"].numel()), with_kwargs=True
+    )
+    return found
+
+
+@pytest.mark.parametrize("shape", ["single", "branching", "short"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_first_places_alone_are_those_of_the_whole_list_and_cost_less(seed, shape):
+    """Most items alone under their first codes, all among others, or SIDs of several lengths;
+    with leaves that are excluded.
+    """
+    rng = random.Random(seed)
+    sizes = [30, 6, 6, 6]
+    sids = random_catalogue(seed, 60 if shape == "single" else 200, 4, 6)
+    if shape != "branching":
+        sids = sorted({(rng.randrange(30), *sid[1:]) for sid in sids})
+    if shape == "short":
+        sids = sorted({(sid[0],) if sid[0] % 3 == 0 else sid for sid in sids})
+    trie = SidTrie(sids, level_tokens(sizes))
+    model = tiny_model("qwen2", FIRST_SID + sum(sizes), seed=seed)
+    # A model that has learnt nothing finds everything equally likely
+    model.get_output_embeddings().weight.data *= 8
+    read = tokens_read(model)
+    prompts = random_prompts(seed, 5)
+    excluded = [rng.sample(range(trie.num_leaves), rng.choice([0, 3])) for _ in prompts]
+    for width, wanted in ((20, 1), (20, 5), (20, 20), (7, 3), (1, 1)):
+        given = {"normalize": "trie", "excluded": excluded}
+        read.clear()
+        whole = constrained_beam_search(TreeDecoder(model), prompts, trie, width, **given)
+        cost = sum(read)
+        read.clear()
+        first = constrained_beam_search(
+            TreeDecoder(model), prompts, trie, width, **given, wanted=wanted
+        )
+        assert first.leaves.tolist() == whole.leaves[:, :wanted].tolist()
+        assert first.nodes.tolist() == whole.nodes[:, :wanted].tolist()
+        assert first.scores.tolist() == [
+            pytest.approx(row, abs=1e-4) for row in whole.scores[:, :wanted].tolist()
+        ]
+        assert first.token_logps.shape == (5, wanted, 4)
+        assert sum(read) <= cost and (shape == "branching" or width < 20 or sum(read) < 0.9 * cost)
+
+
+def test_nothing_is_read_where_nothing_can_be_chosen():
+    """Three items that their first codes tell apart: the prompt says it all."""
+    trie = SidTrie([(0, 1, 2), (1, 0, 0), (2, 2, 2)], level_tokens([3, 3, 3]))
+    model = tiny_model("qwen2", 64)
+    read = tokens_read(model)
+    prompts = random_prompts(1, 2)
+    decoder = TreeDecoder(model)
+    beams = constrained_beam_search(decoder, prompts, trie, 3, normalize="trie", wanted=3)
+    assert len(read) == 1 and beams.scores.exp().sum(1).tolist() == pytest.approx([1, 1])
+    assert (beams.token_logps[..., 1:] == 0).all()
+
+
+def test_without_a_number_of_wanted_places_every_beam_is_read():
+    """Evaluation and rollouts keep the shapes of their forwards, hence the last bits."""
+    trie = SidTrie([(0, 1, 2), (1, 0, 0), (2, 2, 2)], level_tokens([3, 3, 3]))
+    model = tiny_model("qwen2", 64)
+    read = tokens_read(model)
+    constrained_beam_search(TreeDecoder(model), [[5], [6]], trie, 3, normalize="trie")
+    assert read == [2, 6, 6]
+
+
 @pytest.mark.parametrize("rollout", ["gumbel", "sample"])
 def test_drawn_rollouts_follow_the_distribution_of_the_trie(rollout):
     """The first draw of both ways is a draw from the model; 3,000 draws against the exact

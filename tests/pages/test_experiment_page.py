@@ -328,6 +328,11 @@ def test_curves_of_rl_start_from_sft_as_a_line_and_name_the_step_that_the_guard_
         log.append({"step": step, "eval_NDCG@10": ndcg, "eval_HR@50": hits, **guarded})
     picture = stage_sections.curve_against_start("RL", "HR@50", log)
     assert "RL: HR@50" in picture and "SFT" in picture and picture.count('class="line ') == 2
+    # Half a percent apart: the axis begins at the lower one, where 0 would make one line of both
+    near = [{"step": step, "eval_HR@50": hits} for step, hits in ((0, 0.671), (9, 0.668))]
+    picture = stage_sections.curve_against_start("RL", "HR@50", near)
+    ticks = re.findall(r'text-anchor="end">([0-9.]+)<', picture)
+    assert ticks == ["0.668", "0.669", "0.67", "0.671"] and "does not begin at 0" in picture
     assert stage_sections.curve_against_start("SFT", "HR@50", log[1:]) == ""
     assert stage_sections.best_step("RL", log) == (
         "RL: best validation NDCG@10 0.2500 at step 2 of 2."
