@@ -81,7 +81,7 @@ def apply_filters(
         rows = rows[split.stable_order(times[rows])]
     else:
         rows = split.stable_order(interactions["timestamp"].to_numpy())
-    return items, interactions.take(rows), dropped
+    return items, interactions.take(rows).reset_index(drop=True), dropped
 
 
 def keep_as_is(
@@ -201,7 +201,7 @@ def _arrays(items: pd.DataFrame, interactions: pd.DataFrame) -> mapped.UserArray
     else:
         texts = column.drop_duplicates().to_numpy()
     return mapped.arrays_of(
-        users,
+        users.astype(np.int32),
         pa.array(texts, pa.string()),
         places_of(interactions["item_id"], items["item_id"]),
         interactions["timestamp"].to_numpy(),
