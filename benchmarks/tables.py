@@ -49,13 +49,15 @@ def main(out: str, interactions: int = 1_000_000, kind: str = "parquet", seed: i
     sizes = LEAST + rng.binomial(
         MOST - LEAST, (MEAN - LEAST) / (MOST - LEAST), interactions // MEAN
     )
-    users = rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+    numbers = np.arange(len(sizes), dtype=np.int32)
+    users = rng.permutation(np.repeat(numbers, sizes))
     cumulative = np.cumsum(np.arange(1, num_items + 1) ** -0.9)
     names = rng.permutation(num_items).astype(np.int32)  # so that an id says nothing of popularity
     writer = Writer(folder, kind)
     for start in range(0, len(users), PART):
         some = users[start : start + PART]
-        ranks = np.searchsorted(cumulative, rng.random(len(some)) * cumulative[-1])
+        shares = rng.random(len(some))
+        ranks = np.searchsorted(cumulative, shares * cumulative[-1])
         drawn = names[np.minimum(ranks, num_items - 1)]
         times = START + rng.integers(0, SECONDS, len(some))
         writer.write(

@@ -8,7 +8,8 @@ Shapes: n interactions, U users, S samples of a split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
@@ -131,6 +132,50 @@ class IntRows(Sequence[tuple[int, ...]]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class IntLists(Sequence[list[int]]):
+    """Lists of numbers, end to end in one array; a list is made when it is asked for.
+
+    >>> lists = IntLists.of([[3, 1], [], [2]])
+    >>> lists[0], list(lists), lists.longest()
+    ([3, 1], [[3, 1], [], [2]], 2)
+    """
+
+    def __init__(self, flat: np.ndarray, starts: np.ndarray):
+        self.flat = flat  # int32
+        self.starts = starts  # of each list, and where the last one ends
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[int]]) -> IntLists:
+        """From any lists, one after the other."""
+        flat = array.array("i")
+        starts = array.array("q", [0])
+        for numbers in lists:
+            flat.extend(numbers)
+            starts.append(len(flat))
+        return cls(np.frombuffer(flat or b"", np.int32), np.frombuffer(starts, np.int64))
+
+    def __len__(self) -> int:
+        """How many lists there are."""
+        return len(self.starts) - 1
+
+    def longest(self) -> int:
+        """Numbers in the longest list."""
+        return int(np.diff(self.starts).max(initial=0))
+
+    @overload
+    def __getitem__(self, number: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, number: int | slice) -> list[int] | list[list[int]]:
+        """One list, or several."""
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        number = range(len(self))[number]
+        return self.flat[self.starts[number] : self.starts[number + 1]].tolist()
 
 
 class Sequences(Sequence[list[int]]):

@@ -47,7 +47,12 @@ class UserArrays:
     def samples(self, max_history: int) -> dict[str, SampleList]:
         """The samples of each split."""
         log = UserLog(
-            self.user_ids, self.users, self.items, self.timestamps, self.starts, max_history
+            self.user_ids,
+            self.users,
+            self.items,
+            self.timestamps,
+            self.starts,
+            max_history,
         )
         places = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: SampleList(log, places[name]) for name in SPLITS}
@@ -85,7 +90,9 @@ def arrays_of(
     in_order = users[order].astype(np.int32)
     # The first interaction of a user is no target (``split.is_target``)
     is_target = place > starts[users]
-    train, valid, test = (place[is_target & (split == number)] for number in range(len(SPLITS)))
+    train = place[is_target & (split == 0)]
+    valid = place[is_target & (split == 1)]
+    test = place[is_target & (split == 2)]
 
     # Users in the order of their first train interactions
     in_train = np.flatnonzero(split == 0)
@@ -120,9 +127,13 @@ def write(data_dir: Path, arrays: UserArrays) -> None:
 def read(data_dir: Path) -> UserArrays | None:
     """Map them; None if there are none, or the tables beside them are others."""
     folder = data_dir / FOLDER
-    if not folder.is_dir() or json.loads((folder / MADE_FROM).read_text()) != _digests(data_dir):
+    if not folder.is_dir():
         return None
-    ids = pa.ipc.open_file(pa.memory_map(str(folder / USER_IDS))).read_all()
+    made_from = json.loads((folder / MADE_FROM).read_text())
+    if made_from != _digests(data_dir):
+        return None
+    file = pa.memory_map(str(folder / USER_IDS))
+    ids = pa.ipc.open_file(file).read_all()
     found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     return UserArrays(Cells(ids.column("user_id")), **found)
 

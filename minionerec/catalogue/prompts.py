@@ -11,9 +11,10 @@ wording can leak the target (the reference appends the answer to its title -> SI
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from minionerec.catalogue.compact import IntRows
+from minionerec.catalogue.compact import IntLists, IntRows
 from minionerec.catalogue.item_text import item_texts
 from minionerec.catalogue.sources.text import LONE_SURROGATE
 from minionerec.errors import UserError
@@ -31,6 +32,7 @@ from minionerec.experiment.files import read_json
 
 TEMPLATE_FILE = "prompt_template.json"
 MAX_DESCRIPTION_TOKENS = 128  # the part of a description that a prompt shows
+TEXTS_AT_ONCE = 4096  # that are tokenised together
 KEPT_PIECES = 200_000  # of SIDs, as lists
 CHECKED_PROMPTS = (
     32  # of each task, whose pieces are compared with the tokenizer's answer for the whole text
@@ -238,7 +240,7 @@ class Renderer:
         if task.startswith("sid"):
             longest = self._sids.table.shape[1] + len(self._pieces(task, "last")[0])
         else:
-            longest = max(map(len, self._pieces(task, "last")))
+            longest = self._pieces(task, "last").longest()
         return len(before) + longest <= room
 
     def _fits(self, task: str, item: int, room: int) -> bool:
@@ -268,7 +270,7 @@ class Renderer:
         length = len(before) + sum(map(len, pieces)) + len(last)
         while length > room and pieces:
             length -= len(pieces.pop(0))
-        ids = before.copy()
+        ids = before
         for piece in pieces:
             ids += piece
         ids += last
@@ -286,7 +288,7 @@ class Renderer:
     def _make_sid_completion(self, item: int) -> list[int]:
         return [*self._sids[item], *self._eos]
 
-    def _tokenize_pieces(self, task: str, place: str) -> list[list[int]]:
+    def _tokenize_pieces(self, task: str, place: str) -> IntLists:
         """Token ids of a task's pieces.
 
         One for ``before``; for ``middle`` and ``last`` one per item, or what follows any SID.
@@ -300,7 +302,8 @@ class Renderer:
         )
         lead = " " if texts and before.endswith(" ") and separator.endswith(" ") else ""
         if place == "before":
-            return [self._bos + self._encode(before.removesuffix(lead), as_text=bool(texts))]
+            ids = self._bos + self._encode(before.removesuffix(lead), as_text=bool(texts))
+            return IntLists.of([ids])
         tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
         if texts:
             return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts), True)
@@ -320,31 +323,43 @@ class Renderer:
             for shown in prompts
         )
 
-    def _tokenize_behind(
-        self, start: str, texts: tuple[str, ...], as_text: bool
-    ) -> list[list[int]]:
+    def _tokenize_behind(self, start: str, texts: tuple[str, ...], as_text: bool) -> IntLists:
         """Texts as they are tokenised inside a prompt.
 
         Some tokenizers treat the beginning of a text differently.
         """
         skip = len(self._encode(start, as_text))
-        return [ids[skip:] for ids in self._encode_all([start + text for text in texts], as_text)]
+        return IntLists.of(
+            ids[skip:] for ids in self._encoded((start + text for text in texts), as_text)
+        )
 
     @cached_property
-    def _title_completions(self) -> list[list[int]]:
-        return [ids + self._eos for ids in self._encode_all(self._titles, as_text=True)]
+    def _title_completions(self) -> IntLists:
+        return IntLists.of(ids + self._eos for ids in self._encoded(self._titles, as_text=True))
 
     def _find_longest_completion(self, of_titles: bool) -> int:
         if of_titles:
-            return max(map(len, self._title_completions))
+            return self._title_completions.longest()
         return self._sids.table.shape[1] + len(self._eos)
+
+    def _encoded(self, texts: Iterable[str], as_text: bool) -> Iterator[list[int]]:
+        """Token ids of many texts; what a tokenizer keeps beside the ids is never there of all."""
+        remaining = iter(texts)
+        while some := list(itertools.islice(remaining, TEXTS_AT_ONCE)):
+            yield from self._encode_all(some, as_text)
 
     def _encode_all(self, texts: list[str], as_text: bool = False) -> list[list[int]]:
         """Token ids; ``as_text`` takes a special token that is written out in a title as text.
 
         Otherwise `<|endoftext|>` in a title would be the end of the sequence.
         """
-        encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=as_text)
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=as_text,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
         return encoded["input_ids"]
 
     def _encode(self, text: str, as_text: bool = False) -> list[int]:
@@ -383,7 +398,7 @@ class Renderer:
     @cached_property
     def _shortened(self) -> list[str]:
         """Descriptions cut to at most ``MAX_DESCRIPTION_TOKENS`` tokens."""
-        ids = self._encode_all(self._descriptions, as_text=True)
+        ids = self._encoded(self._descriptions, as_text=True)
         return [
             self._cut(text, found) if len(found) > MAX_DESCRIPTION_TOKENS else text
             for text, found in zip(self._descriptions, ids, strict=True)

@@ -125,9 +125,13 @@ class Rows(Sequence[Row]):
         for task, numbers in self.parts:
             alone = task in ITEM_TASKS
             whole = np.asarray(numbers, dtype=np.int64)
-            found.append(np.full(len(whole), -1) if alone else of_sample[whole])
+            if alone:
+                found.append(np.full(len(whole), -1))
+            else:
+                found.append(of_sample[whole])
         # Rendered rows behind the others are of codes, and of no user
-        return np.concatenate([*found, np.full(len(self.more), -1)])
+        found.append(np.full(len(self.more), -1))
+        return np.concatenate(found)
 
 
 def users_of(rows: Sequence[Row]) -> np.ndarray:
@@ -185,9 +189,11 @@ def mixture(
         whole = int(shares[task])
         parts += [(task, found)] * whole
         rest = round((shares[task] - whole) * len(found))
-        drawn = np.sort(rng.permutation(len(found))[:rest]).astype(np.int32)
+        order = rng.permutation(len(found))
+        drawn = np.sort(order[:rest]).astype(np.int32)
         if rest:
-            parts.append((task, np.asarray(found, dtype=np.int32)[drawn]))
+            numbers = np.asarray(found, dtype=np.int32)
+            parts.append((task, numbers[drawn]))
     rows = Rows(parts, samples, renderer)
     if len(rows) > FEW and rows.surely_fit():
         return rows

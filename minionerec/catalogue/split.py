@@ -53,7 +53,8 @@ def positions(users: np.ndarray) -> np.ndarray:
     sizes = np.bincount(users)
     starts = np.cumsum(sizes) - sizes
     place = np.empty(len(users), dtype=np.int32)
-    place[order] = np.arange(len(users)) - np.repeat(starts, sizes)
+    of_rows = np.repeat(starts, sizes)
+    place[order] = np.arange(len(users)) - of_rows
     return place
 
 
@@ -73,7 +74,8 @@ def is_target(users: np.ndarray) -> np.ndarray:
 
 def named(rank: np.ndarray) -> pd.Categorical[str]:
     """``(n,)`` of "train" | "valid" | "test", from 0, 1, 2."""
-    return pd.Categorical.from_codes(rank.astype(np.int8), categories=pd.Index(SPLITS))
+    codes = rank.astype(np.int8)
+    return pd.Categorical.from_codes(codes, categories=pd.Index(SPLITS))
 
 
 def leave_one_out(users: np.ndarray) -> pd.Categorical[str]:
@@ -160,7 +162,9 @@ def leak_report(users: np.ndarray, splits: Splits) -> dict[str, int]:
     order = stable_order(users)
     rank = rank_of(splits)[order]
     in_order = users[order]
-    backwards = (rank[1:] < rank[:-1]) & (in_order[1:] == in_order[:-1])
+    earlier_split = rank[1:] < rank[:-1]
+    same_user = in_order[1:] == in_order[:-1]
+    backwards = earlier_split & same_user
     if backwards.any():
         raise UserError(
             f"data.split: {backwards.sum()} interactions come right after one of a later split of "
@@ -245,12 +249,15 @@ def repeats(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     Users are looked at a part at a time: a table of all pairs is larger than what it is made from.
     """
     order = stable_order(users)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(users))])
+    sizes = np.bincount(users)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
     found = np.zeros(len(users), dtype=bool)
     start = 0
     while start < len(users):
         # Up to whole users: the last of them ends at or after the block
-        end = int(starts[np.searchsorted(starts, min(start + PAIRS, len(users)))])
+        wanted = min(start + PAIRS, len(users))
+        user = np.searchsorted(starts, wanted)
+        end = int(starts[user])
         rows = order[start:end]
         pairs = users[rows].astype(np.int64) << 32 | items[rows]
         found[rows] = pd.Series(pairs).duplicated().to_numpy()

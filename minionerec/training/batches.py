@@ -32,10 +32,12 @@ class GroupedSampler(Sampler[int]):
         self._rows: np.ndarray | None = None  # by group; None: every row is a group
         self._starts = np.arange(0)
         if not alone.all():
-            codes = np.where(alone, codes.max() + 1 + np.arange(len(codes)), codes)
+            own = codes.max() + 1 + np.arange(len(codes))
+            codes = np.where(alone, own, codes)
             numbers = pd.factorize(codes)[0]  # groups in the order of their first rows
             self._rows = stable_order(numbers)
-            self._starts = np.concatenate([[0], np.cumsum(np.bincount(numbers))])
+            sizes = np.bincount(numbers)
+            self._starts = np.concatenate([[0], np.cumsum(sizes)])
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch; a resumed run gets the one it would have had."""
@@ -53,7 +55,9 @@ class GroupedSampler(Sampler[int]):
                 yield from order[start : start + AT_ONCE].tolist()
             return
         for group in rng.permutation(len(self._starts) - 1):
-            yield from self._rows[self._starts[group] : self._starts[group + 1]].tolist()
+            start = self._starts[group]
+            end = self._starts[group + 1]
+            yield from self._rows[start:end].tolist()
 
 
 def _numbered(groups: Sequence[str]) -> np.ndarray:

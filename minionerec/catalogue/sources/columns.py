@@ -15,7 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BLOCK = 65_536  # cells that are Python objects at a time
-ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+ARROW_TYPES = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+}
 
 
 class Cells(Sequence[Any]):
@@ -91,7 +95,8 @@ def _of_arrow(values: pa.ChunkedArray) -> Distinct:
         return Distinct([], np.empty(0, dtype=np.int32))
     codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
     # The last chunk's dictionary holds what was found in all of them
-    return Distinct(encoded.chunks[-1].dictionary.to_pylist(), np.concatenate(codes))
+    texts = encoded.chunks[-1].dictionary
+    return Distinct(texts.to_pylist(), np.concatenate(codes))
 
 
 def _of_dictionaries(values: pa.ChunkedArray) -> Distinct:
@@ -102,7 +107,8 @@ def _of_dictionaries(values: pa.ChunkedArray) -> Distinct:
     raw = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks])
     texts = unified.chunks[-1].dictionary
     codes, used = pd.factorize(raw)  # by first rows, and without texts that no row holds
-    return Distinct(texts.take(pa.array(used)).to_pylist(), codes.astype(np.int32))
+    in_order = texts.take(pa.array(used))
+    return Distinct(in_order.to_pylist(), codes.astype(np.int32))
 
 
 def packed(cells: list[Any]) -> pa.Array | list[Any]:
@@ -145,7 +151,9 @@ def joined(blocks: Sequence[pa.Array | Sequence[Any]]) -> Sequence[Any]:
         elif isinstance(block, pa.Array):
             arrays.append(block)
     kinds = {array.type for array in arrays}
-    if len(kinds) == 1 and sum(map(len, arrays)) == sum(map(len, blocks)):
+    packed_cells = sum(map(len, arrays))
+    all_cells = sum(map(len, blocks))
+    if len(kinds) == 1 and packed_cells == all_cells:
         return Cells(pa.chunked_array(arrays))
     column: list[Any] = []
     for block in blocks:

@@ -143,7 +143,8 @@ def _repeats(users: np.ndarray, items: np.ndarray, seconds: np.ndarray) -> np.nd
         mixed += column.astype(np.uint64)
     mixed *= MIX
     ordered = np.sort(mixed)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    like_the_one_before = ordered[1:] == ordered[:-1]
+    twice = np.unique(ordered[1:][like_the_one_before])
     again = np.zeros(len(users), dtype=bool)
     if len(twice):
         rows = np.flatnonzero(np.isin(mixed, twice))
@@ -169,7 +170,8 @@ def _note_decimal_commas(read: Table) -> tuple[str, ...]:
     found = distinct(column)
     if not _has_decimal_commas(found.cells):
         return ()
-    first = int(np.flatnonzero(found.rows(["," in str(cell) for cell in found.cells]))[0])
+    with_comma = found.rows(["," in str(cell) for cell in found.cells])
+    first = int(np.flatnonzero(with_comma)[0])
     return (f"{read.at(first)}: rating: '{column[first]}' is read with a decimal comma",)
 
 
@@ -198,7 +200,8 @@ def places_of(ids: pd.Series, of: pd.Series) -> np.ndarray:
     if not isinstance(ids.dtype, pd.CategoricalDtype):
         return pd.Index(of).get_indexer(ids)
     texts = pa.array(ids.cat.categories, pa.string())
-    found = pc.index_in(texts, value_set=pa.array(of, pa.string())).fill_null(-1)
+    known = pa.array(of, pa.string())
+    found = pc.index_in(texts, value_set=known).fill_null(-1)
     return found.to_numpy()[ids.cat.codes.to_numpy()]
 
 
