@@ -96,7 +96,15 @@ def build(experiment: Experiment, final: Path) -> dict:
         "method": experiment.sids.method,
         "collision": experiment.sids.collision,
         "unknown_tokens": unknown_tokens(embedded),
-        **build_report(items, interactions, quantised, sids, final_sizes, experiment.seed),
+        **build_report(
+            items,
+            interactions,
+            quantised,
+            sids,
+            final_sizes,
+            experiment.sids.text,
+            experiment.seed,
+        ),
     }
     report["verdict"] = verdict(report)
     text = sids_json(

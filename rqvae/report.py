@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.sources.text import clean_text
+from minionerec.catalogue.item_text import item_texts
 from minionerec.evaluation.exposure import gini
 from rqvae.next_code import next_code
 from rqvae.quantizers.collisions import Sid, colliding, prefix_ids
@@ -45,6 +45,7 @@ def build_report(
     quantised: Quantised,
     sids: Sequence[Sid],
     sizes: list[int],
+    text: Sequence[str],
     seed: int,
 ) -> Figures:
     """Everything that ``report.json`` holds.
@@ -55,6 +56,7 @@ def build_report(
         quantised: codes before collisions were resolved.
         sids: final SID per item.
         sizes: codebook sizes of the final SIDs.
+        text: ``sids.text``, the columns that are embedded.
         seed: of the control.
     """
     final = pad(sids, len(sizes))  # (N, L)
@@ -86,7 +88,7 @@ def build_report(
         "next_code": next_code(final[:, 0], pairs, seed),
         "fan_out": fan_out(final),
         "largest_prefixes": prefixes,
-        "duplicate_listings": duplicate_listings(items, sids),
+        "duplicate_listings": duplicate_listings(items, item_texts(items, text), sids),
         "curves": {"usage": usage_curves, "crowds": crowd_curves(final)},
     }
 
@@ -285,15 +287,16 @@ def largest_prefixes(
     return rows
 
 
-def duplicate_listings(items: pd.DataFrame, sids: Sequence[Sid], show: int = LISTINGS) -> Figures:
+def duplicate_listings(
+    items: pd.DataFrame, texts: Sequence[str], sids: Sequence[Sid], show: int = LISTINGS
+) -> Figures:
     """Items with the same text, as it is embedded.
 
     No code can tell them apart, so item order decided their SIDs.
     """
     groups: dict[str, list[int]] = defaultdict(list)
-    texts = zip(items["title"], items["description"], strict=True)
-    for row, (title, description) in enumerate(texts):
-        groups[clean_text(f"{title} {description}")].append(row)
+    for row, text in enumerate(texts):
+        groups[text].append(row)
     twins = [rows for rows in groups.values() if len(rows) > 1]
     first = []
     for rows in twins[:show]:

@@ -72,6 +72,7 @@ def test_ratings_of_one_day_per_user_get_advice_on_split_and_repeats(tmp_path, c
     )
     assert "advice: 0.0% of interactions repeat an item: set evaluate.exclude_history true" in said
     assert "advice: 42 test rows leave wide intervals" in said
+    assert re.search(r"advice: SFT will be about \d\d steps, too few for a model", said)
     assert items["categories"][0].tolist() == ["Romance", "Comedy"]
     assert not interactions.duplicated(["user_id", "item_id"]).any()
 
@@ -96,17 +97,31 @@ def test_items_without_a_title_are_dropped_or_called_by_their_id(tmp_path, choic
 def test_settings_that_fit_get_no_advice():
     """A thousand test rows, users with train, repeats; then one fact at a time is worse."""
     test = {"samples": 1000, "users": 100, "users_without_train": 50}
-    stats = {"split": "global_time", "repeat_rate": 0.01, "splits": {"test": test}}
+    train = {"samples": 20_000}
+    stats = {"split": "global_time", "repeat_rate": 0.01, "splits": {"train": train, "test": test}}
     experiment = Experiment(name="x")
     assert advice_on(stats, experiment) == []
     assert len(advice_on(stats | {"repeat_rate": 0.0009}, experiment)) == 1
     excluded = experiment.changed({"evaluate.exclude_history": True})
     assert advice_on(stats | {"repeat_rate": 0.0}, excluded) == []
-    newcomers = {"splits": {"test": test | {"users_without_train": 51}}}
+    newcomers = {"splits": {"train": train, "test": test | {"users_without_train": 51}}}
     assert len(advice_on(stats | newcomers, experiment)) == 1
     assert advice_on(stats | newcomers | {"split": "leave_one_out"}, experiment) == []
-    few = {"splits": {"test": test | {"samples": 499}}}
+    few = {"splits": {"train": train, "test": test | {"samples": 499}}}
     assert len(advice_on(stats | few, experiment)) == 1
+
+
+def test_too_few_steps_for_a_model_from_scratch_are_said_before_it_is_trained():
+    """Ten epochs of five tasks: 5 x 499 rows are 24 full batches of 100 and one of 95 rows."""
+    test = {"samples": 1000, "users": 100, "users_without_train": 50}
+    splits = {"train": {"samples": 499}, "test": test}
+    stats = {"split": "global_time", "repeat_rate": 0.01, "splits": splits}
+    experiment = Experiment(name="x").changed({"sft.batch_size": 100})
+    assert advice_on(stats, experiment) == []  # 250 steps
+    (advice,) = advice_on(stats, experiment.changed({"sft.batch_size": 128}))
+    assert advice.startswith("SFT will be about 200 steps, too few for a model from scratch")
+    pretrained = {"sft.batch_size": 128, "model.backbone": "some/model"}
+    assert advice_on(stats, experiment.changed(pretrained)) == []
 
 
 def test_the_guide_shows_the_section_of_the_shipped_file():

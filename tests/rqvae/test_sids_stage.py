@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from minionerec.catalogue.item_text import item_texts
 from minionerec.catalogue.sources import embedded
 from minionerec.errors import UserError
 from minionerec.evaluation.exposure import gini
@@ -30,6 +31,7 @@ from rqvae import build_sids, embed_items
 from rqvae.next_code import next_code
 from rqvae.quantizers.rqkmeans import nearest, relative_error
 from rqvae.report import (
+    duplicate_listings,
     fan_out,
     level_usage,
     neighbour_rate,
@@ -476,6 +478,20 @@ def test_independent_codes_tell_nothing_however_few_their_pairs():
     told = next_code(codes, pairs, seed=0)
     assert abs(told["bits"]) < 0.1 and told["chance"] > 0
     assert next_code(codes, pairs[:0], seed=0) is None
+
+
+def test_listings_are_identical_if_the_text_that_is_embedded_is():
+    """Two films of one title are two where their genres are read."""
+    items = pd.DataFrame(
+        {
+            "item_id": ["1", "2", "3"],
+            "title": ["Titanic", "Titanic", "Heat"],
+            "categories": [["Drama"], ["Action"], ["Drama"]],
+        }
+    )
+    for text, expected in ((["title"], 2), (["title", "categories"], 0)):
+        found = duplicate_listings(items, item_texts(items, text), [(0,), (1,), (2,)])
+        assert found["items"] == expected
 
 
 def test_fan_out_of_a_small_trie():
