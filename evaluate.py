@@ -17,31 +17,28 @@ bytes (on a CPU, with one thread).
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import fixed_subset
 from minionerec.errors import one_line_errors
-from minionerec.evaluation import fused
 from minionerec.evaluation.beam_widths import by_width
-from minionerec.evaluation.cost import cost, training_seconds
-from minionerec.evaluation.run import facts_of, measure, measure_lists, rank_in_parts
+from minionerec.evaluation.cost import training_seconds
+from minionerec.evaluation.fusing import fuse
+from minionerec.evaluation.run import facts_of, measure, rank_in_parts
 from minionerec.experiment import processes
 from minionerec.experiment.allocator import keep_freed_memory
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
-from minionerec.experiment.lineage import is_done, open_folder
+from minionerec.experiment.lineage import is_done
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import TRAINED, fusion_path, parts_path, settings_of
 from minionerec.model import backbone
 from minionerec.model.policy import Policy
 from minionerec.pages.text import evaluation_report
-from minionerec.rankers import fusion
 
 
 def main() -> None:
@@ -55,7 +52,7 @@ def rank_and_fuse(experiment: Experiment, path: Path) -> None:
     if not is_done(experiment, "evaluate", path):
         evaluate(experiment, path)
     if experiment.evaluate.fusion and processes.processes().is_main_process:
-        fuse(experiment, path)
+        print(evaluation_report(fusion_path(experiment).name, fuse(experiment, path)), flush=True)
 
 
 def evaluate(experiment: Experiment, path: Path) -> None:
@@ -112,40 +109,6 @@ def evaluate(experiment: Experiment, path: Path) -> None:
             ranked.lines.write(staging / "predictions.jsonl")
         print(evaluation_report(path.name, metrics), flush=True)
     state.wait_for_everyone()
-
-
-def fuse(experiment: Experiment, path: Path) -> None:
-    """The ranking in ``path`` united with those of the rules of ``evaluate.fusion``, beside it."""
-    s = experiment.evaluate
-
-    # The model's lists, and the rankers with what they leave open chosen on validation rows
-    start = time.perf_counter()
-    catalogue = Catalogue.open(experiment)
-    own = open_folder(experiment, path)
-    rows = catalogue.samples.splits[s.split]
-    model = fused.read_model_lists(path / "predictions.jsonl", rows, catalogue.item_ids)
-    rankers, shares, networks = fused.partners_of(catalogue)
-
-    # Unite, weigh, measure
-    ready = time.perf_counter()
-    unwanted = catalogue.seen(s.split) if s.exclude_history else None
-    united = fused.unite(model, rankers, rows, unwanted)
-    items, scores = fusion.fuse(united, shares, s.num_beams)
-    records = fused.records(items, scores, rows, catalogue.item_ids)
-    metrics = measure_lists(catalogue, items, None, len(catalogue.item_ids))
-    metrics |= {
-        "fusion": fused.weights_of(s.fusion),
-        "chosen": {ranker.name: ranker.made_with for ranker in rankers},
-        "cost": cost(0, time.perf_counter() - ready, len(rows), train_seconds=ready - start),
-    }
-    target = fusion_path(experiment)
-    parents = [*catalogue.parents, own, *networks]
-    with committed(target, "fusion", settings_of(experiment, "fusion"), parents) as staging:
-        write_json(staging / "metrics.json", metrics)
-        with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
-            for record in records:
-                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
-    print(evaluation_report(target.name, metrics), flush=True)
 
 
 if __name__ == "__main__":

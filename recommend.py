@@ -19,7 +19,6 @@ kill the same command goes on; ``accelerate launch recommend.py ...`` ranks in s
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from minionerec.errors import UserError, one_line_errors
@@ -30,7 +29,7 @@ from minionerec.experiment.lock import locked
 from minionerec.experiment.run import is_main_process, say
 from minionerec.experiment.settings import Experiment
 from minionerec.serving import batch
-from minionerec.serving.batch import Request
+from minionerec.serving.batch import Request, history_ids
 from minionerec.serving.recommender import Recommender
 
 FLAGS = ("history", "k", "histories", "users", "out", "filters", "attributes")
@@ -62,16 +61,6 @@ def main() -> None:
         recommend(experiment, history, int(k), request, attributes)
     else:
         to_file(experiment, flags, request)
-
-
-def history_ids(text: str) -> list[str]:
-    """The item ids of ``--history``; one that holds a comma stands in double quotes.
-
-    >>> history_ids('12, "bolts, long" ,7')
-    ['12', 'bolts, long', '7']
-    """
-    words = next(csv.reader([text], skipinitialspace=True), [])
-    return [word.strip() for word in words if word.strip()]
 
 
 def recommend(

@@ -2,7 +2,7 @@
 # What there is to know about a GPU, in under nine minutes and part by part, so that a cut loses nothing.
 #
 #   bash benchmarks/gpu.sh --carry FOLDER [--out FOLDER] [--seconds 530] [--only PART,PART]
-#   bash benchmarks/gpu.sh --smoke                 all of it on a CPU at small sizes: two minutes
+#   bash benchmarks/gpu.sh --smoke                 all of it on a CPU at small sizes, in a few minutes
 #
 # Parts: machine (card, versions, matmul peak), decode, sft and rl (exactness, then speed against the stock way),
 # small and smollm2 (training, evaluation and RL on prepared data). Each leaves PART.log in the out folder and a line

@@ -6,7 +6,7 @@
 Open loop: requests leave at a fixed rate, whether or not earlier ones were answered, and latency
 counts from the moment at which a request was due. A rate is sustained if p99 is at most 250 ms and
 nothing fails. Rates go up until two in turn are not sustained. Before that, both ways and the
-offline ranking take turns under 32 clients that ask as fast as they are answered, which says how
+offline ranking take turns under 64 clients that ask as fast as they are answered, which says how
 much each can answer at most even on a machine that is busy with other things.
 
 The server is ``serve.py`` in a process of its own with one thread for the search, the clients
@@ -35,6 +35,7 @@ import torch
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.split import statistics
 from minionerec.errors import UserError, one_line_errors
+from minionerec.experiment.allocator import keep_freed_memory
 from minionerec.experiment.commit import committed
 from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened
@@ -43,14 +44,16 @@ from minionerec.experiment.stages import settings_of, stage_path
 from minionerec.model.policy import Policy
 from minionerec.serving.recommender import Recommender
 from minionerec.serving.served import Versions
+from minionerec.serving.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 0.25  # seconds, at the 99th percentile
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the offline rate
+SHARES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)  # of what a way answers at most
 CONNECTIONS = 64
-CLIENTS = 32
+CLIENTS = 64
 TURNS = 4
 K = 10
+BATCH = ServerSettings.model_fields["max_batch"].default
 
 
 class Load(NamedTuple):
@@ -156,18 +159,27 @@ async def offer(port: int, bodies: Sequence[bytes], rate: float, seconds: float)
 
 
 def sustained(
-    run: Path, name: str, bodies: Sequence[bytes], offline: float, seconds: float, max_batch: int
+    run: Path, name: str, bodies: Sequence[bytes], most: float, seconds: float, max_batch: int
 ) -> float:
-    """The highest rate that is sustained, in requests a second; prints every rate."""
+    """The highest rate that is sustained, in requests a second; prints every rate.
+
+    Args:
+        run: what is served.
+        name: of the way.
+        bodies: of requests.
+        most: answers a second under clients that ask as fast as they are answered.
+        seconds: that each rate is held.
+        max_batch: of the server.
+    """
     serving = Serving(run, "--fusion", "false", "--max_batch", str(max_batch))
     best = 0.0
     missed = 0
     try:
-        asyncio.run(offer(serving.port, bodies, offline * SHARES[0], 2.0))  # warm
+        asyncio.run(offer(serving.port, bodies, most * SHARES[0], 3.0))  # warm
         for share in SHARES:
-            load = asyncio.run(offer(serving.port, bodies, offline * share, seconds))
+            load = asyncio.run(offer(serving.port, bodies, most * share, seconds))
             print(
-                f"{name}: {load.rate:.1f} requests/s ({share:.2f} of offline): p50 "
+                f"{name}: {load.rate:.1f} requests/s ({share:.2f} of at most): p50 "
                 f"{load.p50 * 1e3:.0f} ms, p99 {load.p99 * 1e3:.0f} ms, {load.failed} failed",
                 flush=True,
             )
@@ -183,7 +195,7 @@ def sustained(
 
 
 async def flood(port: int, bodies: Sequence[bytes], seconds: float) -> float:
-    """Answers a second when 32 clients each ask again as soon as they are answered."""
+    """Answers a second when 64 clients each ask again as soon as they are answered."""
     answered = 0
     until = time.perf_counter() + seconds
 
@@ -207,7 +219,7 @@ def capacities(
 ) -> dict[str, float]:
     """What each way can answer at most, in turns on the same machine; medians."""
     servers = {}
-    for name, max_batch in (("micro-batching", 8), ("one by one", 1)):
+    for name, max_batch in (("micro-batching", BATCH), ("one by one", 1)):
         servers[name] = Serving(run, "--fusion", "false", "--max_batch", str(max_batch))
     taken: dict[str, list[float]] = {"offline": [], **{name: [] for name in servers}}
     for turn in range(TURNS + 1):
@@ -317,6 +329,7 @@ def main(run: str = "", items: int = 0, users: int = 256, seconds: float = 6.0) 
         return
     if not run:
         raise UserError("--run is missing; name a run with a model, e.g. --run runs/quickstart")
+    keep_freed_memory()  # as evaluate.py does
     torch.set_num_threads(1)
     recommender = Versions(Path(run), fusion=False).current.recommender
     rows = recommender.catalogue.samples.splits["test"][:users]
@@ -329,8 +342,10 @@ def main(run: str = "", items: int = 0, users: int = 256, seconds: float = 6.0) 
     most = capacities(Path(run), bodies, recommender, histories)
     before, lists = offline_rate(recommender, histories)
     print(f"offline: {before:.1f} users/s", flush=True)
-    batched = sustained(Path(run), "micro-batching", bodies, before, seconds, 8)
-    alone = sustained(Path(run), "one by one", bodies, before, seconds, 1)
+    way = "micro-batching"
+    batched = sustained(Path(run), way, bodies, most[way], seconds, BATCH)
+    way = "one by one"
+    alone = sustained(Path(run), way, bodies, most[way], seconds, 1)
     after, _ = offline_rate(recommender, histories)
     offline = (before + after) / 2
     print(f"offline: {after:.1f} users/s; micro-batching is {batched / offline:.2f} of it")

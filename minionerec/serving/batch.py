@@ -7,6 +7,7 @@ kept beside the output, and the same command after a kill ranks the rest.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -70,6 +71,16 @@ def read_request(file: Path | None, k: int) -> Request:
     if not isinstance(content.get("where", {}), dict):
         raise UserError(f"--filters: {file}: where: expected column -> values")
     return Request(k, **content)
+
+
+def history_ids(text: str) -> list[str]:
+    """The item ids of ``--history``; one that holds a comma stands in double quotes.
+
+    >>> history_ids('12, "bolts, long" ,7')
+    ['12', 'bolts, long', '7']
+    """
+    words = next(csv.reader([text], skipinitialspace=True), [])
+    return [word.strip() for word in words if word.strip()]
 
 
 def read_users(file: Path, filters: ItemFilters) -> Users:

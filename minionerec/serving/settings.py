@@ -32,7 +32,7 @@ class ServerSettings(BaseModel):
     )
     threads: int = Field(1, ge=1, description="CPU threads of the search")
     max_batch: int = Field(
-        8, ge=1, description="histories that share a search; more wait longer, hardly faster"
+        32, ge=1, description="histories that share a search; more wait longer, hardly faster"
     )
     max_wait_ms: float = Field(3.0, ge=0, description="wait of an idle search for company")
     max_waiting: int = Field(
