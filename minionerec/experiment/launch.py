@@ -203,10 +203,12 @@ def run(command: Command) -> int:
     environment = {**os.environ, **command.variables}
     early: list[int] = []  # signals that come before there is a process to pass them on to
     signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
+    hold_back_interrupts(command)
     with subprocess.Popen(started(command), env=environment) as process:
         signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         # A terminal sends an interrupt to both processes; this one waits for the other
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number in early:
             process.send_signal(number)
         code = process.wait()
@@ -220,12 +222,24 @@ def become(command: Command) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     environment = {**os.environ, **command.variables}
+    hold_back_interrupts(command)
     os.execve(sys.executable, started(command), environment)  # noqa: S606 (no shell is wanted)
+
+
+def hold_back_interrupts(command: Command) -> None:
+    """Let a SIGINT wait until ``start.py`` takes it; what is started inherits that."""
+    if is_script(command):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def is_script(command: Command) -> bool:
+    """Whether it is a script of ours, and no launcher that starts some."""
+    return not command.words[0].startswith("-")
 
 
 def started(command: Command) -> list[str]:
     """The whole command line; a script is run by ``start.py``, a launcher starts its own."""
-    if command.words[0].startswith("-"):
+    if not is_script(command):
         return [sys.executable, *command.words]
     return [sys.executable, "-P", str(ROOT / "minionerec/experiment/start.py"), *command.words]
 

@@ -3,11 +3,14 @@
     python -P minionerec/experiment/start.py SCRIPT ARGUMENTS...
 
 A script's imports take seconds and stand at its top, before it can say anything about an end.
+``launch.py``, which starts this, holds SIGINT back: one that comes while Python itself starts waits
+until there is somebody to catch it.
 """
 
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -26,4 +29,5 @@ def main(words: list[str]) -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main(sys.argv[1:])

@@ -275,6 +275,25 @@ def test_an_interrupt_while_a_script_imports_is_one_line(tmp_path, capfd):
     )
 
 
+def test_an_interrupt_while_python_starts_waits_until_it_can_be_one_line(tmp_path):
+    """It comes just before the script takes the launcher's place."""
+    (tmp_path / "probe.py").write_text("print('never')\n")
+    code = (
+        "import os, signal\nfrom minionerec.experiment import launch\nexecve = os.execve\n"
+        "def interrupted(*words):\n    os.kill(os.getpid(), signal.SIGINT)\n    execve(*words)\n"
+        "os.execve = interrupted\nlaunch.become(launch.Command(['probe.py']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("interrupted; ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("code, goes_on", [(0, True), (7, False)])
 def test_the_second_script_of_a_command_starts_only_after_the_first_succeeded(
     monkeypatch, code, goes_on
