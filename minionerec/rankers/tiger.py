@@ -108,8 +108,11 @@ class EncoderDecoder:
         self._paths = torch.full((len(prompts), 1, 1), PAD, device=ids.device)  # (B, W, codes)
         return self._last()[:, 0]
 
-    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """One more code per beam: ``(B, W)`` tokens and the beams they continue; ``(B, W, D)``."""
+    def extend(self, tokens: Tensor, parents: Tensor, asked: Tensor | None = None) -> Tensor:
+        """One more code per beam: ``(B, W)`` tokens and the beams they continue; ``(B, W, D)``.
+
+        All beams are read, whether they were ``asked`` for or not: a network is never served.
+        """
         before = self._paths.gather(1, parents[..., None].expand(-1, -1, self._paths.shape[-1]))
         self._paths = torch.cat([before, tokens[..., None]], dim=-1)
         return self._last()

@@ -153,9 +153,12 @@ def test_no_code_of_the_repository_runs_what_it_reads():
     for name in (
         "minionerec/rankers/baseline.py",
         "minionerec/experiment/lacking.py",
+        "tests/commands/test_benchmarks.py",
         "tests/house/test_source.py",
     ):
         found[name] = [place for place in found[name] if "import_module" not in place]
+    # Runs the script of a stage: the launcher names it
+    del found["minionerec/experiment/start.py"]
     # Runs the cells of the notebook that is part of this repository
     del found["tests/serving/test_recommender.py"]
     assert {name: places for name, places in found.items() if places} == {}
