@@ -51,7 +51,7 @@ def test_a_training_benchmark_on_the_embedded_catalogue_ends_with_its_ratio_and_
     [
         ("decode", ["--batch", 1]),
         ("rl_step", ["--groups", 2]),
-        ("sids", []),
+        ("sids", ["--recipe_epochs", 0]),
         ("rows", []),
         ("trie", []),
         ("filters", ["--items", 20_000]),
