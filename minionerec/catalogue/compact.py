@@ -177,32 +177,6 @@ class IntLists(Sequence[list[int]]):
         number = range(len(self))[number]
         return self.flat[self.starts[number] : self.starts[number + 1]].tolist()
 
-
-class Sequences(Sequence[list[int]]):
-    """Item indexes of users, each user's in order; a list is made when it is asked for."""
-
-    def __init__(self, items: np.ndarray, lengths: np.ndarray):
-        self.items = items  # of all users, end to end
-        self.ends = np.cumsum(lengths)
-        self.lengths = lengths
-
-    def __len__(self) -> int:
-        """How many users there are."""
-        return len(self.lengths)
-
-    @overload
-    def __getitem__(self, number: int) -> list[int]: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[list[int]]: ...
-
-    def __getitem__(self, number: int | slice) -> list[int] | list[list[int]]:
-        """One user's items, or those of several."""
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
-        end = int(self.ends[number])
-        return self.items[end - int(self.lengths[number]) : end].tolist()
-
     def __eq__(self, other: object) -> bool:
         """Whether another sequence has the same lists."""
         return isinstance(other, Sequence) and list(self) == list(other)

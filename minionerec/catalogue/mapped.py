@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from minionerec.catalogue.compact import SampleList, Sequences, UserLog
+from minionerec.catalogue.compact import IntLists, SampleList, UserLog
 from minionerec.catalogue.sources.columns import Cells
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import stable_order
@@ -57,9 +57,10 @@ class UserArrays:
         places = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: SampleList(log, places[name]) for name in SPLITS}
 
-    def train_sequences(self) -> Sequences:
+    def train_sequences(self) -> IntLists:
         """Each user's train items in order."""
-        return Sequences(self.train_items, self.train_lengths)
+        starts = np.concatenate([[0], np.cumsum(self.train_lengths)])
+        return IntLists(self.train_items, starts)
 
 
 ARRAYS = [name for name in UserArrays.__dataclass_fields__ if name != "user_ids"]

@@ -10,7 +10,7 @@ from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import NO_TARGET, Label, Row, mixture
 from minionerec.catalogue.samples import held_out, open_histories
 from minionerec.experiment.manifest import Parent
-from minionerec.training.soft_labels import TASK, Recipe, teacher_of, teacher_rows, with_labels
+from minionerec.training.soft_labels import TASK, Recipe, teacher_of
 
 
 def rl_rows(catalogue: Catalogue, renderer: Renderer) -> tuple[Sequence[Row], list[Parent]]:
@@ -61,25 +61,8 @@ def _labelled(
     # Who rewards teaches too, so that the control of RL knows all that RL does
     teacher = teacher_of(catalogue, recipe, experiment.rl.teacher or experiment.sft.teacher)
     # Rows of train are asked about without what they have themselves added to the counts
-    taught = with_labels(
-        known,
-        teacher.experts,
-        teacher.shares,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=teacher.exclude_history,
-        folds=teacher.folds,
-    )
-    of_teacher = teacher_rows(
-        histories,
-        teacher.experts,
-        teacher.shares,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=teacher.exclude_history,
-    )
+    taught = teacher.beside(known, recipe, renderer)
+    of_teacher = teacher.alone(histories, recipe, renderer)
     weight = recipe.weight_at(1.0)
     rows = [replace(row, labels=_settled(row.labels, weight)) for row in taught]
     # The teacher's favourite is an answer to learn from, but no target to be rewarded for

@@ -103,6 +103,38 @@ class Teacher(NamedTuple):
     folds: dict[str, int] | None  # which of the networks has not learned a user's rows
     parents: list[Parent]  # directories of the networks
 
+    def beside(self, rows: Sequence[Row], recipe: Recipe, renderer: Renderer) -> list[Row]:
+        """The rows with its answers beside their own; it is asked without what they added to it."""
+        return with_labels(
+            rows,
+            self.experts,
+            self.shares,
+            recipe.top_k,
+            renderer,
+            sharpness=recipe.sharpness,
+            exclude_history=self.exclude_history,
+            folds=self.folds,
+        )
+
+    def alone(
+        self,
+        histories: Sequence[tuple[int, ...]],
+        recipe: Recipe,
+        renderer: Renderer,
+        users: Sequence[str] | None = None,
+    ) -> list[Row]:
+        """Rows that it alone answers, as ``teacher_rows``."""
+        return teacher_rows(
+            histories,
+            self.experts,
+            self.shares,
+            recipe.top_k,
+            renderer,
+            sharpness=recipe.sharpness,
+            exclude_history=self.exclude_history,
+            users=users,
+        )
+
 
 def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float]) -> Teacher:
     """Build the teacher of a catalogue; networks are trained if they are not there yet.
@@ -176,16 +208,7 @@ def taught(
     teacher = teacher_of(catalogue, recipe, catalogue.experiment.sft.teacher)
     num_items = len(catalogue.item_ids)
     # Rows of train keep their targets beside the teacher's answers; rows of items have none
-    labelled = with_labels(
-        rows,
-        teacher.experts,
-        teacher.shares,
-        recipe.top_k,
-        renderer,
-        sharpness=recipe.sharpness,
-        exclude_history=teacher.exclude_history,
-        folds=teacher.folds,
-    )
+    labelled = teacher.beside(rows, recipe, renderer)
     # Items and pairs are short: each has one row, whatever train rows end in them
     pairs = drawn_pairs(
         catalogue.samples.train_sequences,
@@ -198,26 +221,10 @@ def taught(
         ends = ends_of_users(
             catalogue.samples.splits["train"], catalogue.experiment.data.max_history
         )
-    # The same question in all three: rows beside their user's own share tokens with them
-    taught_alone = []
-    for users, histories in (
-        ([""] * num_items, [(item,) for item in range(num_items)]),
-        ([""] * len(pairs), pairs),
-        (list(ends), list(ends.values())),
-    ):
-        taught_alone.append(
-            teacher_rows(
-                histories,
-                teacher.experts,
-                teacher.shares,
-                recipe.top_k,
-                renderer,
-                sharpness=recipe.sharpness,
-                exclude_history=teacher.exclude_history,
-                users=users,
-            )
-        )
-    of_items, of_pairs, of_ends = taught_alone
+    of_items = teacher.alone([(item,) for item in range(num_items)], recipe, renderer)
+    of_pairs = teacher.alone(pairs, recipe, renderer)
+    # Rows beside their user's own share tokens with them
+    of_ends = teacher.alone(list(ends.values()), recipe, renderer, list(ends))
     more = recipe.items * of_items + of_pairs + recipe.open_histories * of_ends
     return labelled + more, teacher.parents
 
