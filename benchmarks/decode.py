@@ -54,6 +54,7 @@ def stock_decoder(
     def decode(
         prompts: list[list[int]], with_scores: bool
     ) -> tuple[list[list[tuple[int, ...]]], list[list[float]]]:
+        """SIDs and, if asked for, scores of the beams of each prompt."""
         width = max(map(len, prompts))
         ids = torch.tensor([[EOS] * (width - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor(

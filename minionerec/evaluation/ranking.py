@@ -108,6 +108,7 @@ def validator(
     trie = policy.trie.to(device)
 
     def validate(model: nn.Module, most: int | None = None) -> dict[str, float]:
+        """Metrics of the model as it is now, on the first ``most`` rows; None: all."""
         chosen = samples[:most]
         ranker = Ranker(
             model,

@@ -161,6 +161,7 @@ def enable_trees(model: PreTrainedModel) -> PreTrainedModel:
         readout: Any = None,  # a Readout, with a tree
         **kwargs: Any,
     ) -> Any:
+        """The model's own forward; with a tree, attention sees each token's ancestors alone."""
         if tree is None or readout is None:
             self.config._attn_implementation = self.plain_attention
             return plain_forward(self, *args, **kwargs)

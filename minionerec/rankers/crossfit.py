@@ -151,6 +151,7 @@ def network(kind: str, models: Sequence[NextItemModel]) -> Expert:
         targets: Sequence[int] | None = None,
         folds: Sequence[int] | None = None,
     ) -> np.ndarray:
+        """``(B, N)``; of rows of train by the network that has not learned them."""
         table = np.zeros((len(histories), num_items))
         shown = np.array([bool(history) for history in histories])
         for fold, model in enumerate(models):

@@ -78,6 +78,7 @@ def popularity(counts: np.ndarray) -> Expert:
         targets: Sequence[int] | None = None,
         _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
+        """``(B, N)``: what follows each history."""
         scores = np.tile(counts.astype(float), (len(histories), 1))
         for row, target in enumerate(targets or ()):
             if target != NO_TARGET:
@@ -100,6 +101,7 @@ def markov(
     matrix = rules.transition_counts(sequences, num_items, reach, backward)
 
     def own(history: Sequence[int], target: int) -> dict[int, float]:
+        """Item -> what the row's own transition has added to the scores."""
         latest_first = history[::-1]
         followed: dict[int, float] = {}
         for ago, item in enumerate(latest_first[:reach], start=1):
@@ -150,6 +152,7 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
         _targets: Sequence[int] | None = None,
         _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
+        """``(B, N)``: what follows each history."""
         latest = rules.latest_items(histories, len(unit), window)  # (B, N) sparse
         total = np.asarray(latest.sum(axis=1)).clip(min=1e-12)  # (B, 1)
         cosine = (latest @ unit) / total @ unit.T  # (B, N)
@@ -220,6 +223,7 @@ def _counting(
         targets: Sequence[int] | None = None,
         _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
+        """``(B, N)``: what follows each history."""
         scores = rule.scores(histories)  # (B, N)
         for row, target in enumerate(targets or ()):
             if target == NO_TARGET:

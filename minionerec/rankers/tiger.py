@@ -215,6 +215,7 @@ def train(
     vocabulary = Vocabulary(sids)
 
     def train_one(choice: dict[str, Any], log: Log) -> T5ForConditionalGeneration:
+        """A model trained with one choice of the grid, its best epoch kept."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = new_model(vocabulary, settings, choice["dropout"])

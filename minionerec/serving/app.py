@@ -197,6 +197,7 @@ class Server:
         """A handler that never raises, and whose answers are counted."""
 
         async def answer(request: Request) -> Response:
+            """One response, also for what was refused or went wrong."""
             try:
                 content = await handler(request)
                 response = content if isinstance(content, Response) else as_json(content)

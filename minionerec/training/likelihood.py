@@ -41,6 +41,7 @@ def sft_logp(model: nn.Module, inputs: dict[str, Any], teacher_weight: float = 0
     weights = (1.0 - teacher_weight) * inputs["own"] + teacher_weight * inputs["teacher"]  # (J,)
 
     def readout(hidden: Tensor, head: OutputHead | LogitsHead) -> Tensor:
+        """The weighted log-likelihood of all answers, summed."""
         if not len(sid_pairs):
             return (vocab_logps(hidden, head, rows, tokens) * weights).sum()
         # one row of children for every place in the trie, however many pairs read it

@@ -55,6 +55,7 @@ def weighted_rewards(catalogue: Catalogue) -> tuple[Reward, list[Parent]]:
     def reward(
         items: Tensor, targets: Tensor, alive: Tensor, histories: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
+        """Each reward times its weight, ``(B, G)``, by name."""
         parts = {}
         if "rule" in weights:
             parts["rule"] = rewards.rule(items, targets, alive)
