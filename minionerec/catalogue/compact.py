@@ -148,7 +148,9 @@ class IntLists(Sequence[list[int]]):
 
     @classmethod
     def of(cls, lists: Iterable[Sequence[int]]) -> IntLists:
-        """From any lists, one after the other."""
+        """From any lists, one after the other; such lists themselves are given back."""
+        if isinstance(lists, IntLists):
+            return lists
         flat = array.array("i")
         starts = array.array("q", [0])
         for numbers in lists:

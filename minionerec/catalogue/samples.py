@@ -7,7 +7,6 @@ task. Which split a sample belongs to is the split of its target. Item ids becom
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minionerec.catalogue import mapped
-from minionerec.catalogue.compact import Sample
+from minionerec.catalogue.compact import IntLists, Sample
 from minionerec.catalogue.mapped import UserArrays
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import is_target
@@ -56,6 +55,7 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
     arrays = mapped.read(data_dir)
     if arrays is None:
         arrays = _read_tables(data_dir, items)
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it read with otherwise
     return Samples(items, arrays.samples(max_history), arrays.train_sequences())
 
 
@@ -239,5 +239,4 @@ def held_out(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample],
 
 def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
     """``(N,)`` how often each item occurs in the train interactions."""
-    flat = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)
-    return np.bincount(flat, minlength=num_items)
+    return np.bincount(IntLists.of(sequences).flat, minlength=num_items)
