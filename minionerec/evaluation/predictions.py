@@ -30,9 +30,13 @@ class Predictions(Sequence[Row]):
         self._scores = array("d")  # (T,)
         self._ends = array("q", [0])  # (n + 1,) where each list ends
         for row in rows:
-            self._users.append(users.setdefault(row["user_id"], len(users)))
-            self._targets.append(items.setdefault(row["target_item_id"], len(items)))
-            self._items.extend([items.setdefault(item, len(items)) for item in row["item_ids"]])
+            user = users.setdefault(row["user_id"], len(users))
+            self._users.append(user)
+            target = items.setdefault(row["target_item_id"], len(items))
+            self._targets.append(target)
+            for item in row["item_ids"]:
+                number = items.setdefault(item, len(items))
+                self._items.append(number)
             self._scores.extend(row["scores"])
             self._ends.append(len(self._items))
         self._user_ids = list(users)
@@ -53,10 +57,14 @@ class Predictions(Sequence[Row]):
         if isinstance(number, slice):
             return [self[place] for place in range(len(self))[number]]
         number = range(len(self))[number]
-        listed = slice(self._ends[number], self._ends[number + 1])
+        start = self._ends[number]
+        end = self._ends[number + 1]
+        listed = slice(start, end)
+        user = self._users[number]
+        target = self._targets[number]
         return {
-            "user_id": self._user_ids[self._users[number]],
-            "target_item_id": self._item_ids[self._targets[number]],
+            "user_id": self._user_ids[user],
+            "target_item_id": self._item_ids[target],
             "item_ids": [self._item_ids[item] for item in self._items[listed]],
             "scores": self._scores[listed].tolist(),
         }

@@ -179,7 +179,11 @@ def transition_counts(
     return both_ways(followers(sequences, num_items, reach), backward)
 
 
-def followers(sequences: Sequence[Sequence[int]], num_items: int, reach: int) -> sparse.csr_matrix:
+def followers(
+    sequences: Sequence[Sequence[int]],
+    num_items: int,
+    reach: int,
+) -> sparse.csr_matrix:
     """``transition_counts`` without what came before."""
     items, users = _flat(sequences)  # (T,), (T,)
     counts = sparse.csr_matrix((num_items, num_items))
@@ -222,14 +226,21 @@ def item_cosine(
     return matrix
 
 
-def latest_items(histories: Histories, num_items: int, window: int) -> sparse.csr_matrix:
+def latest_items(
+    histories: Histories,
+    num_items: int,
+    window: int,
+) -> sparse.csr_matrix:
     """``(B, N)`` weights 1, 1/2, 1/3 ... on the latest ``window`` items; of repeats the sum."""
     recent = [history[: -window - 1 : -1] for history in histories]  # latest first
     lengths = np.fromiter(map(len, recent), np.int64, len(recent))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ends = np.cumsum(lengths)
+    starts = np.concatenate([[0], ends])
     items = np.fromiter(chain.from_iterable(recent), np.int64, starts[-1])
-    ago = np.arange(len(items)) - np.repeat(starts[:-1], lengths) + 1
-    weights = sparse.csr_matrix((1.0 / ago, items, starts), (len(recent), num_items))
+    before = np.repeat(starts[:-1], lengths)  # items of earlier rows
+    ago = np.arange(1, len(items) + 1) - before
+    shape = (len(recent), num_items)
+    weights = sparse.csr_matrix((1.0 / ago, items, starts), shape)
     weights.sum_duplicates()
     return weights
 
@@ -256,22 +267,36 @@ def matrix_scores(matrix: Matrix, window: int) -> SparseScoresOf:
     return scores
 
 
-def matrix_head(matrix: Matrix, window: int, items: np.ndarray) -> HeadOf:
+def matrix_head(
+    matrix: Matrix,
+    window: int,
+    items: np.ndarray,
+) -> HeadOf:
     """Of ``matrix_scores`` those of some items, and a bound for the others."""
     rows = matrix()
     columns = rows[:, items]  # (N, H)
-    among = np.zeros(rows.shape[1], dtype=bool)
+    num_items = rows.shape[0]
+    among = np.zeros(num_items, dtype=bool)
     among[items] = True
-    largest = np.zeros(rows.shape[0])  # (N,) in the other columns
-    for start in range(0, len(largest), ROWS_AT_ONCE):
+    found = []
+    for start in range(0, num_items, ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        others = np.where(among[block.indices], 0.0, block.data)
-        block = sparse.csr_matrix((others, block.indices, block.indptr), block.shape)
-        largest[start : start + ROWS_AT_ONCE] = block.max(axis=1).toarray().ravel()
+        others = np.where(
+            among[block.indices],
+            0.0,
+            block.data,
+        )
+        places = (block.indices, block.indptr)
+        block = sparse.csr_matrix((others, *places), block.shape)
+        largest_of_row = block.max(axis=1)
+        found.append(largest_of_row.toarray().ravel())
+    largest = np.concatenate(found)  # (N,) in the other columns
 
     def head_of(histories: Histories) -> Head:
-        recent = latest_items(histories, len(largest), window)
-        return Head((recent @ columns).toarray(), recent @ largest * (1 + ROUNDING))
+        recent = latest_items(histories, num_items, window)
+        scores = recent @ columns
+        bound = recent @ largest
+        return Head(scores.toarray(), bound * (1 + ROUNDING))
 
     return head_of
 
@@ -420,7 +445,11 @@ def text_candidates(embeddings: np.ndarray) -> list[Rule]:
     return [text_neighbours(embeddings, window, again) for window, again in grid]
 
 
-def _flat(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _flat(
+    sequences: Sequence[Sequence[int]],
+) -> tuple[np.ndarray, np.ndarray]:
     """All sequences end to end ``(T,)``, and the number of the sequence of each item ``(T,)``."""
     lists = IntLists.of(sequences)
-    return lists.flat.astype(np.int64), np.repeat(np.arange(len(lists)), np.diff(lists.starts))
+    lengths = np.diff(lists.starts)
+    owners = np.repeat(np.arange(len(lists)), lengths)
+    return lists.flat.astype(np.int64), owners

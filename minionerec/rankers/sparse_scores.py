@@ -70,7 +70,8 @@ def rank_by_sparse_scores(
         if head_of is not None:
             head = head_of(block)
             if unwanted is not None:
-                _bar(head, place, unwanted[start : start + ROWS_AT_ONCE])
+                of_block = unwanted[start : start + ROWS_AT_ONCE]
+                _bar(head, place, of_block)
             best, values, sure = _best_of_head(head, k)
             items[rows[sure]] = order[best[sure]]
             scores[rows[sure]] = values[sure]
@@ -80,7 +81,12 @@ def rank_by_sparse_scores(
             entries = slice(table.indptr[row], table.indptr[row + 1])
             barred = () if unwanted is None else unwanted[number]
             found, values = _best(
-                table.indices[entries], table.data[entries], order, place, k, barred
+                table.indices[entries],
+                table.data[entries],
+                order,
+                place,
+                k,
+                barred,
             )
             items[number, : len(found)] = found
             scores[number, : len(found)] = values
@@ -113,7 +119,11 @@ def target_ranks(
     return ranks
 
 
-def _ranks(table: sparse.csr_matrix, targets: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _ranks(
+    table: sparse.csr_matrix,
+    targets: np.ndarray,
+    place: np.ndarray,
+) -> np.ndarray:
     """``(B,)`` how many items come before each target by ``(B, N)`` scores."""
     table.eliminate_zeros()
     of_row = np.repeat(np.arange(len(targets)), np.diff(table.indptr))  # (entries,)
@@ -121,14 +131,19 @@ def _ranks(table: sparse.csr_matrix, targets: np.ndarray, place: np.ndarray) -> 
     at_target = table.indices == targets[of_row]
     own[of_row[at_target]] = table.data[at_target]
     earlier = place[table.indices] < place[targets][of_row]
-    before = (table.data > own[of_row]) | ((table.data == own[of_row]) & earlier)
+    of_target = own[of_row]
+    ties = (table.data == of_target) & earlier
+    before = (table.data > of_target) | ties
     count = np.bincount(of_row[before], minlength=len(targets))
     # A target without a score comes behind all that have one, in the order of the others
     passed = np.bincount(of_row[earlier], minlength=len(targets))
     return count + np.where(own == 0, place[targets] - passed, 0)
 
 
-def _ranks_in_head(head: Head, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ranks_in_head(
+    head: Head,
+    targets: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """``(B,)`` how many items of the head come before each target, and whether that decides.
 
     Args:
@@ -139,7 +154,12 @@ def _ranks_in_head(head: Head, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
     inside = targets < width
     rows = np.arange(len(targets))
     # A target outside has the bound at most, and comes behind a head's item with the same score
-    own = np.where(inside, head.scores[rows, np.minimum(targets, width - 1)], head.bound)  # (B,)
+    column = np.minimum(targets, width - 1)
+    own = np.where(
+        inside,
+        head.scores[rows, column],
+        head.bound,
+    )  # (B,)
     ranks = np.count_nonzero(head.scores > own[:, None], axis=1)
     near = np.flatnonzero(ranks < SURE)  # where ties count
     ties = head.scores[near] == own[near, None]
@@ -148,21 +168,30 @@ def _ranks_in_head(head: Head, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
     return ranks, (inside & (own >= head.bound)) | (ranks >= SURE)
 
 
-def _best_of_head(head: Head, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _best_of_head(
+    head: Head,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``(B, k)`` places of the best items of the head, their scores, and whether no other follows.
 
     An item outside with the score of the last one would come behind it.
     """
     width = head.scores.shape[1]
+    count = len(head.bound)
     if width < k:
-        nothing = np.zeros((len(head.bound), k), dtype=np.int64)
-        return nothing, nothing.astype(float), np.zeros(len(head.bound), dtype=bool)
+        nothing = np.zeros((count, k), dtype=np.int64)
+        unsure = np.zeros(count, dtype=bool)
+        return nothing, nothing.astype(float), unsure
     best = top_k(head.scores, np.arange(width), k)
     values = np.take_along_axis(head.scores, best, axis=1)
     return best, values, values[:, -1] >= head.bound
 
 
-def _bar(head: Head, place: np.ndarray, unwanted: Sequence[Collection[int]]) -> None:
+def _bar(
+    head: Head,
+    place: np.ndarray,
+    unwanted: Sequence[Collection[int]],
+) -> None:
     """Give unwanted items of the head no chance."""
     for row, items in zip(head.scores, unwanted, strict=True):
         places = place[list(items)]

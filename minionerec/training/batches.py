@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch.utils.data import BatchSampler, Sampler
 
+from minionerec.catalogue.compact import runs
 from minionerec.catalogue.split import stable_order
 
 
@@ -49,10 +50,13 @@ class GroupedSampler(Sampler[int]):
             # Depends on nothing but seed and epoch: not on what was drawn before an interruption
             rng = np.random.default_rng((self._seed, self._epoch))
             if self._rows is None:
-                self._order = rng.permutation(np.arange(self._length, dtype=np.int32))
+                rows = np.arange(self._length, dtype=np.int32)
+                self._order = rng.permutation(rows)
             else:
                 groups = rng.permutation(len(self._sizes))
-                self._order = self._rows[spans(self._sizes, groups)]
+                starts = np.cumsum(self._sizes) - self._sizes
+                places = runs(starts[groups], self._sizes[groups])
+                self._order = self._rows[places]
         return self._order
 
     def __len__(self) -> int:
@@ -60,20 +64,6 @@ class GroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
-
-
-def spans(sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of the members of groups that lie end to end, for one group after the other.
-
-    >>> spans(np.array([2, 1, 3]), np.array([2, 0])).tolist()
-    [3, 4, 5, 0, 1]
-    """
-    starts = (np.cumsum(sizes) - sizes)[wanted]
-    lengths = sizes[wanted]
-    written = np.cumsum(lengths) - lengths  # before each group
-    places = np.repeat(starts - written, lengths)
-    places += np.arange(len(places))
-    return places
 
 
 def _numbered(groups: Sequence[str]) -> np.ndarray:

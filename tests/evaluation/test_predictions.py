@@ -4,8 +4,12 @@ import json
 import random
 import tracemalloc
 
+import numpy as np
+
+from minionerec.catalogue.compact import SampleList, UserLog
 from minionerec.evaluation.metrics import row_metrics
 from minionerec.evaluation.predictions import Predictions
+from minionerec.evaluation.rows import rows_of_samples
 from minionerec.evaluation.statistics import compare
 
 
@@ -65,3 +69,30 @@ def test_a_row_of_fifty_items_takes_less_than_a_kilobyte():
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(kept) == 2000 and size / 2000 < 700
+
+
+def test_samples_in_arrays_make_the_rows_that_samples_one_by_one_make():
+    """Users whose names sort otherwise than they come, histories that are cut, empty or whole."""
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 25, 200)
+    count = lengths.sum()
+    log = UserLog(
+        [f"u{number * 7919 % 1000}" for number in range(200)],
+        np.repeat(np.arange(200, dtype=np.int32), lengths),
+        rng.integers(0, 50, count).astype(np.int32),
+        np.arange(count),
+        np.cumsum(lengths) - lengths,
+        max_history=10,
+    )
+    samples = SampleList(log, rng.permutation(count)[:300].astype(np.int32))
+    lists = rng.integers(0, 50, (300, 5))
+    ids = [f"i{number}" for number in range(50)]
+    found = rows_of_samples(samples, lists, ids)
+    expected = rows_of_samples(list(samples), lists, ids)
+    for name in ("users", "targets", "items"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    assert found.histories.items.tolist() == expected.histories.items.tolist()
+    assert found.histories.lengths.tolist() == expected.histories.lengths.tolist()
+    assert 0 in found.histories.lengths and 10 in found.histories.lengths
+    assert list(samples.histories()) == [list(sample.history) for sample in samples]
+    assert found.canonical_order().tolist() == expected.canonical_order().tolist()
