@@ -28,8 +28,9 @@ if __name__ == "__main__":
     while_importing()
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,10 @@ from minionerec.pages.comparison_page import write_comparison_page
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, check, compare, print."""
     options = read_arguments(argv)
+    for flag, file in (("--json", options.json), ("--page", options.page)):
+        if file:  # before anything is read
+            with writing(flag, file):
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
     methods = read_methods(options.runs)
     rankings = []
     for method in methods:
@@ -64,11 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.page:
         write_comparison_page(Path(options.page), figures)
     if options.json:
-        try:
+        with writing("--json", options.json):
             write_json(Path(options.json), figures)
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise UserError(f"--json {options.json}: cannot be written: {reason}") from error
+
+
+@contextlib.contextmanager
+def writing(flag: str, file: str) -> Iterator[None]:
+    """Make a ``UserError`` of a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(f"{flag} {file}: cannot be written: {reason}") from error
 
 
 class _Arguments(argparse.ArgumentParser):
