@@ -28,9 +28,9 @@ if __name__ == "__main__":
     while_importing()
 
 import argparse
-import contextlib
+import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, check, compare, print."""
     options = read_arguments(argv)
     for flag, file in (("--json", options.json), ("--page", options.page)):
-        if file:  # before anything is read
-            with writing(flag, file):
-                Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if file and not Path(file).parent.is_dir():  # said before anything is read
+            raise UserError(f"{flag} {file}: cannot be written: {os.strerror(errno.ENOENT)}")
     methods = read_methods(options.runs)
     rankings = []
     for method in methods:
@@ -69,18 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.page:
         write_comparison_page(Path(options.page), figures)
     if options.json:
-        with writing("--json", options.json):
+        try:
             write_json(Path(options.json), figures)
-
-
-@contextlib.contextmanager
-def writing(flag: str, file: str) -> Iterator[None]:
-    """Make a ``UserError`` of a file that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise UserError(f"{flag} {file}: cannot be written: {reason}") from error
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"--json {options.json}: cannot be written: {reason}") from error
 
 
 class _Arguments(argparse.ArgumentParser):
