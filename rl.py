@@ -38,7 +38,7 @@ from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run
 from minionerec.training.checkpoints import CheckpointContents
-from minionerec.training.guard import GUARDED, Guard
+from minionerec.training.guard import GUARDED, Guard, unlike_sft
 from minionerec.training.hints import kept_hints
 from minionerec.training.rl_rows import rl_rows
 from minionerec.training.weighted_rewards import weighted_rewards
@@ -85,7 +85,8 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     before = validate(model.to(arguments.device))
     guard = Guard(before, s.guard)
-    say(f"SFT model: validation {guard}")
+    unlike = unlike_sft(experiment, len(catalogue.samples.splits["valid"]))
+    say(f"SFT model: validation {guard}{unlike}")
     reward, reward_models = weighted_rewards(catalogue)
     hints = kept_hints(policy, rows, arguments.device, not dry_run)
     parents = [*policy.parents, *reward_models, *teachers]
