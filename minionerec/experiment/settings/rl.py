@@ -224,8 +224,12 @@ class RLSettings(Settings):
     @property
     def has_reference(self) -> bool:
         """Whether the objective compares the policy with the model that it began from."""
-        has_kl = self.objective in ("grpo", "dr_grpo") and self.beta > 0
-        return has_kl or self.objective == "sdpo"
+        return self.has_kl or self.objective == "sdpo"
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the loss has a KL term; lists that are compared have none."""
+        return self.objective in ("grpo", "dr_grpo") and self.beta > 0
 
     @property
     def completions(self) -> int:
