@@ -22,6 +22,11 @@ deviation over seeds tells.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import argparse
 import os
 from collections.abc import Sequence

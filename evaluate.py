@@ -17,6 +17,11 @@ bytes (on a CPU, with one thread).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 from pathlib import Path
 from typing import Any
 

@@ -19,6 +19,11 @@ kill the same command goes on; ``accelerate launch recommend.py ...`` ranks in s
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 from pathlib import Path
 
 from minionerec.errors import UserError, one_line_errors

@@ -13,6 +13,11 @@ the forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 from functools import partial
 from pathlib import Path
 

@@ -11,6 +11,11 @@ docs/SERVING.md has the rest.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import sys
 from pathlib import Path
 

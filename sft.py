@@ -13,6 +13,11 @@ from its last checkpoint in runs/<name>/sft.partial.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import itertools
 from functools import partial
 from pathlib import Path

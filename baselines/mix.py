@@ -13,6 +13,15 @@ among them where ``sft.teacher`` or ``evaluate.fusion`` has had them trained.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 from collections.abc import Sequence
 
 from minionerec.catalogue.inputs import Catalogue

@@ -12,6 +12,15 @@ SIDs and is counted as the language models are).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import json
 import time
 from collections.abc import Iterator

@@ -11,6 +11,15 @@ k-core; a split that the source carries is taken as it is.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 from pathlib import Path
 from typing import Any
 

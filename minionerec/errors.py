@@ -18,9 +18,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType, TracebackType
 
 USER_ERROR = 2
 LOST_PROCESS = 3
+INTERRUPTED = "interrupted; what is finished stays, and the same command goes on or begins again"
+SET_UP = (
+    "run `bash quickstart.sh` once, or `pip install -r requirements.txt` in an active environment"
+)
+OURS = ("minionerec", "rqvae")  # what is missing of these is a fault of ours, and shown as one
 # Set where minionerec/experiment/accelerated.py has started this process and will print its message
 LAUNCHER = "MINIONEREC_LAUNCHER"
 # What gloo says when another process has ended
@@ -49,6 +55,35 @@ def show(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def while_importing() -> None:
+    """Make Ctrl-C, and a package that is not installed, one line while a command still imports.
+
+    A command's first statement: its imports take seconds. ``one_line_errors`` takes over. An
+    interrupt ends the process at once, since libraries turn ``KeyboardInterrupt`` into errors of
+    their own while they load.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
+        signal.signal(signal.SIGINT, _end_at_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # launch.py holds it back
+    sys.excepthook = _show_missing_package
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    _leave(INTERRUPTED)
+    os._exit(stopped_by(number))
+
+
+def _show_missing_package(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if not name or name.split(".")[0] in OURS:
+        sys.__excepthook__(kind, error, trace)
+        return
+    _leave(f"{sys.executable} lacks the package {name}; {SET_UP}")
+    sys.exit(USER_ERROR)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a ``UserError`` into its text on stderr and exit code 2.
@@ -57,6 +92,9 @@ def one_line_errors() -> Iterator[None]:
     prints the cause once; under another launcher the first process prints. A process that only lost
     the failing one ends quietly with an exit code of its own.
     """
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.excepthook = sys.__excepthook__
     try:
         yield
         sys.stdout.flush()
@@ -64,7 +102,7 @@ def one_line_errors() -> Iterator[None]:
         _leave(str(error))
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
-        _leave("interrupted; what is finished stays, and the same command goes on or begins again")
+        _leave(INTERRUPTED)
         sys.exit(stopped_by(signal.SIGINT))
     except SystemExit:
         with _quiet_pipe():

@@ -35,9 +35,19 @@ find_python() {
     return 1
 }
 
+# Set PYTHON to the system's where it has everything, as in a container that was built for this.
+find_system_python() {
+    PYTHON="$(command -v python3)" && is_recent "$PYTHON" && [[ -z "$(lacks)" ]]
+}
+
+# What PYTHON lacks of requirements.txt.
+lacks() {
+    "$PYTHON" "$ROOT/minionerec/experiment/lacking.py" "$ROOT/requirements.txt"
+}
+
 # For the stage scripts: find_python, or say how to get one.
 need_python() {
-    find_python || refuse "no Python environment is active and $ROOT/.venv does not exist; run \`bash quickstart.sh\` once, or \`pip install -r requirements.txt\` in an active environment"
+    find_python || find_system_python || refuse "no Python environment is active and $ROOT/.venv does not exist; run \`bash quickstart.sh\` once, or \`pip install -r requirements.txt\` in an active environment"
 }
 
 is_recent() {
@@ -47,11 +57,12 @@ is_recent() {
 # set_up user (quickstart.sh) or set_up developer (test.sh). Create .venv unless an environment is active, and install
 # requirements.txt and this project into the environment, for a developer with the extra dev of pyproject.toml, in the
 # versions of constraints.txt, unless the stamp in it says that this very set was installed before. A user's active
-# environment that lacks nothing is left as it is; what it lacks is said first.
+# environment that lacks nothing is left as it is; what it lacks is said first. So is the system's Python.
 set_up() {
-    local candidate stamp wanted lacks extra=""
+    local candidate stamp wanted missing extra=""
     if [[ "$1" == developer ]]; then extra="[dev]"; fi
     if ! find_python; then
+        if [[ "$1" == user ]] && find_system_python; then return 0; fi
         for candidate in python3 python3.11 python3.12 python3.13; do
             is_recent "$candidate" && break
         done
@@ -66,9 +77,9 @@ set_up() {
     if [[ -f "$stamp" ]] && grep -qxF -- "$wanted$extra" "$stamp"; then return 0; fi
     if [[ "$1" == user && "$PYTHON" != "$ROOT/.venv/bin/python" && ! -f "$stamp" ]]; then
         # Somebody else's: it is left as it is where nothing is missing, and told apart where something is
-        lacks="$("$PYTHON" "$ROOT/minionerec/experiment/lacking.py" "$ROOT/requirements.txt")"
-        if [[ -z "$lacks" ]]; then return 0; fi
-        echo "set-up: the active environment lacks $lacks (deactivate it to have them in $ROOT/.venv instead)"
+        missing="$(lacks)"
+        if [[ -z "$missing" ]]; then return 0; fi
+        echo "set-up: the active environment lacks $missing (deactivate it to have them in $ROOT/.venv instead)"
     fi
     echo "set-up: installing requirements.txt${extra:+ and the extra dev} into $(dirname -- "$stamp") (once, a minute or two)"
     "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip --default-pip >/dev/null

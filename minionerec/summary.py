@@ -5,6 +5,11 @@ python -m minionerec.summary --config configs/quickstart.yaml
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 from minionerec.errors import one_line_errors
 from minionerec.experiment.config import read_command_line
 from minionerec.pages.summary import main

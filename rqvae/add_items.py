@@ -20,6 +20,15 @@ An extended experiment can be extended again: ``--name NAME --items more.csv --t
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import dataclasses
 import hashlib
 import json

@@ -16,6 +16,15 @@ Departures from the reference code: (1) the default is residual k-means, which n
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import hashlib
 import json
 import time

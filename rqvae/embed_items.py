@@ -24,6 +24,15 @@ its own on. Vectors of your own (``sids.embeddings``) are read anew every time.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import contextlib
 import hashlib
 import json

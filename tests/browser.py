@@ -8,7 +8,8 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-# A title that tries to leave its cell, to run, to be a template, and to turn the rest of its line round.
+# A title that tries to leave its cell, to run, to be a template, and to turn the rest of its line
+# round.
 NASTY = """</td><script>alert("1")</script> & 'co' <b> {{ 7 * 7 }} \u202eabc"""
 
 
@@ -76,7 +77,9 @@ def browse(page: Path, folder: Path, width: int, action: str) -> str:
 
 
 def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:
-    """Pixels that a page takes, and that the window has: wider, and the page as a whole scrolls sideways."""
+    """Pixels that a page takes, and that the window has: wider, and the page as a whole scrolls
+    sideways.
+    """
     probe = folder / "probe.html"
     # In a frame: Chromium's own windows are at least 500 pixels wide
     inside = html.escape(page.read_text(encoding="utf-8"))

@@ -61,7 +61,9 @@ STAGES: dict[str, Callable[[], None]] = {
 
 
 def command(stage: str, config: Path, *flags: str) -> None:
-    """A stage as its script runs it, on one thread, but for the picture of its log, which takes longer than these trainings."""
+    """A stage as its script runs it, on one thread, but for the picture of its log, which takes
+    longer than these trainings.
+    """
     torch.set_num_threads(1)
     plots.curves = lambda rows, path: path.write_text(json.dumps(rows))
     sys.argv = [stage, "--config", str(config), *flags]
@@ -131,7 +133,9 @@ def _be(
 
 
 def shop(folder: Path) -> Path:
-    """Two small tables, a tiny encoder and the YAML of an experiment with them; every stage takes less than a second."""
+    """Two small tables, a tiny encoder and the YAML of an experiment with them; every stage takes
+    less than a second.
+    """
     rng = random.Random(1)
     folder.mkdir(parents=True, exist_ok=True)
     things, kinds = (
@@ -211,7 +215,9 @@ def shop(folder: Path) -> Path:
 
 
 def artefacts(folder: Path) -> dict[str, Any]:
-    """What every file of a folder holds, by name: its digest, or its JSON; of an evaluation without ``cost``, which a clock decides."""
+    """What every file of a folder holds, by name: its digest, or its JSON; of an evaluation without
+    ``cost``, which a clock decides.
+    """
     found: dict[str, Any] = {}
     for file in sorted(path for path in folder.rglob("[!.]*") if path.is_file()):
         if file.suffix in (".json", ".jsonl"):

@@ -1,4 +1,6 @@
-"""Slow, obviously right versions of what the library computes fast. Tests compare the two; nothing else uses these."""
+"""Slow, obviously right versions of what the library computes fast. Tests compare the two; nothing
+else uses these.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ def plain_hr(ranked: list[str], target: str, k: int) -> float:
 
 
 def plain_ndcg(ranked: list[str], target: str, k: int) -> float:
-    """DCG@k over ideal DCG@k, written out as two sums; relevance is 1 for the target and 0 elsewhere."""
+    """DCG@k over ideal DCG@k, written out as two sums; relevance is 1 for the target and 0
+    elsewhere.
+    """
     relevance = [1.0 if item == target else 0.0 for item in ranked]
     dcg = sum(gain / math.log2(rank + 2) for rank, gain in enumerate(relevance[:k]))
     return dcg / (1.0 / math.log2(2))

@@ -23,7 +23,9 @@ SMALL = {
 
 
 def walks(num_users: int, num_items: int, seed: int) -> list[list[int]]:
-    """What each user took, in order: mostly the next item of a circle, so that there is something to learn."""
+    """What each user took, in order: mostly the next item of a circle, so that there is something
+    to learn.
+    """
     rng = random.Random(seed)
     found = []
     for _ in range(num_users):
@@ -37,7 +39,9 @@ def walks(num_users: int, num_items: int, seed: int) -> list[list[int]]:
 
 
 def excel_shop(folder: Path) -> dict[str, str]:
-    """Excel's ``sep=`` line, semicolons, decimal commas, dd.mm.yyyy, two articles without a name, a byte order mark."""
+    """Excel's ``sep=`` line, semicolons, decimal commas, dd.mm.yyyy, two articles without a name, a
+    byte order mark.
+    """
     articles = ["sep=;", "Artikelnr;Bezeichnung;Marke;Kategorie"]
     for number in range(60):
         name = (GERMAN if number % 2 else CHINESE)[number // 2 % 5]

@@ -23,7 +23,9 @@ SECOND = os.environ.get("RANK") == "1"
 
 
 def fsdp_on_cpu() -> None:
-    """Accelerate leaves FSDP out for processes on the CPU, and only there; torch itself shards on gloo too."""
+    """Accelerate leaves FSDP out for processes on the CPU, and only there; torch itself shards on
+    gloo too.
+    """
     original = PartialState.__init__
 
     def init(self, *args, **kwargs):

@@ -1,4 +1,6 @@
-"""Small worlds for tests: random catalogues, tiny random checkpoints of several architectures, a word-level tokenizer."""
+"""Small worlds for tests: random catalogues, tiny random checkpoints of several architectures, a
+word-level tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ WINDOWED = {
 def random_catalogue(
     seed: int, num_items: int, num_levels: int, num_codes: int, shared: float = 0.0
 ) -> list[tuple[int, ...]]:
-    """SIDs of equal length; distinct unless ``shared`` is the share of items that copy another's SID."""
+    """SIDs of equal length; distinct unless ``shared`` is the share of items that copy another's
+    SID.
+    """
     rng = random.Random(seed)
     space = num_codes**num_levels
     picked = rng.sample(range(space), min(num_items, space))

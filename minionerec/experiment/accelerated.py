@@ -10,6 +10,11 @@ minute for the stage to save its state.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import logging
 import os
 import signal
@@ -19,7 +24,15 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from minionerec.errors import LAUNCHER, LOST_PROCESS, USER_ERROR, show, stopped_by
+from minionerec.errors import (
+    INTERRUPTED,
+    LAUNCHER,
+    LOST_PROCESS,
+    USER_ERROR,
+    one_line_errors,
+    show,
+    stopped_by,
+)
 
 
 def main(words: list[str]) -> int:
@@ -33,6 +46,8 @@ def main(words: list[str]) -> int:
         failures = error.failures.items()
         return report({rank: (each.exitcode, each.message) for rank, each in failures})
     except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            show(INTERRUPTED)
         return stopped_by(error.sigval)
     return 0
 
@@ -71,4 +86,5 @@ def report(failures: dict[int, tuple[int, dict | str]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,11 @@ process, so that signals reach the stage itself and its exit code is the command
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import importlib.util
 import os
 import shutil
@@ -21,13 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minionerec.errors import UserError, one_line_errors, stopped_by
+from minionerec.errors import SET_UP, UserError, one_line_errors, stopped_by
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("yaml", "pydantic", "torch", "transformers", "accelerate")
-ADVICE = (
-    "run `bash quickstart.sh` once, or `pip install -r requirements.txt` in an active environment"
-)
 # Settings of an accelerate file that a variable of the same name, in capitals, replaces
 OF_THE_MACHINE = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
 # Of every stage, unless the caller has set them
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
         UserError: a package, a setting or an earlier stage is missing or wrong.
     """
     if not all(map(has_package, PACKAGES)):
-        raise UserError(f"{sys.executable} lacks packages of requirements.txt; {ADVICE}")
+        raise UserError(f"{sys.executable} lacks packages of requirements.txt; {SET_UP}")
     # Only now: these import the packages
     from minionerec.experiment import preflight, reuse, stages
     from minionerec.experiment.config import read_command_line
@@ -203,8 +205,8 @@ def run(command: Command) -> int:
     environment = {**os.environ, **command.variables}
     early: list[int] = []  # signals that come before there is a process to pass them on to
     signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
-    hold_back_interrupts(command)
-    with subprocess.Popen(started(command), env=environment) as process:
+    hold_back_interrupts()
+    with subprocess.Popen([sys.executable, *command.words], env=environment) as process:
         signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         # A terminal sends an interrupt to both processes; this one waits for the other
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -222,26 +224,14 @@ def become(command: Command) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     environment = {**os.environ, **command.variables}
-    hold_back_interrupts(command)
-    os.execve(sys.executable, started(command), environment)  # noqa: S606 (no shell is wanted)
+    hold_back_interrupts()
+    words = [sys.executable, *command.words]
+    os.execve(sys.executable, words, environment)  # noqa: S606 (no shell is wanted)
 
 
-def hold_back_interrupts(command: Command) -> None:
-    """Let a SIGINT wait until ``start.py`` takes it; what is started inherits that."""
-    if is_script(command):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-
-def is_script(command: Command) -> bool:
-    """Whether it is a script of ours, and no launcher that starts some."""
-    return not command.words[0].startswith("-")
-
-
-def started(command: Command) -> list[str]:
-    """The whole command line; a script is run by ``start.py``, a launcher starts its own."""
-    if not is_script(command):
-        return [sys.executable, *command.words]
-    return [sys.executable, "-P", str(ROOT / "minionerec/experiment/start.py"), *command.words]
+def hold_back_interrupts() -> None:
+    """Let a SIGINT wait for ``errors.while_importing``; what is started inherits that."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 if __name__ == "__main__":

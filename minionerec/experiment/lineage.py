@@ -138,9 +138,11 @@ def is_done(experiment: Experiment, stage: str, path: Path | None = None, **fact
         check_settings(experiment, parent, read_manifest(parent))
     changed = settings_difference(manifest["settings"], settings_of(experiment, stage))
     if changed:
+        way = f"run again {ways_out(experiment, stage)}"
+        if path not in _removed_by_redo(experiment, stage):
+            way = f"delete {path} and run the same command again"
         raise UserError(
-            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or "
-            f"run again {ways_out(experiment, stage)}"
+            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or {way}"
         )
     check_parents(path, manifest)
     check_sources(path, manifest)
@@ -247,9 +249,23 @@ def check_settings(experiment: Experiment, path: Path, manifest: dict[str, Any])
     changed = settings_difference(before, {key: now[key] for key in before})
     if changed:
         raise UserError(
-            f"{path}: was made with other settings ({'; '.join(changed)}); restore them, or run "
-            f"`{_maker(manifest)}` first {ways_out(experiment, manifest['stage'])}"
+            f"{path}: was made with other settings ({'; '.join(changed)}); "
+            f"{_what_to_do(experiment, path, manifest)}"
         )
+
+
+def _what_to_do(experiment: Experiment, path: Path, manifest: dict[str, Any]) -> str:
+    run = stage_path(experiment, "data").parent
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(run)):
+        return (
+            "it is of another experiment: give this command the settings it was made with, or use "
+            "it with the --config and --name of that one"
+        )
+    if "made_by" in manifest:
+        return f"restore them, or run `{manifest['made_by']}` with them and another --to NAME"
+    return (
+        f"restore them, or run `{_maker(manifest)}` first {ways_out(experiment, manifest['stage'])}"
+    )
 
 
 def ways_out(experiment: Experiment, stage: str) -> str:
@@ -299,6 +315,13 @@ def _check_checkpoint(experiment: Experiment, path: Path, manifest: dict[str, An
 def _parents_on_disk(path: Path, manifest: dict[str, Any]) -> list[Path]:
     parents = [Path(os.path.normpath(path / relative)) for relative in manifest["parents"]]
     return [parent for parent in parents if parent.exists()]
+
+
+def _removed_by_redo(experiment: Experiment, stage: str) -> list[Path]:
+    """Not so an audit, nor SIDs that were made to be compared."""
+    if stage == "audit":
+        return []
+    return [output.path for output in outputs(experiment, REDONE.get(stage, stage))]
 
 
 def _maker(manifest: dict[str, Any]) -> str:

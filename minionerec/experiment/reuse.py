@@ -32,7 +32,19 @@ from minionerec.experiment.stages import (
     stage_path,
 )
 
-SHARED = ("data", "embeddings", "sids", "baselines", "sft", "collaborative", "rl", "evaluate")
+# Networks that teach SFT, or answer beside it, are made on the way and cost minutes
+FOLDS = tuple(name for name in STAGES if name.endswith("_folds"))
+SHARED = (
+    "data",
+    "embeddings",
+    "sids",
+    "baselines",
+    *FOLDS,
+    "sft",
+    "collaborative",
+    "rl",
+    "evaluate",
+)
 FLAGS = ("from", "redo")
 YES = "--yes"
 

@@ -16,6 +16,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from minionerec.errors import while_importing
+
+    while_importing()
+
 import json
 import sys
 from collections import defaultdict

@@ -169,7 +169,9 @@ def test_reviews_without_rating_are_kept_with_none(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_text_of_the_files(tmp_path):
-    """40 MB of review text and 20 MB of descriptions of items that nobody buys are read in far less."""
+    """40 MB of review text and 20 MB of descriptions of items that nobody buys are read in far
+    less.
+    """
     settings = release(tmp_path, "2018 unpacked")
     with open(tmp_path / "Tools.json", "a") as handle:
         for _ in range(400):

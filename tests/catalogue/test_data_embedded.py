@@ -122,7 +122,9 @@ def test_an_item_is_not_bought_before_its_launch(catalogue):
 
 
 def test_the_first_purchase_is_a_main_product_of_a_liked_department_or_noise(catalogue):
-    """Without history, 'wanted' and 'again' are impossible: start and noise share the whole, 11 to 16."""
+    """Without history, 'wanted' and 'again' are impossible: start and noise share the whole, 11 to
+    16.
+    """
     chances = chances_after(catalogue)
     main = (catalogue.leaf == 0) & (catalogue.department < 2)
     noise = catalogue.popularity / catalogue.popularity.sum()
@@ -131,7 +133,9 @@ def test_the_first_purchase_is_a_main_product_of_a_liked_department_or_noise(cat
 
 
 def test_a_kit_is_continued_in_its_system_and_in_the_buyers_size(catalogue):
-    """After a camera of system 0 (item 0): 'wanted' is spread over the accessories of that system alone."""
+    """After a camera of system 0 (item 0): 'wanted' is spread over the accessories of that system
+    alone.
+    """
     fits = (catalogue.department == 0) & (catalogue.kind % 4 == 0) & (catalogue.leaf > 0)
     chances = chances_after(catalogue, 0)
     start = (catalogue.leaf == 0) & (catalogue.department < 2)
@@ -178,7 +182,9 @@ def ndcg(ranks: list[int]) -> float:
 
 
 def test_knowing_the_structure_is_worth_twice_the_best_count(catalogue, purchases):
-    """Global-time test targets: popularity and item-to-item counts against the generator's own chances."""
+    """Global-time test targets: popularity and item-to-item counts against the generator's own
+    chances.
+    """
     users = pd.factorize(purchases["user_id"])[0]
     items = (
         purchases["item_id"]

@@ -103,7 +103,9 @@ def test_items_and_codes_come_along(tmp_path):
 
 @pytest.mark.parametrize("limit", [3, 10])
 def test_random_sequences_survive_the_cut_into_rows(tmp_path, limit):
-    """Cut histories overlap by less than the sequence; chaining must still give back every purchase."""
+    """Cut histories overlap by less than the sequence; chaining must still give back every
+    purchase.
+    """
     rng = random.Random(limit)
     samples, sequences = [], {}
     for user in (f"u{number}" for number in range(12)):

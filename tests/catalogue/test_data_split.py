@@ -49,7 +49,9 @@ def test_k_core_equals_dropping_one_user_or_item_at_a_time(pairs, min_user, min_
 
 
 def test_k_core_unravels_a_chain_to_nothing():
-    """Users and items 0-0-1-1-2-2: dropping the loose end makes the next pair loose, and so on to the last."""
+    """Users and items 0-0-1-1-2-2: dropping the loose end makes the next pair loose, and so on to
+    the last.
+    """
     users, items = np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2])
     assert not filters.k_core(users, items, 2, 2).any()
 
@@ -115,7 +117,9 @@ def test_leave_one_out_takes_the_last_two_of_every_user():
 
 
 def test_global_time_cuts_the_targets_and_labels_first_interactions_by_period():
-    """Ten targets at times 1..10; 8:1:1 leaves 9 to valid and 10 to test. First interactions lie at 0, 9 and 10."""
+    """Ten targets at times 1..10; 8:1:1 leaves 9 to valid and 10 to test. First interactions lie at
+    0, 9 and 10.
+    """
     times = np.array([0, *range(1, 9), 9, 9, 10, 10])
     target = np.array([False, *[True] * 8, False, True, True, False])
     assert split.global_time(times, target, [0.8, 0.1, 0.1]).tolist() == ["train"] * 9 + [
@@ -177,7 +181,9 @@ def test_a_split_without_targets_is_an_error_that_gives_the_sizes():
 
 
 def test_selection_counts_what_each_filter_drops():
-    """User 0 buys items 0 and 1 three times; user 1 twice, one of them before the window; user 2 rates badly."""
+    """User 0 buys items 0 and 1 three times; user 1 twice, one of them before the window; user 2
+    rates badly.
+    """
     day = 86_400
     users = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
     items = np.array([0, 1, 0, 1, 0, 1, 0, 1, 1, 0, 1])

@@ -1,4 +1,6 @@
-"""Samples: every interaction but a user's first is a target; its split is the target's; histories are cut from the left."""
+"""Samples: every interaction but a user's first is a target; its split is the target's; histories
+are cut from the left.
+"""
 
 import numpy as np
 import pandas as pd
@@ -142,7 +144,9 @@ def test_a_first_interaction_is_nobodys_target_from_stage_0_to_the_samples(tmp_p
 
 
 def test_the_first_cut_of_a_long_sequence_is_random():
-    """Else a user's items would meet the same neighbours in every epoch, and some no longer history ever."""
+    """Else a user's items would meet the same neighbours in every epoch, and some no longer history
+    ever.
+    """
     sequence = list(range(40))
     firsts = set()
     for seed in range(200):
@@ -176,7 +180,9 @@ def test_every_item_but_the_first_is_a_target_exactly_once(lengths, max_history,
 
 
 def test_window_samples_have_every_target_once_with_what_its_window_holds_before_it():
-    """One user with seven items, windows of at most four: whatever the first cut, items 1 to 6 are targets, and histories grow from 1."""
+    """One user with seven items, windows of at most four: whatever the first cut, items 1 to 6 are
+    targets, and histories grow from 1.
+    """
     for seed in range(5):
         found = window_samples([[0, 1, 2, 3, 4, 5, 6], [9]], 3, seed)
         assert sorted(sample.target for sample in found) == [1, 2, 3, 4, 5, 6]

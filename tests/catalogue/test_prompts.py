@@ -117,7 +117,9 @@ def test_no_prompt_contains_its_target(task, template):
 
 
 def test_equal_histories_with_different_targets_keep_their_own_target():
-    """The reference looks targets up by prompt text, so one of the two users is trained on the other's."""
+    """The reference looks targets up by prompt text, so one of the two users is trained on the
+    other's.
+    """
     _, renderer = world()
     rows = mixture({"sid_to_sid": 1.0}, SAMPLES, renderer, 4, 0)
     assert rows[0].prompt == rows[2].prompt
@@ -372,7 +374,9 @@ def test_a_row_that_cannot_fit_is_refused_before_training_also_among_many(monkey
 
 @pytest.mark.parametrize("make", [train_tokenizer, qwen_like_tokenizer])
 def test_rows_of_a_real_catalogue_have_the_ids_of_tokenizer_calls(real_data, make):
-    """Every item of the item tasks, and histories from all over the train split, without what is cut for length."""
+    """Every item of the item tasks, and histories from all over the train split, without what is
+    cut for length.
+    """
     items, interactions, codes = read_amazon(str(real_data / "amazon_industrial"))
     samples = build_samples(interactions, {item: i for i, item in enumerate(items["item_id"])}, 10)[
         0

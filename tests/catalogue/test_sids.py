@@ -96,7 +96,9 @@ def test_the_tables_of_a_small_trie_worked_by_hand():
 
 
 def test_codes_too_wide_for_one_sort_key_give_the_same_trie_as_narrow_ones():
-    """Spreading the codes of each level keeps their order, so every table but ``code`` stays; 3 x 30 bits fit no integer."""
+    """Spreading the codes of each level keeps their order, so every table but ``code`` stays; 3 x
+    30 bits fit no integer.
+    """
     for seed in range(5):
         narrow = np.array(random_catalogue(seed, 80, 3, 6, shared=0.2))
         narrow[narrow[:, 0] == 0, 1:] = -1  # one branch of shorter SIDs
@@ -120,7 +122,9 @@ def test_an_array_of_any_integer_type_is_read(dtype):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_expand_gives_the_children_of_every_node_and_none_of_a_leaf(seed):
-    """Against ``children``, node by node, at the level of the node's depth; some SIDs are shared, some shorter."""
+    """Against ``children``, node by node, at the level of the node's depth; some SIDs are shared,
+    some shorter.
+    """
     rng = random.Random(seed)
     sids = random_catalogue(
         seed, rng.choice([1, 7, 90]), rng.randint(1, 4), rng.randint(1, 6), shared=0.1

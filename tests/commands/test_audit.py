@@ -75,7 +75,9 @@ def world(
 
 
 def test_a_test_row_that_training_shows_word_for_word_is_found():
-    """Of abab|a|b a history of one item shows a -> b three times, one of them in test; longer histories tell them apart."""
+    """Of abab|a|b a history of one item shows a -> b three times, one of them in test; longer
+    histories tell them apart.
+    """
     found = audit_checks.rows_in_train(world("abab|a|b", max_history=1))
     assert (found.verdict, found.figures) == ("problem", {"valid": 1, "test": 1})
     assert audit_checks.rows_in_train(world("abab|a|b")).figures == {"valid": 0, "test": 0}
@@ -110,7 +112,9 @@ def test_training_on_the_time_of_the_test_is_a_problem_of_a_split_by_time_only()
 
 
 def test_near_duplicates_of_a_target_are_found_by_title_words_and_by_cosine():
-    """Users 1 and 2 take b after a, the same bolt; user 3 takes d, which only the embeddings know to be c."""
+    """Users 1 and 2 take b after a, the same bolt; user 3 takes d, which only the embeddings know
+    to be c.
+    """
     worlds = {
         "sequences": ("a|x|b", "a|x|b", "c|x|d", "e|x|f"),
         "titles": {"a": "Bolt, M3", "b": "bolt m3"},
@@ -141,7 +145,9 @@ def test_near_duplicates_of_a_target_are_found_by_title_words_and_by_cosine():
 
 
 def prompts(leaking: bool) -> Prompts:
-    """SIDs <a_0> .. <a_25>; ``leaking`` appends the answer to the title, as the reference's prompts do."""
+    """SIDs <a_0> .. <a_25>; ``leaking`` appends the answer to the title, as the reference's prompts
+    do.
+    """
     sids, template = [f"<a_{n}>" for n in range(26)], TEMPLATES["compact"]
 
     def render(task, shown):
@@ -162,7 +168,9 @@ def prompts(leaking: bool) -> Prompts:
 
 
 def test_a_prompt_with_its_answer_is_a_problem_unless_the_user_had_the_item_before():
-    """26 titles and 4 samples of 2 sequence tasks; the only repeated target (a) is in its history and therefore no leak."""
+    """26 titles and 4 samples of 2 sequence tasks; the only repeated target (a) is in its history
+    and therefore no leak.
+    """
     honest = audit_checks.target_in_prompt(world("abc|d|a", prompts=prompts(leaking=False)))
     assert (honest.verdict, honest.figures["prompts"]) == ("ok", 2 * 4 + 2 * 26)
     leaks = audit_checks.target_in_prompt(world("abc|d|a", prompts=prompts(leaking=True)))
@@ -209,7 +217,9 @@ def test_a_test_row_with_a_single_item_to_go_by_is_counted():
 
 
 def test_the_transition_graph_is_measured_and_bounds_first_order_rules():
-    """a is followed by b, b and c, b by c: entropy of a is that of (2/3, 1/3), of b 0; three of the four transitions leave a."""
+    """a is followed by b, b and c, b by c: entropy of a is that of (2/3, 1/3), of b 0; three of the
+    four transitions leave a.
+    """
     train = ("abc|z|b", "ab|a|b", "ac|a|y")
     found, edges = (
         audit_checks.branching(world(*train)),
@@ -221,7 +231,9 @@ def test_the_transition_graph_is_measured_and_bounds_first_order_rules():
 
 
 def test_rows_that_rules_solve_are_counted_at_rank_one_and_ten():
-    """The last item a is followed by b in train; b is the second most popular item; y and z are beyond the first ten of every rule."""
+    """The last item a is followed by b in train; b is the second most popular item; y and z are
+    beyond the first ten of every rule.
+    """
     found = audit_checks.zero_cost(world("aab|a|b", "aa|a|a", "aa|x|z"))
     assert found.verdict == "problem" and found.figures["any_at_10"] == pytest.approx(2 / 3)
     assert found.figures["Markov"] == pytest.approx(
@@ -247,7 +259,9 @@ def test_listings_with_the_same_text_are_counted():
 
 
 def test_interactions_on_one_item_are_concentrated():
-    """All train interactions on one of 26 items: Gini 25/26, and the one item that is 1 % of 26 has them all."""
+    """All train interactions on one of 26 items: Gini 25/26, and the one item that is 1 % of 26 has
+    them all.
+    """
     found = audit_checks.concentration(world("aaaa|b|c"))
     assert found.verdict == "problem" and found.figures == pytest.approx(
         {"gini_items": 25 / 26, "gini_users": 0, "top_1_percent_items": 1}
@@ -265,7 +279,7 @@ def test_targets_at_the_time_of_the_interaction_before_are_ties():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The script
 
 
@@ -304,7 +318,9 @@ def test_the_audit_is_printed_committed_and_made_again_when_a_later_stage_is_the
 
 
 def test_prompts_of_a_trained_checkpoint_are_read_as_it_reads_them(tmp_path, monkeypatch, capsys):
-    """Two tasks: every sample of the three splits, and every item; then a renderer that adds the SID of the last item shown."""
+    """Two tasks: every sample of the three splits, and every item; then a renderer that adds the
+    SID of the last item shown.
+    """
     experiment = tiny_run(tmp_path, rl={"tasks": {"sid_to_sid": 1.0, "title_to_sid": 1.0}})
     data, sids_dir = stage_path(experiment, "data"), stage_path(experiment, "sids")
     samples, sids = inputs.load_catalogue(experiment, data, sids_dir)

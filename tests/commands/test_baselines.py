@@ -47,7 +47,9 @@ REAL_DATA = os.environ.get("MINIONEREC_REAL_DATA")
 
 
 def cyclic_interactions(num_users=40, num_items=12, length=9, seed=0):
-    """Users walk round a ring of items, mostly one step at a time; the last two steps of each are valid and test."""
+    """Users walk round a ring of items, mostly one step at a time; the last two steps of each are
+    valid and test.
+    """
     rng = random.Random(seed)
     rows = []
     for user in range(num_users):
@@ -138,7 +140,9 @@ def run_stage(monkeypatch, config, *words):
 
 
 def test_transitions_are_weighted_by_distance_and_never_cross_users():
-    """User one: 0 1 2 1, user two: 2 0. Within two steps 0->1 (1), 1->2 (1), 2->1 (1), 0->2 (1/2), 1->1 (1/2), 2->0 (1)."""
+    """User one: 0 1 2 1, user two: 2 0. Within two steps 0->1 (1), 1->2 (1), 2->1 (1), 0->2 (1/2),
+    1->1 (1/2), 2->0 (1).
+    """
     counts = rules.transition_counts([[0, 1, 2, 1], [2, 0]], 3, reach=2, backward=0.0).toarray()
     assert counts.tolist() == [[0, 1, 0.5], [0, 0.5, 1], [1, 1, 0]]
 
@@ -158,7 +162,9 @@ def test_item_cosine_is_that_of_scikit_learn_off_the_diagonal():
 
 
 def test_an_item_is_like_itself_as_far_as_users_take_it_again():
-    """Two users have item 0, one of them twice: 1 / (2 + shrinkage 2). Item 1 was never taken again."""
+    """Two users have item 0, one of them twice: 1 / (2 + shrinkage 2). Item 1 was never taken
+    again.
+    """
     found = rules.item_cosine([[0, 0, 1], [0]], 2, shrinkage=2.0).toarray()
     assert found[0, 0] == 0.25
     assert found[1, 1] == 0.0
@@ -181,7 +187,9 @@ def test_repeat_last_ranks_the_history_from_its_end_and_each_item_once():
 
 
 def test_recent_popularity_counts_the_latest_share_of_the_train_targets():
-    """Ten targets: item 0 at times 0 to 7, item 1 at 8 and 9. The latest fifth is item 1 alone, the latest half has 0 thrice."""
+    """Ten targets: item 0 at times 0 to 7, item 1 at 8 and 9. The latest fifth is item 1 alone, the
+    latest half has 0 thrice.
+    """
     train = [Sample("u", (2,), 0 if time < 8 else 1, time) for time in reversed(range(10))]
     by_share = {
         rule.made_with["share"]: rule.scores([(2,)])[0].tolist()
@@ -236,7 +244,9 @@ def test_blocks_of_rows_do_not_change_a_ranking(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_sparse_scores_make_the_lists_of_dense_ones_and_find_the_targets_places(seed, monkeypatch):
-    """Many ties, rows without any score, explicit zeros, items that are barred, all but a few barred."""
+    """Many ties, rows without any score, explicit zeros, items that are barred, all but a few
+    barred.
+    """
     monkeypatch.setattr(sparse_scores, "ROWS_AT_ONCE", 7)
     rng = np.random.default_rng(seed)
     table = rng.integers(0, 4, (30, 12)) * (rng.random((30, 12)) < rng.random((30, 1)))
@@ -308,7 +318,9 @@ def test_ndcg_on_validation_rows_is_that_of_the_metrics():
 
 
 def test_the_candidate_that_ranks_validation_targets_best_is_chosen():
-    """Targets follow their history by one: the shifted identity is right, the identity is wrong, and first of equals wins."""
+    """Targets follow their history by one: the shifted identity is right, the identity is wrong,
+    and first of equals wins.
+    """
     wrong, right = np.eye(11), np.roll(np.eye(11), 1, axis=1)
     candidates = []
     for matrix in (wrong, right, right):
@@ -337,7 +349,9 @@ def test_test_targets_never_change_a_ranking(method, tmp_path):
 
 @pytest.mark.parametrize("method", ["markov", "item_knn"])
 def test_rules_find_the_next_step_of_a_ring(method, tmp_path):
-    """Nine of ten steps go to the next item, so a rule that reads the last item has its target near the top."""
+    """Nine of ten steps go to the next item, so a rule that reads the last item has its target near
+    the top.
+    """
     samples = cyclic_samples(num_users=200)
     ranking = rank_test(method, inputs(samples, tmp_path), tmp_path)
     expected = [(sample.history[-1] + 1) % 12 for sample in samples.splits["test"]]
@@ -490,7 +504,9 @@ def test_without_data_the_command_that_makes_it_is_named(tmp_path, monkeypatch):
     [("popularity", 0.057, 0.038), ("markov", 0.1202, 0.0879), ("item_knn", 0.1202, 0.0879)],
 )
 def test_rules_are_strong_on_amazon_industrial(method, hr, ndcg, tmp_path):
-    """An item co-occurrence rule is known to reach HR@10 .1202 and NDCG@10 .0879 on this test split."""
+    """An item co-occurrence rule is known to reach HR@10 .1202 and NDCG@10 .0879 on this test
+    split.
+    """
     folder = Path(REAL_DATA) / "amazon_industrial"
     ids = pd.read_csv(folder / "items.csv", dtype=str, keep_default_na=False)["item_id"]
     rows = pd.read_csv(

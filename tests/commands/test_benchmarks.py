@@ -1,4 +1,6 @@
-"""Every benchmark runs, finds both sides equal and ends with its ratio; what the ratio is depends on the machine."""
+"""Every benchmark runs, finds both sides equal and ends with its ratio; what the ratio is depends
+on the machine.
+"""
 
 import importlib
 import inspect

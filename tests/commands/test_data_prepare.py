@@ -29,7 +29,9 @@ MAX_HISTORY = 10
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """``run("--data.source", "tables", ...)`` prepares in-process and returns the stage's directory."""
+    """``run("--data.source", "tables", ...)`` prepares in-process and returns the stage's
+    directory.
+    """
     config = tmp_path / "shop.yaml"
     config.write_text("name: shop\n")
 
@@ -74,7 +76,9 @@ def samples_of(interactions: pd.DataFrame, split: str) -> Counter:
 
 
 def small_shop(folder: Path, users: int = 12, items: int = 6) -> Path:
-    """Two CSV files, not sorted by time, with repeated purchases, equal timestamps and a buyer of one thing."""
+    """Two CSV files, not sorted by time, with repeated purchases, equal timestamps and a buyer of
+    one thing.
+    """
     rng = np.random.default_rng(0)
     rows = [
         (f"u{user}", f"{rng.integers(items):03d}", 1000 * int(rng.integers(1, 60)))

@@ -1,4 +1,6 @@
-"""Two processes under accelerate (gloo) against one: the same steps, weights, metrics and predictions; one message for an error."""
+"""Two processes under accelerate (gloo) against one: the same steps, weights, metrics and
+predictions; one message for an error.
+"""
 
 import json
 import math
@@ -32,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ACCELERATE = ROOT / "configs" / "accelerate"
 TOLERANCE = 1e-5
 
-# What may go wrong when a step is shared: last batches that do not divide, rows of other lengths, dropout, noise, groups
-# without a gradient, reused rollouts, an output head of its own.
+# What may go wrong when a step is shared: last batches that do not divide, rows of other lengths,
+# dropout, noise, groups without a gradient, reused rollouts, an output head of its own.
 QWEN = {
     "model_type": "qwen2",
     "hidden_size": 16,
@@ -199,7 +201,9 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory, alone):
-    """The same in two processes; RL and evaluation start from what one process has written. -> folder per stage, output."""
+    """The same in two processes; RL and evaluation start from what one process has written. ->
+    folder per stage, output.
+    """
     done = {}
 
     def run(kind, name):
@@ -241,7 +245,9 @@ CASES = [
 @pytest.mark.parametrize("kind, name", CASES)
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_two_processes_take_the_steps_of_one(alone, together, kind, name, stage):
-    """Loss, gradient norm, rollout metrics and validation of every step, and the weights in the end."""
+    """Loss, gradient norm, rollout metrics and validation of every step, and the weights in the
+    end.
+    """
     one, (folder, printed) = alone(name), together(kind, name)
     expected, found = steps(one, stage), steps(folder / stage, stage)
     losses = [row["loss"] for row in expected if "loss" in row]
@@ -299,7 +305,9 @@ def test_checkpoints_of_two_processes_load_as_plain_ones(together, kind, name):
 
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=SLOW)])
 def test_two_processes_resume_in_the_middle_of_the_second_epoch(together, tmp_path, kind):
-    """To the same bits as without the interruption: order of the rows, optimiser state and noise included."""
+    """To the same bits as without the interruption: order of the rows, optimiser state and noise
+    included.
+    """
     whole, _ = together(kind, "text")
     config = world(tmp_path / "cut", "text")
     assert "process" in launch(
@@ -426,7 +434,9 @@ def test_adapters_are_refused_under_fsdp_in_one_line(monkeypatch):
 
 
 def test_a_deep_copy_of_a_model_runs_its_own_weights(tmp_path):
-    """FSDP decodes with a copy; a copy whose forward were bound to the original would rank with old weights."""
+    """FSDP decodes with a copy; a copy whose forward were bound to the original would rank with old
+    weights.
+    """
     import copy
 
     experiment = tiny_run(tmp_path)

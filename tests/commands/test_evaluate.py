@@ -1,4 +1,6 @@
-"""Stage 4: the same bytes however it is shared, cut or continued; nothing of another run; refusals. A random model will do."""
+"""Stage 4: the same bytes however it is shared, cut or continued; nothing of another run; refusals.
+A random model will do.
+"""
 
 import json
 import math
@@ -81,7 +83,9 @@ def run(folder, checkpoint, **changes):
 
 
 def killed(folder, checkpoint, sabotage):
-    """Evaluate in a child that ``sabotage`` has prepared to kill itself; returns the folder of its parts."""
+    """Evaluate in a child that ``sabotage`` has prepared to kill itself; returns the folder of its
+    parts.
+    """
     experiment, path = world(folder, checkpoint)
     child = os.fork()
     if not child:
@@ -176,7 +180,9 @@ def test_kill_9_loses_at_most_one_part_and_the_same_command_ends_in_the_same_byt
 def test_two_processes_one_of_them_killed_leave_parts_from_which_one_process_continues(
     whole, tmp_path, checkpoint
 ):
-    """As accelerate starts them; the survivor is stopped by the launcher, whatever it has written counts."""
+    """As accelerate starts them; the survivor is stopped by the launcher, whatever it has written
+    counts.
+    """
     experiment, path = world(tmp_path, checkpoint)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(experiment.model_dump()))
     command = [
@@ -283,7 +289,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_ranked(whole, tmp_path, check
 
 
 def test_cost_stands_beside_accuracy(whole):
-    """1-layer model of width 16; prompts are the start token and two tokens per item of a history of 1 to 5."""
+    """1-layer model of width 16; prompts are the start token and two tokens per item of a history
+    of 1 to 5.
+    """
     spent = whole[1]["cost"]
     assert list(spent) == [
         "parameters",

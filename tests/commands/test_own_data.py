@@ -133,7 +133,9 @@ def test_the_guide_shows_the_section_of_the_shipped_file():
 @pytest.mark.slow
 @pytest.mark.parametrize("shop", SHOPS)
 def test_every_stage_runs_on_own_data(tmp_path, shop):
-    """From files to the summary, with nothing but the shipped configuration and the flags of the data."""
+    """From files to the summary, with nothing but the shipped configuration and the flags of the
+    data.
+    """
     (tmp_path / shop).mkdir()
     flags = SHOPS[shop](tmp_path / shop) | {"output_dir": str(tmp_path / "runs"), "name": shop}
     flags |= {"sft.epochs": "1", "rl.epochs": "0.1", "baselines.epochs": "2", "rl.evals": "1"}

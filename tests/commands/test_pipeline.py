@@ -1,4 +1,6 @@
-"""The commands that the README gives, run as a user runs them: shell scripts, shipped settings, a small table of one's own."""
+"""The commands that the README gives, run as a user runs them: shell scripts, shipped settings, a
+small table of one's own.
+"""
 
 import json
 import os
@@ -81,7 +83,9 @@ baselines: {{methods: [popularity, markov]}}
 
 
 def test_the_five_stages_run_in_sequence_on_tables_of_ones_own(shop):
-    """With SIDs of different lengths (``extra_level``), ids with leading zeros, and a path with a space."""
+    """With SIDs of different lengths (``extra_level``), ids with leading zeros, and a path with a
+    space.
+    """
     config = ("--config", shop / "shop.yaml")
     assert "run `bash data/prepare.sh`" in run("bash", ROOT / "sft.sh", *config, cwd=shop, code=2)
     for script in ("data/prepare.sh", "rqvae/rqvae.sh", "baselines/run.sh", "sft.sh", "rl.sh"):
@@ -197,7 +201,9 @@ NEW_ITEMS = {"900": "purple drill", "901": "purple saw", "902": "pink ladder"}
 
 
 def test_an_old_model_ranks_items_that_came_later(shop):
-    """SIDs of different lengths, new items under the file's own column names, the checkpoint of the shorter catalogue."""
+    """SIDs of different lengths, new items under the file's own column names, the checkpoint of the
+    shorter catalogue.
+    """
     (shop / "new.csv").write_text(
         "sku,name,description\n"
         + "".join(f"{sku},{name},a thing\n" for sku, name in NEW_ITEMS.items())
@@ -249,7 +255,9 @@ def test_a_new_item_is_recommended_first_when_the_model_scores_it_high(shop):
 
 
 def checkpoint_that_likes(sku: str, shop: Path) -> Path:
-    """The SFT checkpoint of the shorter catalogue after some steps towards one new item: same tokens, same ``sids.json``."""
+    """The SFT checkpoint of the shorter catalogue after some steps towards one new item: same
+    tokens, same ``sids.json``.
+    """
     import torch
 
     from minionerec.catalogue import inputs

@@ -76,14 +76,16 @@ def executable(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The repository's scripts and code, without an environment, in a folder with spaces in its name."""
+    """The repository's scripts and code, without an environment, in a folder with spaces in its
+    name.
+    """
     folder = tmp_path / "a copy with spaces"
     leave = shutil.ignore_patterns(".*", "runs", "tests", "__pycache__", "docs", "benchmarks")
     shutil.copytree(ROOT, folder, ignore=leave)
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------- lint
+# --------------------------------------------------------------------------------------------- lint
 
 
 def test_shellcheck_finds_nothing():
@@ -115,7 +117,7 @@ def test_every_script_stops_at_the_first_error_and_is_executable(name):
     assert os.access(ROOT / name, os.X_OK)
 
 
-# -------------------------------------------------------------------------------------------------------------- set-up
+# ------------------------------------------------------------------------------------------- set-up
 
 
 @pytest.mark.parametrize(
@@ -138,14 +140,33 @@ def test_the_active_environment_is_used_else_the_repositorys_own(copy, active, e
     assert run.stdout == f"{copy / expected / 'bin' / 'python'}\n"
 
 
+def system_python(folder: Path, lacks: str) -> str:
+    """A PATH whose python3 is this one, but for what it says that it lacks."""
+    text = f"""#!/usr/bin/env bash
+    case "$*" in *lacking.py*) echo "{lacks}";; *) exec {sys.executable} "$@";; esac
+    """
+    executable(folder / "bin" / "python3", text)
+    return f"{folder}/bin:{os.environ['PATH']}"
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_without_an_environment_says_in_one_line_how_to_get_one(copy, tmp_path, name):
-    run = bash(copy / name, "--config", "demo.yaml", cwd=tmp_path)
+    path = system_python(tmp_path, lacks="torch")
+    run = bash(copy / name, "--config", "demo.yaml", cwd=tmp_path, PATH=path)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == (
         f"no Python environment is active and {copy}/.venv does not exist; run `bash quickstart.sh` once, "
         "or `pip install -r requirements.txt` in an active environment\n"
     )
+
+
+def test_a_systems_python_that_lacks_nothing_is_used_where_no_environment_is(copy, tmp_path):
+    """By the stages and by set-up, which neither creates nor installs anything: a container."""
+    path = system_python(tmp_path, lacks="")
+    for command in ("need_python", "set_up user"):
+        run = in_setup_sh(copy, f'{command}; echo "$PYTHON"', PATH=path)
+        assert (run.stdout, run.stderr) == (f"{tmp_path}/bin/python3\n", "")
+    assert not (copy / ".venv").exists()
 
 
 def test_a_stage_in_an_environment_without_the_packages_says_so_in_one_line(copy, tmp_path):
@@ -256,7 +277,8 @@ def test_an_environment_is_created_in_the_repository_when_none_is_active(copy):
     digest = hashlib.sha256(b"".join((copy / file).read_bytes() for file in files)).hexdigest()
     (copy / ".venv").mkdir()
     (copy / ".venv" / ".minionerec-requirements.sha256").write_text(f"{digest} {copy}\n")
-    run = in_setup_sh(copy, 'set_up user; "$PYTHON" -c "import sys; print(sys.prefix)"')
+    path = system_python(copy.parent, lacks="torch")
+    run = in_setup_sh(copy, 'set_up user; "$PYTHON" -c "import sys; print(sys.prefix)"', PATH=path)
     assert (run.returncode, run.stdout, run.stderr) == (
         0,
         f"set-up: creating {copy}/.venv\n{copy}/.venv\n",
@@ -273,7 +295,7 @@ def test_an_old_python_is_refused(copy, tmp_path):
     )
 
 
-# ----------------------------------------------------------------------------------------------------- starting a stage
+# --------------------------------------------------------------------------------- starting a stage
 
 
 def probe(copy: Path, text: str) -> None:
@@ -305,7 +327,7 @@ def test_a_stage_told_to_stop_gets_the_signal_itself(copy):
     run.stdout.close()
 
 
-# --------------------------------------------------------------------------------------------------- scripts as a whole
+# ------------------------------------------------------------------------------- scripts as a whole
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -326,7 +348,9 @@ def test_help_of_the_other_scripts_shows_their_head(tmp_path, name):
 
 
 def test_a_failing_stage_stops_the_chain_with_its_exit_code(copy, tmp_path):
-    """The embedded catalogue has no May 2092, so that the first stage refuses; the second must not even be announced."""
+    """The embedded catalogue has no May 2092, so that the first stage refuses; the second must not
+    even be announced.
+    """
     recording_python(tmp_path / "env")
     run = bash(
         copy / "quickstart.sh",

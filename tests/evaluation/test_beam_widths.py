@@ -1,4 +1,7 @@
-"""The same rows at several numbers of beams. Run: python -m pytest tests/evaluation/test_beam_widths.py"""
+"""The same rows at several numbers of beams.
+
+python -m pytest tests/evaluation/test_beam_widths.py
+"""
 
 import json
 

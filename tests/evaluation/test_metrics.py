@@ -55,7 +55,9 @@ def random_world(seed, users=40, items=30, rows=90, length=20):
 
 
 def test_a_hit_among_three_tied_items_counts_by_its_chance():
-    """The list is a, then b c d tied at ranks 2 to 4: HR@3 is 2/3 and NDCG@3 the mean of 1/log2(3), 1/log2(4) and 0."""
+    """The list is a, then b c d tied at ranks 2 to 4: HR@3 is 2/3 and NDCG@3 the mean of 1/log2(3),
+    1/log2(4) and 0.
+    """
     place = find_target(["a", "b", "c", "d", "e"], "d", SIDS)
     assert place == Place(first=1, size=3, sid_rank=1)
     values = dict(zip(metrics.KEYS, metrics.place_metrics(place), strict=True))
@@ -69,7 +71,9 @@ def test_a_hit_among_three_tied_items_counts_by_its_chance():
 
 
 def test_item_level_and_sid_level_differ_by_the_inflation_worked_by_hand():
-    """Two rows, both rank the shared SID first. Per string both hit at 1; per item each hits at 1 with chance 1/3."""
+    """Two rows, both rank the shared SID first. Per string both hit at 1; per item each hits at 1
+    with chance 1/3.
+    """
     rows = [prediction("u", "b", "bcda"), prediction("v", "c", "bcda")]
     scored = score_predictions(rows, SIDS, list("abcde"), {}, bootstrap_samples=0)
     assert scored["HR@1"] == pytest.approx(1 / 3)
@@ -84,7 +88,9 @@ def test_rank_of_a_sid_counts_strings_not_items():
 
 
 def test_a_target_whose_tied_items_are_listed_without_it_is_a_hit_of_the_sid_only():
-    """c was left out on purpose (say, it is in the history): recommending b instead of it is no hit."""
+    """c was left out on purpose (say, it is in the history): recommending b instead of it is no
+    hit.
+    """
     item_level, sid_level = row_metrics([prediction("u", "c", "ba")], SIDS)
     assert (item_level["HR@50"][0], sid_level["HR@1"][0]) == (0.0, 1.0)
 
@@ -215,7 +221,9 @@ def test_exposure_equals_one_list_after_the_other(seed):
 
 
 def test_nothing_is_said_about_more_places_than_the_lists_have():
-    """Lists of 10 of 30 items: whether the target comes 11th to 50th is unknown, as is MRR over 50 places."""
+    """Lists of 10 of 30 items: whether the target comes 11th to 50th is unknown, as is MRR over 50
+    places.
+    """
     rows, histories, catalogue, counts = random_world(8, length=10)
     scored = score_predictions(rows, None, catalogue, counts, histories, bootstrap_samples=20)
     ks = {int(key.partition("@")[2]) for key in scored if "@" in key}
@@ -246,7 +254,9 @@ def test_lists_of_the_whole_catalogue_answer_for_every_k():
 
 
 def test_lists_that_were_meant_to_be_longer_are_scored_as_far_as_was_asked():
-    """Two of four items where ten were asked for, as when a history is excluded: what is not there is a miss."""
+    """Two of four items where ten were asked for, as when a history is excluded: what is not there
+    is a miss.
+    """
     scored = score_predictions(
         [prediction("u", "c", "ab")], None, list("abcd"), {}, bootstrap_samples=0, depth=10
     )
@@ -261,7 +271,9 @@ def test_invalid_and_repeated_recommendations_are_counted_and_a_repeat_gains_not
 
 
 def test_slices_worked_by_hand():
-    """Counts 6, 3, 1, 0: strictly more popular items hold 0, 6 and 9 of 10 interactions, so head, mid, tail and cold."""
+    """Counts 6, 3, 1, 0: strictly more popular items hold 0, 6 and 9 of 10 interactions, so head,
+    mid, tail and cold.
+    """
     counts = {"a": 6, "b": 3, "c": 1, "d": 0}
     rows = [prediction("u", target, ["a", "b"]) for target in "abcd"]
     histories = [["b", "a"], ["b", "c"], list("abcdabcdab"), ["a"]]
@@ -310,7 +322,9 @@ def test_intervals_agree_with_scipys_bootstrap_when_every_user_has_one_row():
 
 
 def test_rows_of_one_user_are_resampled_together():
-    """100 copies of each row carry no new information: the interval must not shrink by the factor 10 that rows would give."""
+    """100 copies of each row carry no new information: the interval must not shrink by the factor
+    10 that rows would give.
+    """
     values, users = np.random.default_rng(0).random(30), [f"u{n}" for n in range(30)]
     once = statistics.bootstrap_intervals({"x": values}, users, 2000, seed=0)["x"]
     copies = statistics.bootstrap_intervals(
@@ -445,7 +459,9 @@ def test_curves_of_a_log_without_numbers_are_refused(tmp_path):
 
 
 def test_rows_are_parted_by_whether_train_goes_from_their_last_item_straight_to_the_target():
-    """Train goes a -> b -> a and b -> c; the third row's target came after its last item, but not directly."""
+    """Train goes a -> b -> a and b -> c; the third row's target came after its last item, but not
+    directly.
+    """
     pairs = slices_of_rows.pairs_of([[0, 1, 0], [1, 2]], 4)
     rows = [prediction("u", target, ["a", "b"]) for target in "bcca"]
     histories = [["c", "a"], ["b"], ["a"], ["d"]]

@@ -46,7 +46,9 @@ def test_holms_correction_is_the_closed_test_of_bonferroni(seed):
 
 
 def test_a_difference_is_marked_by_its_corrected_p_value(tmp_path, capsys):
-    """Six users, all better: of 64 sign patterns 2 are as extreme, p is .031; of three metrics .094."""
+    """Six users, all better: of 64 sign patterns 2 are as extreme, p is .031; of three metrics
+    .094.
+    """
     targets = [(f"u{n}", ITEMS[n]) for n in range(6)]
     for name, place in (("a", 1), ("b", 0)):
         rows = [row(user, target, place) for user, target in targets]

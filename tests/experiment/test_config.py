@@ -63,7 +63,7 @@ KEYS = [
 NUMBERS_AND_BOOLS = [key for key in KEYS if key[2].annotation in (int, float, bool)]
 
 
-# ----------------------------------------------------------------------------------------------------------- mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in MALFORMED.glob("*.yaml")))
@@ -256,7 +256,7 @@ def test_only_the_first_of_several_processes_prints_the_mistake(monkeypatch, cap
         assert (stopped.value.code, capsys.readouterr().err) == (2, printed)
 
 
-# -------------------------------------------------------------------------------------------------- what is read as what
+# ----------------------------------------------------------------------------- what is read as what
 
 
 def test_an_empty_file_gives_the_defaults_and_the_name_of_the_file(tmp_path):
@@ -368,7 +368,9 @@ def test_a_preset_that_is_named_later_fills_in_all_that_was_not_written(tmp_path
 
 
 def test_the_paper_preset_goes_on_in_the_distribution_of_the_model(tmp_path):
-    """Scores of another distribution than the one a model was trained in rank worse, whatever a preset says."""
+    """Scores of another distribution than the one a model was trained in rank worse, whatever a
+    preset says.
+    """
     trie = read_experiment(write(tmp_path, "model: {normalize: trie}\nrl: {preset: paper}\n"))
     assert trie.model.normalize == "trie"
     assert read_experiment(write(tmp_path, "rl: {preset: paper}\n")).model.normalize == "vocab"
@@ -420,7 +422,7 @@ def test_the_page_of_settings_is_current(root):
     assert page == settings_page(), "python -m minionerec.experiment.describe > docs/SETTINGS.md"
 
 
-# ------------------------------------------------------------------------------------- settings in Python and in editors
+# ---------------------------------------------------------------- settings in Python and in editors
 
 
 def test_settings_made_in_python_are_checked_as_those_of_a_file():
@@ -465,7 +467,7 @@ def test_the_schema_knows_words_ranges_and_meanings():
     assert all(section["additionalProperties"] is False for section in sections.values())
 
 
-# ---------------------------------------------------------------------------------------------------------- properties
+# --------------------------------------------------------------------------------------- properties
 
 
 def numbers_in_range(field: FieldInfo) -> st.SearchStrategy:

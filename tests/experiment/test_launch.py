@@ -24,6 +24,8 @@ from minionerec.experiment.stages import scripts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = [f"{ROOT}/sft.py", "--a", "b c"]
+# How every command begins (test_imports.py)
+FIRST = "from minionerec.errors import one_line_errors, while_importing\nwhile_importing()\n"
 REACTS_TO = (
     "ACCELERATE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
@@ -265,7 +267,7 @@ def test_an_interrupt_while_a_script_imports_is_one_line(tmp_path, capfd):
     """Its own ``one_line_errors`` comes after seconds of imports."""
     (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     (tmp_path / "probe.py").write_text(
-        "import sys\nprint(__name__, sys.argv[1:], flush=True)\nimport slow\nprint('never')\n"
+        f"{FIRST}import sys\nprint(__name__, sys.argv[1:], flush=True)\nimport slow\nprint('never')\n"
     )
     assert launch.run(Command([str(tmp_path / "probe.py"), "--a", "b c"])) == 130
     out, err = capfd.readouterr()
@@ -277,7 +279,7 @@ def test_an_interrupt_while_a_script_imports_is_one_line(tmp_path, capfd):
 
 def test_an_interrupt_while_python_starts_waits_until_it_can_be_one_line(tmp_path):
     """It comes just before the script takes the launcher's place."""
-    (tmp_path / "probe.py").write_text("print('never')\n")
+    (tmp_path / "probe.py").write_text(f"{FIRST}print('never')\n")
     code = (
         "import os, signal\nfrom minionerec.experiment import launch\nexecve = os.execve\n"
         "def interrupted(*words):\n    os.kill(os.getpid(), signal.SIGINT)\n    execve(*words)\n"

@@ -14,7 +14,7 @@ import pytest
 from minionerec.errors import UserError
 from minionerec.experiment import reuse
 from minionerec.experiment.commit import committed
-from minionerec.experiment.lineage import is_done
+from minionerec.experiment.lineage import is_done, open_stage
 from minionerec.experiment.manifest import opened
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import evaluation_path, settings_of, stage_path
@@ -41,7 +41,9 @@ def make(
 
 @pytest.fixture
 def first(tmp_path, monkeypatch) -> Experiment:
-    """An experiment with five stages and the ranking of its SFT model; the working folder is its home."""
+    """An experiment with five stages and the ranking of its SFT model; the working folder is its
+    home.
+    """
     monkeypatch.chdir(tmp_path)
     experiment = Experiment(name="A", evaluate={"checkpoint": "sft"})
     for stage, parents in PARENTS.items():
@@ -128,6 +130,55 @@ def test_redo_of_what_is_not_there_removes_nothing(first, capsys):
         UserError, match=r"got 'stf', expected one of data, .*; did you mean 'sft'\?"
     ):
         reuse.redo(first, "stf", yes=True)
+
+
+def advice(experiment: Experiment, stage: str, path: Path) -> str:
+    """What is said to a stage that was made with other settings, after what has changed."""
+    with pytest.raises(UserError) as caught:
+        is_done(experiment, stage, path)
+    return str(caught.value).partition("; restore them, or ")[2]
+
+
+@pytest.mark.parametrize(
+    "stage, folder, change",
+    [
+        ("audit", "audit", {"model.max_tokens": 99}),
+        ("sids", "compare/rqvae", {"sids.codebook_sizes": [8, 8]}),
+    ],
+)
+def test_what_redo_does_not_remove_is_to_be_deleted(first, stage, folder, change):
+    """An audit has no such flag, and SIDs beside others are not those that ``--redo sids`` means."""
+    path = stage_path(first, folder)
+    with committed(path, stage, settings_of(first, stage), []):
+        pass
+    expected = f"delete {path} and run the same command again"
+    assert advice(first.changed(change), stage, path) == expected
+
+
+def test_a_longer_catalogue_made_with_other_settings_is_made_again_by_its_own_command(first):
+    """Which has no ``--redo``."""
+    longer = first.changed({"name": "B"})
+    path, made_by = stage_path(longer, "data"), "python rqvae/add_items.py"
+    with committed(path, "data", settings_of(longer, "data"), [], made_by=made_by):
+        pass
+    with pytest.raises(UserError) as caught:
+        open_stage(longer.changed({"data.k_core": 3}), "data")
+    assert str(caught.value).endswith(
+        "; restore them, or run `python rqvae/add_items.py` with them and another --to NAME"
+    )
+
+
+@pytest.mark.parametrize("stage", ["sids", "gru4rec_folds", "collaborative"])
+def test_redo_takes_every_stage_that_it_is_advised_for(first, capsys, stage):
+    """Networks of a teacher too, which ``sft.sh`` trains on its way."""
+    path = stage_path(first, stage)
+    if not path.exists():
+        with committed(path, stage, settings_of(first, stage), []):
+            pass
+    changed = first.changed({"baselines.epochs": 99, "sids.codebook_sizes": [8, 8]})
+    assert advice(changed, stage, path).startswith(f"run again with --redo {stage} (")
+    reuse.redo(changed, stage, yes=True)
+    assert capsys.readouterr().out.startswith(f"--redo {stage}: removed {path}")
 
 
 def test_the_flags_are_taken_out_of_the_words_of_the_command():

@@ -1,4 +1,6 @@
-"""Filters inside the search: equal to ranking every allowed item, and k of them whenever there are k."""
+"""Filters inside the search: equal to ranking every allowed item, and k of them whenever there are
+k.
+"""
 
 import math
 import random

@@ -47,7 +47,9 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(model: LlamaForCausalLM, path) -> None:
-    """The model as a GGUF file, by the format's own writer; matrices in 32 bits, so that nothing is lost."""
+    """The model as a GGUF file, by the format's own writer; matrices in 32 bits, so that nothing is
+    lost.
+    """
     config = model.config
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)

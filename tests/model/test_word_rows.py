@@ -17,7 +17,8 @@ CODES = [(0, 0), (0, 1), (2, 0), (2, 1)]
 def test_the_words_of_a_code_are_those_that_set_it_apart_from_the_others_of_its_level():
     words = word_rows.words_of_codes(TEXTS, CODES, level=0, codebook_size=3)
     assert words[1] == []  # no item has it
-    # (1 + ln count) (1 + ln(4 / (1 + codes with the word))): drill 1.69 x 1.69, red 1.69 x 1.29, bits 1 x 1.69.
+    # (1 + ln count) (1 + ln(4 / (1 + codes with the word))): drill 1.69 x 1.69, red 1.69 x 1.29,
+    # bits 1 x 1.69.
     assert words[0] == ["cordless", "drill", "red", "bits"]
     assert words[2] == ["garden", "hose", "red"]
 

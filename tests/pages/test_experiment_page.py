@@ -133,7 +133,9 @@ def train(experiment: Experiment, stage: str, log: list[dict]) -> None:
 
 
 def finished(folder: Path, **run) -> Experiment:
-    """Two baselines, SFT and RL, trained and ranked: targets at 6 (popularity), 3 (Markov), 2 (SFT) and 1 (RL)."""
+    """Two baselines, SFT and RL, trained and ranked: targets at 6 (popularity), 3 (Markov), 2 (SFT)
+    and 1 (RL).
+    """
     experiment = tiny_run(folder, **run)
     train(experiment, "sft", LOG)
     train(experiment, "rl", [{"step": 0, **START}, *({**row, **RL_ROW} for row in LOG)])
@@ -165,7 +167,7 @@ def written(experiment: Experiment) -> str:
     return experiment_page.write_page(experiment, results(experiment)).read_text(encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The table
 
 
@@ -349,7 +351,7 @@ def test_curves_of_rl_start_from_sft_as_a_line_and_name_the_step_that_the_guard_
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The page
 
 
@@ -402,7 +404,9 @@ def test_the_page_shows_only_what_is_there_and_names_the_commands_of_the_rest(tm
     [(0, "better", "good"), (2, "no difference shown", "caution"), (7, "worse", "bad")],
 )
 def test_the_first_line_says_whether_the_best_baseline_is_beaten(tmp_path, model, words, state):
-    """Every target at 3 with the baseline: NDCG@10 is 1/2 then, and with the model at the same place there is no difference at all."""
+    """Every target at 3 with the baseline: NDCG@10 is 1/2 then, and with the model at the same
+    place there is no difference at all.
+    """
     experiment = tiny_run(tmp_path)
     rank(experiment, "markov", 2)
     rank(experiment, "popularity", None)
@@ -499,12 +503,14 @@ def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
     assert path.read_text() == before and not list(path.parent.glob(".report*"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Examples
 
 
 def mixed(experiment: Experiment) -> Result:
-    """The RL result with the targets of the first 3 rows first, of the next 30 at 4, and of the last 7 nowhere."""
+    """The RL result with the targets of the first 3 rows first, of the next 30 at 4, and of the
+    last 7 nowhere.
+    """
     result = next(result for result in results(experiment) if result.name == "RL")
     predictions = [dict(row) for row in result.predictions]
     for number, row in enumerate(predictions[3:]):
@@ -583,7 +589,7 @@ def test_predictions_of_other_test_rows_are_refused(whole):
         examples.draw_examples(result, stage_path(whole, "data"), 5, seed=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Charts of dots
 
 
@@ -617,7 +623,7 @@ def test_long_and_hostile_names_stay_beside_their_row():
     assert "<script" not in text and "&lt;/td&gt;&lt;script&gt;ale…" in text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # In a browser
 
 

@@ -1,4 +1,7 @@
-"""Networks asked about rows they have not learned. Run: python -m pytest tests/rankers/test_crossfit.py"""
+"""Networks asked about rows they have not learned.
+
+python -m pytest tests/rankers/test_crossfit.py
+"""
 
 import json
 

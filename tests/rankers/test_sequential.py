@@ -23,7 +23,9 @@ KINDS = list(NETWORKS)
 
 
 def ring_samples(num_users=60, num_items=NUM_ITEMS, seed=0):
-    """Everybody walks round a ring of items, two steps at a time; valid and test ask for the next step."""
+    """Everybody walks round a ring of items, two steps at a time; valid and test ask for the next
+    step.
+    """
     rng = np.random.default_rng(seed)
     starts = rng.integers(num_items, size=num_users)
     sequences = [
@@ -266,7 +268,9 @@ def test_batches_hold_every_row_once_and_rows_of_similar_length_together():
 
 
 def test_the_bias_of_hstu_depends_on_the_distance_only():
-    """With one head, one block and zero projections for key and query, weights are SiLU(bias of the distance) / items summed."""
+    """With one head, one block and zero projections for key and query, weights are SiLU(bias of the
+    distance) / items summed.
+    """
     model = untrained("hstu", num_layers=1, num_heads=1, hidden_size=4).eval()
     block = model.blocks[0]
     with torch.no_grad():

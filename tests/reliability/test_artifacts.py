@@ -39,7 +39,9 @@ def demo(folder: Path, **settings: object) -> Experiment:
 
 
 def write_files(folder: Path, seed: int = 0) -> None:
-    """Five files as stages write them: rows of numbers, JSON, a log, an empty file and a nested one."""
+    """Five files as stages write them: rows of numbers, JSON, a log, an empty file and a nested
+    one.
+    """
     numbers = np.random.default_rng(seed)
     np.save(folder / "embeddings.npy", numbers.normal(size=(40, 8)).astype(np.float32))
     write_json(
@@ -67,7 +69,7 @@ def files_of(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
+# ---------------------------------------------------------------------------------- what is written
 
 
 def test_the_manifest_says_what_the_directory_holds_and_where_it_comes_from(tmp_path):
@@ -122,7 +124,7 @@ def test_a_finished_directory_is_never_written_over(tmp_path):
     verify(path)
 
 
-# ----------------------------------------------------------------------------------------------------------- corruption
+# --------------------------------------------------------------------------------------- corruption
 
 
 def refused_naming(path: Path, damaged: Path) -> bool:
@@ -164,7 +166,9 @@ def test_every_truncation_is_refused_and_the_file_named(tmp_path, cuts):
 
 
 def test_a_manifest_written_in_another_way_is_refused(tmp_path):
-    """The same JSON in other bytes (1e-05 as 1E-05, other spaces) is a change that a digest of the values would miss."""
+    """The same JSON in other bytes (1e-05 as 1E-05, other spaces) is a change that a digest of the
+    values would miss.
+    """
     path = make(demo(tmp_path, sft=SFTSettings(learning_rate=1e-5)), "sft")
     text = (path / MANIFEST).read_text()
     for other in (text.replace("1e-05", "1E-05"), text.rstrip(), json.dumps(json.loads(text))):
@@ -206,7 +210,7 @@ def test_a_file_or_a_manifest_that_is_gone_is_named(tmp_path):
     )
 
 
-# -------------------------------------------------------------------------------------------------- killed and unable to write
+# ----------------------------------------------------------------------- killed and unable to write
 
 
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
@@ -247,7 +251,7 @@ def test_kill_9_at_any_moment_of_a_save_leaves_it_whole_or_absent(tmp_path, kill
     assert outcomes["absent"] > 0, outcomes  # else the kills came too late to test anything
 
 
-# ------------------------------------------------------------------------------------------------------ running twice
+# ------------------------------------------------------------------------------------ running twice
 
 
 HOLD_LOCK = """
@@ -351,7 +355,7 @@ def test_an_evaluation_is_named_after_its_checkpoint_and_split(tmp_path, checkpo
     assert evaluation_path(experiment) == tmp_path / "runs" / "demo" / "evaluate" / folder
 
 
-# ----------------------------------------------------------------------------------------------------- lineage of stages
+# -------------------------------------------------------------------------------- lineage of stages
 
 
 @pytest.mark.parametrize(
@@ -404,7 +408,9 @@ def digest_of(path: Path) -> str:
     ],
 )
 def test_a_stage_made_from_another_parent_is_refused(tmp_path, remade, parents, child, command):
-    """Six mix-ups: an earlier stage was made again after the later one; the later one must not be read with it."""
+    """Six mix-ups: an earlier stage was made again after the later one; the later one must not be
+    read with it.
+    """
     experiment = pipeline(tmp_path)
     parent, path = stage_path(experiment, remade), stage_path(experiment, child)
     require_stage(experiment, child)

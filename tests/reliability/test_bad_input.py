@@ -52,7 +52,7 @@ def test_every_bad_settings_file_ends_a_command_with_exactly_its_lines(monkeypat
     assert len(names) >= 78
 
 
-# ---------------------------------------------------------------------------------------------------------------- raw data
+# ----------------------------------------------------------------------------------------- raw data
 
 
 def table_cases(folder: Path) -> list[tuple[DataSettings, str]]:
@@ -132,7 +132,7 @@ def test_a_byte_order_mark_changes_nothing(tmp_path, name):
     assert minionerec_csv.load(marked).interactions.equals(minionerec_csv.load(plain).interactions)
 
 
-# ----------------------------------------------------------------------------------------------- what a stage hands to the next
+# ------------------------------------------------------------------- what a stage hands to the next
 
 
 def table(name: str, change: Callable[[pd.DataFrame], object]) -> Callable[[Path], object]:
@@ -254,7 +254,9 @@ HANDED_ON = {
 
 @pytest.mark.parametrize("case", HANDED_ON)
 def test_a_mistake_in_what_an_earlier_stage_made_names_the_row_or_the_item(tmp_path, capsys, case):
-    """In directories that are whole by their manifests, as if the earlier stage had made the mistake."""
+    """In directories that are whole by their manifests, as if the earlier stage had made the
+    mistake.
+    """
     stage, change, message = HANDED_ON[case]
     experiment = tiny_run(tmp_path)
     folders = {name: stage_path(experiment, name) for name in ("data", "sids")}

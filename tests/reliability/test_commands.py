@@ -127,7 +127,7 @@ def test_every_directory_that_a_stage_reads_has_a_maker_that_exists():
         assert (ROOT / command.split()[-1]).is_file(), stage
 
 
-# ------------------------------------------------------------------------------------------------------------------ README
+# ------------------------------------------------------------------------------------------- README
 
 
 def test_the_pages_have_blocks_and_every_line_of_them_is_a_command():
@@ -138,7 +138,9 @@ def test_the_pages_have_blocks_and_every_line_of_them_is_a_command():
 
 @pytest.mark.slow
 def test_every_block_of_the_pages_runs(tmp_path):
-    """In its order, on a small shop in a folder with a space in its name; the placeholders are filled in."""
+    """In its order, on a small shop in a folder with a space in its name; the placeholders are
+    filled in.
+    """
     shop = tmp_path / "my shop"
     config = forks.shop(shop)
     config.write_text(config.read_text() + "baselines: {methods: [popularity, markov]}\n")

@@ -42,7 +42,9 @@ def for_writing(path: object, mode: str = "r", *rest: object, **named: object) -
 
 
 class FailingDisk:
-    """Lets the operating system's Nth call that makes, opens for writing, syncs or renames fail, for any code in this process."""
+    """Lets the operating system's Nth call that makes, opens for writing, syncs or renames fail,
+    for any code in this process.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: int):
         self.calls, self.fail_at, self.error = 0, fail_at, error
@@ -55,7 +57,9 @@ class FailingDisk:
             monkeypatch.setattr(module, "open", self.counted(module.open, for_writing))
 
     def counted(self, function, matters=lambda *args, **named: True):
-        """``function``, which raises instead when it is called for the Nth time in a way that matters."""
+        """``function``, which raises instead when it is called for the Nth time in a way that
+        matters.
+        """
 
         def call(*args, **named):
             if matters(*args, **named):
@@ -69,7 +73,9 @@ class FailingDisk:
 
 @pytest.mark.parametrize("error", [28, 5])  # ENOSPC, EIO
 def test_failing_any_single_disk_operation_never_leaves_a_half_directory(tmp_path, error):
-    """Fail the 1st, 2nd, 3rd ... operation until a save gets through, as sqlite's crash tests do; then save on the same spot."""
+    """Fail the 1st, 2nd, 3rd ... operation until a save gets through, as sqlite's crash tests do;
+    then save on the same spot.
+    """
     for fail_at in itertools.count(1):
         experiment = demo(tmp_path / str(fail_at))
         data, final = make(experiment, "data"), stage_path(experiment, "sids")
@@ -96,8 +102,9 @@ def test_failing_any_single_disk_operation_never_leaves_a_half_directory(tmp_pat
         )
         if not final.exists():
             verify(make(experiment, "sids", "data"))
-    # mkdir of the staging folder and of nested/; 5 files and the manifest opened; the 6 synced, the 2 folders synced; rename;
-    # the parent synced: 2 + 6 + 6 + 2 + 1 + 1 = 18 operations, so that the 19th attempt fails nothing.
+    # mkdir of the staging folder and of nested/; 5 files and the manifest opened; the 6 synced, the
+    # 2 folders synced; rename; the parent synced: 2 + 6 + 6 + 2 + 1 + 1 = 18 operations, so that
+    # the 19th attempt fails nothing.
     assert fail_at == 19
 
 
@@ -140,7 +147,9 @@ with one_line_errors(), committed(final, "sids", {}, []) as staging:
 
 @pytest.mark.parametrize("library", ["numpy", "safetensors", "parquet", "text", "log"])
 def test_a_disk_that_is_full_is_said_in_one_line_and_leaves_nothing_half_written(tmp_path, library):
-    """The kernel refuses every byte after the 100,000th of a file (RLIMIT_FSIZE), whoever writes it."""
+    """The kernel refuses every byte after the 100,000th of a file (RLIMIT_FSIZE), whoever writes
+    it.
+    """
     final = tmp_path / "sids"
     run = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(final), library],

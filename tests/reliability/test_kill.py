@@ -117,7 +117,9 @@ def test_a_second_signal_ends_a_stage_at_once_and_nothing_is_lost(reference, tmp
 
 
 def test_rollouts_that_are_still_to_be_reused_are_used_up_before_a_stop():
-    """With ``num_iterations`` 2 a run stopped in step 3 ends with step 4: within two steps, and nothing else needs to be saved."""
+    """With ``num_iterations`` 2 a run stopped in step 3 ends with step 4: within two steps, and
+    nothing else needs to be saved.
+    """
     stop = StopSignal()
     stop.received, stop.every = signal.SIGTERM, 2
     args, control = type("", (), {"device": "cpu"}), type("", (), {"should_training_stop": False})()

@@ -44,7 +44,9 @@ RL = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with data, SIDs, SFT and RL, and the last checkpoint of RL's training beside them as ``checkpoint``."""
+    """A folder with data, SIDs, SFT and RL, and the last checkpoint of RL's training beside them as
+    ``checkpoint``.
+    """
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("made")
     experiment, original = (
@@ -78,7 +80,7 @@ def refused(work) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------------ corruption
+# --------------------------------------------------------------------------------------- corruption
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,9 @@ def refused(work) -> str:
 def test_every_flip_and_every_cut_of_a_real_checkpoint_is_refused_and_the_file_named(
     made, tmp_path, name, flips, cuts
 ):
-    """Of what SFT hands on, and of the state that RL continues from: weights, reference, optimiser, tokenizer, pictures."""
+    """Of what SFT hands on, and of the state that RL continues from: weights, reference, optimiser,
+    tokenizer, pictures.
+    """
     path = tmp_path / "copy"
     shutil.copytree(made / name, path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size]
@@ -115,7 +119,7 @@ def test_every_flip_and_every_cut_of_a_real_checkpoint_is_refused_and_the_file_n
     verify(path)
 
 
-# --------------------------------------------------------------------------------------------------------- wrong pairings
+# ----------------------------------------------------------------------------------- wrong pairings
 
 
 def remake(experiment: Experiment, stage: str, parents: tuple[str, ...], change) -> None:
@@ -199,7 +203,9 @@ def foreign(made: Path, folder: Path, change=lambda folder: None) -> Path:
 def test_a_checkpoint_of_other_sids_is_refused_with_paths_and_digests_of_both(
     made, tmp_path, change, difference
 ):
-    """A folder of one's own, whose tokenizer knows every SID token: nothing but the SIDs tells that they mean other items."""
+    """A folder of one's own, whose tokenizer knows every SID token: nothing but the SIDs tells that
+    they mean other items.
+    """
     checkpoint = foreign(made, tmp_path, change)
     experiment = world(made, tmp_path, evaluate={"checkpoint": str(checkpoint), "num_beams": 10})
     theirs, ours = checkpoint / "sids.json", stage_path(experiment, "sids") / "sids.json"
@@ -211,7 +217,9 @@ def test_a_checkpoint_of_other_sids_is_refused_with_paths_and_digests_of_both(
 
 
 def tokenizer_of_another_catalogue(folder: Path) -> None:
-    """As if its SIDs had two further codes: every token that is asked for is there, but the model has no rows for all."""
+    """As if its SIDs had two further codes: every token that is asked for is there, but the model
+    has no rows for all.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

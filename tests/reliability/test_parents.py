@@ -67,7 +67,7 @@ def copied(made: Experiment, folder: Path, **changes) -> Experiment:
     return made.changed({"output_dir": str(folder), **changes})
 
 
-# ------------------------------------------------------------------------------------------ settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,19 @@ def test_a_checkpoint_given_by_its_path_is_asked_for_its_settings_too(made, tmp_
     shutil.copytree(tmp_path / "own/tiny", tmp_path / "other/tiny")
     tiny_run(tmp_path / "own", model={"normalize": "vocab", "max_tokens": 40}, sft=SFT)
     path = tmp_path / "other/tiny/sft"
-    said = refused(lambda: lineage.open_checkpoint(experiment, str(path)))
-    assert said.startswith(
-        f"{path}: was made with other settings (model.normalize: trie -> vocab);"
+    assert refused(lambda: lineage.open_checkpoint(experiment, str(path))) == (
+        f"{path}: was made with other settings (model.normalize: trie -> vocab); it is of another "
+        "experiment: give this command the settings it was made with, or use it with the --config "
+        "and --name of that one"
     )
     (path / MANIFEST).unlink()
     assert lineage.open_checkpoint(experiment, str(path)).parents == []
 
 
 def test_a_plain_copy_of_a_checkpoint_is_asked_as_it_was_trained(made, tmp_path):
-    """Without its manifest, by an experiment with other settings: the same bytes as its own ranking."""
+    """Without its manifest, by an experiment with other settings: the same bytes as its own
+    ranking.
+    """
     own = copied(made, tmp_path / "own", **{"evaluate.checkpoint": "sft"})
     run_stage("evaluate", evaluate.evaluate, own)
     folder = tmp_path / "copy"
@@ -171,7 +174,7 @@ def test_a_plain_copy_of_a_checkpoint_is_asked_as_it_was_trained(made, tmp_path)
     assert said.startswith(f"{folder / POLICY_FILE}: does not say how the model is asked")
 
 
-# ------------------------------------------------------------------------- made again while it is read
+# ---------------------------------------------------------------------- made again while it is read
 
 
 def test_sids_made_again_while_sft_trains_stop_its_next_checkpoint(made, tmp_path, monkeypatch):
@@ -234,7 +237,7 @@ def test_a_parent_that_is_gone_at_the_commit_is_named(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-# --------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 
 def test_a_copy_of_sft_is_not_taken_for_rl(made, tmp_path):
@@ -281,7 +284,7 @@ def test_swapped_evaluations_are_noticed(tmp_path):
     assert "it was made as 'rl-test'" in said
 
 
-# ------------------------------------------------------------------------------------- files of one's own
+# ------------------------------------------------------------------------------- files of one's own
 
 
 def test_another_checkpoint_at_the_same_path_is_not_taken_for_the_one_that_was_evaluated(
@@ -352,13 +355,15 @@ def test_a_large_file_is_told_by_its_size_its_time_and_its_two_ends(tmp_path, mo
     assert files.fingerprint(file) != before
 
 
-# --------------------------------------------------------------------------------------- order, questions
+# --------------------------------------------------------------------------------- order, questions
 
 
 def test_a_commit_syncs_files_then_the_manifest_then_folders_renames_and_syncs_the_parent(
     tmp_path, monkeypatch
 ):
-    """The order of the calls of the operating system; a rename before its syncs could survive a crash that they do not."""
+    """The order of the calls of the operating system; a rename before its syncs could survive a
+    crash that they do not.
+    """
     calls = []
     numbers: dict[int, str] = {}
     original_open, original_fsync, original_rename = os.open, os.fsync, os.rename
@@ -426,7 +431,7 @@ def test_a_finished_stage_forgets_what_a_killed_run_left_when_its_command_is_giv
     assert not partial.exists()
 
 
-# -------------------------------------------------------------------------------------------- notebooks
+# ---------------------------------------------------------------------------------------- notebooks
 
 
 def test_recommendations_are_that_users_line_in_the_predictions(made, tmp_path):

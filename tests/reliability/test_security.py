@@ -1,4 +1,6 @@
-"""Loading data, settings or checkpoints runs no code: neither ours asks for it, nor does a file get what it plants to run."""
+"""Loading data, settings or checkpoints runs no code: neither ours asks for it, nor does a file get
+what it plants to run.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ SOURCES = sorted(
     if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts)
 )
 
-# ------------------------------------------------------------------------------------------------------ what our code calls
+# ------------------------------------------------------------------------------ what our code calls
 
 NEVER = {
     "eval",
@@ -157,8 +159,6 @@ def test_no_code_of_the_repository_runs_what_it_reads():
         "tests/house/test_source.py",
     ):
         found[name] = [place for place in found[name] if "import_module" not in place]
-    # Runs the script of a stage: the launcher names it
-    del found["minionerec/experiment/start.py"]
     # Runs the cells of the notebook that is part of this repository
     del found["tests/serving/test_recommender.py"]
     assert {name: places for name, places in found.items() if places} == {}
@@ -170,7 +170,7 @@ def test_a_checkpoints_own_code_is_a_decision_that_is_off():
     assert ModelSettings().trust_remote_code is False
 
 
-# -------------------------------------------------------------------------------------------------- what a file plants to run
+# ------------------------------------------------------------------------ what a file plants to run
 
 
 class Planted:

@@ -247,7 +247,7 @@ def with_digest(manifest: dict) -> dict:
     return content | {"manifest_sha256": sha256_json(content)}
 
 
-# ----------------------------------------------------------------------------------------- backbones
+# ---------------------------------------------------------------------------------------- backbones
 
 
 def another_backbone(folder: Path, seed: int) -> None:
@@ -295,7 +295,7 @@ def test_adapters_are_not_continued_on_another_backbone(made, tmp_path, monkeypa
     assert re.search(r"sft.partial/checkpoint-\d+: .*backbone has changed since it was read", said)
 
 
-# ------------------------------------------------------------------------------------------ evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 def test_parts_of_an_evaluation_that_were_exchanged_are_ranked_again(made, tmp_path, monkeypatch):
@@ -368,7 +368,7 @@ def test_a_baseline_of_the_first_versions_is_known_by_its_metrics(made, tmp_path
     )
 
 
-# --------------------------------------------------------------------------------------- command lines
+# ------------------------------------------------------------------------------------ command lines
 
 
 @pytest.mark.parametrize(

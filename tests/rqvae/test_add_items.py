@@ -33,7 +33,9 @@ POLICIES = ("nearest_free", "extra_level", "keep")
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> dict[str, Path]:
-    """Per collision policy a folder with ``demo.yaml`` and finished ``data``, ``embeddings`` and ``sids``."""
+    """Per collision policy a folder with ``demo.yaml`` and finished ``data``, ``embeddings`` and
+    ``sids``.
+    """
     encoder = save_encoder(tmp_path_factory.mktemp("encoder"), WORDS)
     folders = {}
     for policy in POLICIES:
@@ -115,7 +117,9 @@ def test_no_sid_moves_and_every_new_one_is_free(here, policy, capsys):
 
 
 def test_further_codes_are_given_to_groups_as_long_as_there_are_any():
-    """(0, 0) is a group with codes 0 and 2; (1, 1) is a lone item; (2, 2) is nobody's; three further codes."""
+    """(0, 0) is a group with codes 0 and 2; (1, 1) is a lone item; (2, 2) is nobody's; three
+    further codes.
+    """
     old = [(0, 0, 0), (0, 0, 2), (1, 1)]
     codes = [(0, 0), (1, 1), (2, 2), (0, 0), (2, 2), (3, 3), (2, 2), (2, 2)]
     assert add_items.further_codes(codes, old, num_levels=2, num_further=3) == {
@@ -265,7 +269,7 @@ def test_other_settings_than_those_on_disk_are_refused(here):
         extend("--sids.max_text_tokens", "99")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The old model
 
 

@@ -34,7 +34,9 @@ def quantised(points, codes, codebooks) -> Quantised:
 def random_quantised(
     num_items: int, sizes: list[int], seed: int, width: int = 3, twins: float = 0.2
 ) -> Quantised:
-    """Greedy residual codes of random points against random codebooks; some points occur more than once."""
+    """Greedy residual codes of random points against random codebooks; some points occur more than
+    once.
+    """
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(num_items, width)).astype(np.float32)
     copies = rng.random(num_items) < twins
@@ -70,25 +72,27 @@ def test_six_levels_of_huge_codebooks_do_not_overflow():
     assert colliding(codes).tolist() == [True, False, True]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Nearest free code, worked by hand
 
 
 def test_the_best_member_keeps_the_code_and_the_other_goes_to_the_nearest_free_one():
-    # Codes at 0, 1, 5, 9. Items at 0.4 and 0.1 both chose code 0; moving the first costs .36 - .16 = .2, the second .8.
+    # Codes at 0, 1, 5, 9. Items at 0.4 and 0.1 both chose code 0; moving the first costs .36 - .16
+    # = .2, the second .8.
     fitted = quantised([0.4, 0.1], [[0], [0]], [[0, 1, 5, 9]])
     assert nearest_free(fitted, [4]).tolist() == [[1], [0]]
 
 
 def test_a_code_that_a_lone_item_has_is_not_free():
-    # As above, but code 1 belongs to the third item, although that one would be as well off elsewhere.
+    # As above, but code 1 belongs to the third item, although that one would be as well off
+    # elsewhere.
     fitted = quantised([0.4, 0.1, 1.0], [[0], [0], [1]], [[0, 1, 5, 9]])
     assert nearest_free(fitted, [4]).tolist() == [[2], [0], [1]]
 
 
 def test_items_of_one_prefix_are_placed_jointly_not_one_after_the_other():
-    # Codes at 0, 1, 3; items at 0, .3 and .45 all chose 0. Nearest pair first would send .45 to 1 and .3 to 3, which
-    # costs .3025 + 7.29; the other way round costs .49 + 6.5025.
+    # Codes at 0, 1, 3; items at 0, .3 and .45 all chose 0. Nearest pair first would send .45 to 1
+    # and .3 to 3, which costs .3025 + 7.29; the other way round costs .49 + 6.5025.
     fitted = quantised([0.0, 0.3, 0.45], [[0], [0], [0]], [[0, 1, 3]])
     assert nearest_free(fitted, [3]).tolist() == [[0], [1], [2]]
 
@@ -103,8 +107,9 @@ def test_only_codes_under_the_same_prefix_are_used_while_there_is_room():
 
 
 def test_a_full_prefix_spills_the_item_that_loses_least_to_the_nearest_prefix_with_room():
-    # First codes at 0, 1 and 8, second codes at -.1 and +.1: three items near 0, the one at 0.4 is nearest to prefix 1.
-    # Pair (1, 0) = 0.9 is taken, (1, 1) = 1.1 is free: error .49; the others would have to pay 1.2 and 1.0 there.
+    # First codes at 0, 1 and 8, second codes at -.1 and +.1: three items near 0, the one at 0.4 is
+    # nearest to prefix 1. Pair (1, 0) = 0.9 is taken, (1, 1) = 1.1 is free: error .49; the others
+    # would have to pay 1.2 and 1.0 there.
     fitted = quantised(
         [-0.1, 0.1, 0.4, 0.9], [[0, 0], [0, 1], [0, 1], [1, 0]], [[0, 1, 8], [-0.1, 0.1]]
     )
@@ -112,8 +117,9 @@ def test_a_full_prefix_spills_the_item_that_loses_least_to_the_nearest_prefix_wi
 
 
 def test_a_full_tree_below_a_first_code_changes_the_first_code():
-    # One code at levels 2 and 3 each: only one item fits under a first code. Items at 0, 0.1 and 5.2: the second moves
-    # to the nearest first code with room, which is 2, not 5 (whose place the third item has).
+    # One code at levels 2 and 3 each: only one item fits under a first code. Items at 0, 0.1 and
+    # 5.2: the second moves to the nearest first code with room, which is 2, not 5 (whose place the
+    # third item has).
     fitted = quantised([0.0, 0.1, 5.2], [[0, 0, 0], [0, 0, 0], [2, 0, 0]], [[0, 2, 5], [0], [0]])
     assert nearest_free(fitted, [3, 1, 1]).tolist() == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
 
@@ -135,7 +141,7 @@ def test_equal_items_leave_a_full_prefix_in_item_order():
     assert nearest_free(fitted, [2, 2]).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Nearest free code, properties
 
 
@@ -160,7 +166,9 @@ def test_every_item_ends_with_a_sid_of_its_own_and_the_lone_ones_keep_theirs(siz
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 7), st.integers(0, 2**32 - 1))
 def test_within_a_prefix_no_other_distribution_costs_less(num_items, seed):
-    """Against every injective choice of the codes that are not a lone item's, if one member keeps each group's code."""
+    """Against every injective choice of the codes that are not a lone item's, if one member keeps
+    each group's code.
+    """
     fitted = random_quantised(num_items, [1, 7], seed)
     codes = nearest_free(fitted, [1, 7])
     movers = np.flatnonzero(colliding(fitted.codes))
@@ -216,12 +224,13 @@ def test_a_single_item_too_many_is_spilled_at_least_total_cost(seed):
     assert final_error(fitted, codes, np.arange(4)).sum() == pytest.approx(least, rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Items that are there already
 
 
 def test_a_new_item_takes_the_nearest_code_that_nobody_has():
-    # Codes at 0, 1, 5, 9 under prefix 0; old items have codes 0 and 1, and code 2 under another prefix.
+    # Codes at 0, 1, 5, 9 under prefix 0; old items have codes 0 and 1, and code 2 under another
+    # prefix.
     fitted = quantised([0.4, 8.0], [[0, 0], [0, 3]], [[0, 100], [0, 1, 5, 9]])
     assert nearest_free(fitted, [2, 4], np.array([[0, 0], [0, 1], [1, 2]])).tolist() == [
         [0, 2],
@@ -270,12 +279,14 @@ def test_more_items_than_sids_are_refused_in_one_line():
         nearest_free(fitted, [2], np.array([[1]]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Against the reference's way
 
 
 def sinkhorn_rounds(fitted: Quantised, rounds: int = 20, epsilon: float = 0.003) -> np.ndarray:
-    """The reference's ``generate_indices.py``: each colliding group again, alone, through Sinkhorn at the last level."""
+    """The reference's ``generate_indices.py``: each colliding group again, alone, through Sinkhorn
+    at the last level.
+    """
     codes, last = fitted.codes.copy(), fitted.codes.shape[1] - 1
     for _ in range(rounds):
         if not colliding(codes).any():
@@ -297,7 +308,9 @@ def sinkhorn_rounds(fitted: Quantised, rounds: int = 20, epsilon: float = 0.003)
 
 
 def test_re_assigned_codes_are_near_where_the_reference_s_are_anywhere():
-    """Median rank of a new code among all 64 by distance, 0 the nearest; the reference also leaves collisions."""
+    """Median rank of a new code among all 64 by distance, 0 the nearest; the reference also leaves
+    collisions.
+    """
     fitted = crowd(3000, 64, 8)
 
     def ranks(codes: np.ndarray) -> np.ndarray:
@@ -319,7 +332,7 @@ def test_re_assigned_codes_are_near_where_the_reference_s_are_anywhere():
     assert not colliding(ours).any()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The other policies
 
 
@@ -355,7 +368,8 @@ def test_a_further_level_is_not_added_when_nothing_collides():
 
 
 def test_codes_that_are_not_the_nearest_are_kept_by_one_member_all_the_same():
-    # Given or random codes need not be the nearest: code 0 at 9 is far from both items, codes 1 and 2 would suit them.
+    # Given or random codes need not be the nearest: code 0 at 9 is far from both items, codes 1 and
+    # 2 would suit them.
     fitted = quantised([0.0, 1.0], [[0], [0]], [[9, 0, 1]])
     assert nearest_free(fitted, [3]).tolist() == [[1], [0]]
 
@@ -365,7 +379,7 @@ def test_keep_changes_nothing():
     assert resolve_collisions(fitted, [4], "keep") == ([(0,), (0,), (1,)], [4])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Size
 
 

@@ -213,7 +213,9 @@ def test_an_item_whose_vector_is_not_a_number_is_named(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_catalogue(tmp_path):
-    """Ten times the items, whose vectors take 80 MB more, take less than 10 MB more while they are embedded and written."""
+    """Ten times the items, whose vectors take 80 MB more, take less than 10 MB more while they are
+    embedded and written.
+    """
     peaks = []
     for num_items in (2_000, 22_000):
         folder = tmp_path / str(num_items)
@@ -345,7 +347,7 @@ def test_the_packaged_encoder_gives_the_published_similarities():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Killed, and made again
 
 

@@ -60,7 +60,7 @@ def fit_and_save(
     return fitted
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One interface
 
 
@@ -69,7 +69,9 @@ def fit_and_save(
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stored_quantiser_gives_the_codes_of_its_fit(tmp_path, method, sizes):
-    """One to six levels, each with a size of its own. ``random`` has no rule to repeat; balanced codes have ties."""
+    """One to six levels, each with a size of its own. ``random`` has no rule to repeat; balanced
+    codes have ties.
+    """
     points = cloud()
     fitted = fit_and_save(tmp_path, method, sizes, points)
     quantizer = load_quantizer(tmp_path)
@@ -139,12 +141,14 @@ def test_identical_listings_are_groups_in_catalogue_order():
     assert identical_listings(cloud(6), list("abcdef")) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # OPQ
 
 
 def correlated(num_items: int = 400) -> np.ndarray:
-    """All of the variance in the first two of eight dimensions, so that plain parts have nothing to share out."""
+    """All of the variance in the first two of eight dimensions, so that plain parts have nothing to
+    share out.
+    """
     return (
         np.random.default_rng(0).normal(size=(num_items, 8)) * [5, 4, 3, 2, 0.1, 0.1, 0.1, 0.1]
     ).astype(np.float32)
@@ -209,7 +213,7 @@ def test_the_rotation_shares_the_variance_out_among_the_levels():
     assert fit_opq(points, [16, 16], 20, 0).errors[-1] < 0.8 * plain
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # FSQ
 
 
@@ -221,7 +225,9 @@ def test_the_grid_fills_the_codes_as_far_as_whole_numbers_go(size, cells):
 
 
 def test_a_cell_is_where_the_squashed_projections_fall():
-    """Standardised along the principal axes, tanh(.8 x), 4 x 2 cells of equal width: by hand for every item."""
+    """Standardised along the principal axes, tanh(.8 x), 4 x 2 cells of equal width: by hand for
+    every item.
+    """
     points = (np.random.default_rng(0).normal(size=(500, 2)) * [3, 1]).astype(np.float32)
     fitted = add_fsq_level(fit_rqkmeans(points, [], 1, 0), points, 8)
     centred = points - points.mean(axis=0)
@@ -255,7 +261,7 @@ def test_codes_beyond_the_grid_stay_unused_and_far_items_stay_inside():
     assert fitted.codes[:, 1].max() < 294
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damaged and foreign files
 
 

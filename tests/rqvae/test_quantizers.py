@@ -39,7 +39,9 @@ def cloud(num_items: int = 60, width: int = 6, seed: int = 0) -> np.ndarray:
 
 
 def planted(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """4 x 3 x 2 items at A_i + B_j + C_k, each level ten times finer than the one above, and their (i, j, k)."""
+    """4 x 3 x 2 items at A_i + B_j + C_k, each level ten times finer than the one above, and their
+    (i, j, k).
+    """
     rng = np.random.default_rng(seed)
     coarse, middle, fine = np.eye(4, 8) * 100, np.eye(3, 8) * 10, np.eye(2, 8)
     labels = rng.permutation([(i, j, k) for i in range(4) for j in range(3) for k in range(2)])
@@ -54,7 +56,7 @@ def same_partition(first: np.ndarray, second: np.ndarray) -> bool:
     return len(pairs) == len(set(first.tolist())) == len(set(second.tolist()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Residual k-means
 
 
@@ -211,7 +213,7 @@ def test_random_codes_are_uniform_and_say_nothing():
     assert fitted.errors[1] > 0.98
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Balanced clusters
 
 
@@ -231,7 +233,9 @@ def test_balanced_assignment_is_the_cheapest_there_is(num_rows, columns, seed, d
 
 
 def test_the_items_that_are_left_over_go_to_the_codes_that_are_wanted_most():
-    """Eight items, three codes: two codes get three. Item by item 1, 2, 2, 2, 2, 2, 1, 1 is nearest, and 0 is nobody's."""
+    """Eight items, three codes: two codes get three. Item by item 1, 2, 2, 2, 2, 2, 1, 1 is
+    nearest, and 0 is nobody's.
+    """
     nearest_code = np.array([1, 2, 2, 2, 2, 2, 1, 1])
     cost = np.abs(nearest_code[:, None] - np.arange(3)).astype(float)
     codes, _ = balanced_assignment(cost, np.zeros(3))
@@ -255,7 +259,7 @@ def test_balanced_kmeans_finds_planted_levels_of_equal_size():
     assert fitted.errors[2] < 1e-9
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Inputs
 
 

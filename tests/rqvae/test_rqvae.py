@@ -145,7 +145,9 @@ def tiny_settings(**changes) -> SidSettings:
 
 
 def test_training_lowers_the_reconstruction_error_and_keeps_the_best_epoch(tmp_path):
-    """A curved surface in six dimensions and a latent of two: principal components, the start, cannot follow it."""
+    """A curved surface in six dimensions and a latent of two: principal components, the start,
+    cannot follow it.
+    """
     a, b = np.random.default_rng(0).uniform(-1.5, 1.5, size=(2, 200))
     surface = np.stack(
         [np.cos(2 * a), np.sin(2 * a), np.cos(2 * b), np.sin(2 * b), a * b, a + b], axis=1
@@ -299,7 +301,7 @@ def test_learning_rate_warms_up_then_falls_to_zero():
     assert learning_rate_factor(1) == pytest.approx(0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Options
 
 
@@ -323,7 +325,9 @@ def test_every_option_changes_the_codes(tmp_path, changes):
 
 
 def test_the_rotation_carries_z_onto_its_codes_and_the_gradient_with_it():
-    """Against the rotation matrix written out: the smallest rotation, in the plane of the two vectors."""
+    """Against the rotation matrix written out: the smallest rotation, in the plane of the two
+    vectors.
+    """
     generator = torch.Generator().manual_seed(0)
     z, q, weight = (torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     z.requires_grad_()
@@ -343,7 +347,9 @@ def test_the_rotation_carries_z_onto_its_codes_and_the_gradient_with_it():
 
 
 def reference_sinkhorn(distances: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """The reference's ``center_distance_for_constraint`` and ``sinkhorn_algorithm``, as it writes them."""
+    """The reference's ``center_distance_for_constraint`` and ``sinkhorn_algorithm``, as it writes
+    them.
+    """
     high, low = distances.max(), distances.min()
     middle = (high + low) / 2
     plan = torch.exp(-(distances - middle) / (high - middle) / epsilon)
@@ -385,7 +391,8 @@ def test_moving_averages_are_worked_by_hand_and_no_gradient_reaches_the_codes():
     residuals = torch.tensor([[[1.0, 0, 0, 0], [3.0, 0, 0, 0], [0, 8.0, 0, 0]]])
     run.average_codes(torch.tensor([[2], [2], [4]]), residuals)
     after = run.model.codebooks[0].detach()
-    # N = .75 * 1 + .25 * 2, M = .75 * E + .25 * (4, 0, 0, 0); one item: N = 1; none: N = .75, M = .75 E
+    # N = .75 * 1 + .25 * 2, M = .75 * E + .25 * (4, 0, 0, 0); one item: N = 1; none: N = .75, M =
+    # .75 E
     torch.testing.assert_close(after[2], (0.75 * before[2] + torch.tensor([1.0, 0, 0, 0])) / 1.25)
     torch.testing.assert_close(after[4], 0.75 * before[4] + torch.tensor([0, 2.0, 0, 0]))
     torch.testing.assert_close(after[[0, 1, 3]], before[[0, 1, 3]])

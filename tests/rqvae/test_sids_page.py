@@ -88,7 +88,7 @@ def test_the_report_holds_every_figure_of_the_page(tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Curves and charts
 
 
@@ -133,7 +133,7 @@ def test_a_chart_stays_inside_its_frame_and_is_left_out_without_data():
     assert "nan" not in chart("flat", [Line("a", [1, 2], [0, 0])], "x", "y", points=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Verdict
 
 
@@ -239,7 +239,7 @@ def test_the_verdict_names_what_fails_and_gives_advice_for_it(changes, go, line)
     assert all(check["wanted"] for check in judged["checks"])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Comparison
 
 
@@ -322,7 +322,7 @@ def test_a_wrong_list_of_methods_is_one_line_and_nothing_is_written(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # In a browser
 
 
@@ -330,7 +330,9 @@ def test_a_wrong_list_of_methods_is_one_line_and_nothing_is_written(
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_pages_fit_a_screen_and_a_phone(tmp_path, monkeypatch, capsys, width):
-    """A page that is wider than the window would scroll sideways as a whole; only tables may, inside their own box."""
+    """A page that is wider than the window would scroll sideways as a whole; only tables may,
+    inside their own box.
+    """
     experiment = world(tmp_path)
     embed_by_hand(experiment)
     compared(experiment, monkeypatch, capsys)

@@ -60,7 +60,9 @@ WORDS = [
 
 
 def world(folder: Path, num_items: int = 40, seed: int = 0, **sids) -> Experiment:
-    """An experiment with a committed data directory: two items are listed twice, one has no description."""
+    """An experiment with a committed data directory: two items are listed twice, one has no
+    description.
+    """
     # Only this source brings SIDs; the files are written by hand all the same
     given = sids.get("method") == "given"
     source = {"source": "minionerec", "path": str(folder)} if given else {}
@@ -111,7 +113,9 @@ def world(folder: Path, num_items: int = 40, seed: int = 0, **sids) -> Experimen
 def embed_by_hand(
     experiment: Experiment, embeddings: np.ndarray | None = None, item_ids: list[str] | None = None
 ) -> np.ndarray:
-    """A committed embeddings directory without an encoder: words as random directions, so equal texts are equal rows."""
+    """A committed embeddings directory without an encoder: words as random directions, so equal
+    texts are equal rows.
+    """
     data = stage_path(experiment, "data")
     items = pd.read_parquet(data / "items.parquet")
     if embeddings is None:
@@ -144,7 +148,7 @@ def changed(experiment: Experiment, **sids) -> Experiment:
     return experiment.changed({f"sids.{key}": value for key, value in sids.items()})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The stage
 
 
@@ -395,12 +399,13 @@ def test_a_missing_stage_names_the_command_that_makes_it(tmp_path, stage):
     assert not (tmp_path / "demo" / "sids").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Report
 
 
 def test_usage_of_a_level_by_hand():
-    # counts 2 1 1 0: entropy 1.5 bits, so 2^1.5 codes; Gini: sorted 0 1 1 2, (-3*0 - 1 + 1 + 3*2) / (4 * 4)
+    # counts 2 1 1 0: entropy 1.5 bits, so 2^1.5 codes; Gini: sorted 0 1 1 2, (-3*0 - 1 + 1 + 3*2) /
+    # (4 * 4)
     usage = level_usage(np.array([0, 0, 1, 2, -1]), 4)
     assert usage == {
         "size": 4,

@@ -1,4 +1,6 @@
-"""``recommend.py`` from file to file: the lists of an evaluation, to the byte, however they came about."""
+"""``recommend.py`` from file to file: the lists of an evaluation, to the byte, however they came
+about.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""Exports: read back by the other side's own code, or by nothing of ours, they rank as our search does."""
+"""Exports: read back by the other side's own code, or by nothing of ours, they rank as our search
+does.
+"""
 
 import importlib.util
 import json

@@ -1,4 +1,6 @@
-"""``Recommender``: a folder is enough, lists are evaluation's, filters keep k items, and it explains itself."""
+"""``Recommender``: a folder is enough, lists are evaluation's, filters keep k items, and it
+explains itself.
+"""
 
 import ast
 import dataclasses
@@ -147,7 +149,9 @@ def test_what_cannot_be_answered_is_one_line(recommender, asked, message):
 
 
 def test_an_explanation_names_the_codes_their_words_and_the_nearest_items(made, recommender):
-    """``thing m of kind n`` has the codes (item % 8, item // 8); words differ by kind only by numbers."""
+    """``thing m of kind n`` has the codes (item % 8, item // 8); words differ by kind only by
+    numbers.
+    """
     found = recommender.recommend([["i1", "i2", "i1", "i3"]], k=1)[0][0]
     item = int(found.item_id[1:])
     assert found.title == f"thing {item % 6} of kind {item // 6}"

@@ -1,4 +1,6 @@
-"""The server over real HTTP: evaluation's answers, one line for every mistake, versions that never mix."""
+"""The server over real HTTP: evaluation's answers, one line for every mistake, versions that never
+mix.
+"""
 
 import http.client
 import json

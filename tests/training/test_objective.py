@@ -118,7 +118,7 @@ def test_only_groups_whose_completions_earn_different_rewards_have_a_signal():
     assert groups_with_signal(torch.empty(0, 0)) == []
 
 
-# ------------------------------------------------------------------------- siblings, Dr. GRPO, S-DPO
+# ------------------------------------------------------------------------ siblings, Dr. GRPO, S-DPO
 
 ALIVE = torch.ones(1, 4, dtype=torch.bool)
 #   root -+- 1 -+- 11   reward 1

@@ -123,7 +123,7 @@ def test_a_sid_that_several_items_share_names_the_target_in_its_own_group_and_el
     assert len(set(found.nodes[1:][is_hit[1:]].tolist())) == 1  # the same SID three times
 
 
-# --------------------------------------------------------------------------------------------- S-DPO
+# -------------------------------------------------------------------------------------------- S-DPO
 
 
 def test_softmax_dpo_sees_the_target_beside_the_beams_own_misses():

@@ -1,4 +1,6 @@
-"""SFT's loss inside RL: the same scale as the anchor on targets, every answer by its weight, and alone the control of RL."""
+"""SFT's loss inside RL: the same scale as the anchor on targets, every answer by its weight, and
+alone the control of RL.
+"""
 
 from __future__ import annotations
 

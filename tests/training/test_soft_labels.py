@@ -223,7 +223,9 @@ def test_rows_of_pairs_are_what_the_teacher_makes_of_both_items_and_every_pair_c
 
 
 def test_an_open_history_is_all_that_train_has_of_a_user_and_nothing_that_is_held_out():
-    """Whatever is valid or test, histories and answers are the same; a row's answers are the table's."""
+    """Whatever is valid or test, histories and answers are the same; a row's answers are the
+    table's.
+    """
     rows_of = []
     for heldout in (6, 7):
         samples = chain_of_users(heldout)
