@@ -59,7 +59,7 @@ class SFTTrainer(RankingTrainer):
         super().__init__(*args, **kwargs)
         self.teacher_weight = teacher_weight
         share = base_causal_lm(self.model).takes_trees
-        paths = [trie.item_path(item) for item in range(trie.num_items)] if trie else []
+        paths = trie.item_paths() if trie else ()
         self.data_collator = lambda rows: collate_sft(rows, share, trie, paths)
 
     def forward_tokens(self, batch: Sequence[int]) -> int:

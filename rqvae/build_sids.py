@@ -83,9 +83,6 @@ def build(experiment: Experiment, final: Path) -> dict:
     parents = [open_stage(experiment, stage) for stage in ("data", "embeddings")]
     data, embedded = (parent.path for parent in parents)
     items = pd.read_parquet(data / "items.parquet")
-    interactions = pd.read_parquet(
-        data / "interactions.parquet", columns=["user_id", "item_id", "split"]
-    )
     item_ids = items["item_id"].tolist()
     embeddings = read_embeddings(embedded, item_ids)
     progress = final.with_name(f".{final.name}.rqvae-progress.safetensors")
@@ -101,6 +98,9 @@ def build(experiment: Experiment, final: Path) -> dict:
         "collisions": round(time.perf_counter() - fitted, 2),
     }
 
+    interactions = pd.read_parquet(
+        data / "interactions.parquet", columns=["user_id", "item_id", "split"]
+    )
     report = {
         "method": experiment.sids.method,
         "collision": experiment.sids.collision,

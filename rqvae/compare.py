@@ -37,6 +37,7 @@ from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import timings, write_json
 from minionerec.experiment.lineage import is_done
 from minionerec.experiment.lock import locked
+from minionerec.experiment.problems import did_you_mean
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import stage_path
 from minionerec.pages.charts import Line, chart
@@ -96,7 +97,10 @@ def with_methods(experiment: Experiment, names: str) -> dict[str, Experiment]:
     problems = []
     for name in dict.fromkeys(methods):
         if name not in KNOWN:
-            problems.append(f"--methods: got '{name}', expected some of {', '.join(KNOWN)}")
+            problems.append(
+                f"--methods: got '{name}', expected some of {', '.join(KNOWN)}"
+                f"{did_you_mean(name, KNOWN)}"
+            )
         if methods.count(name) > 1:
             problems.append(f"--methods: '{name}' is given twice; keep one")
     if problems:

@@ -44,9 +44,9 @@ class UserLog:
         user = int(self.users[place])
         first = max(int(self.starts[user]), place - self.max_history)
         history = tuple(self.items[first:place].tolist())
-        return Sample(
-            self.user_ids[user], history, int(self.items[place]), int(self.timestamps[place])
-        )
+        target = int(self.items[place])
+        timestamp = int(self.timestamps[place])
+        return Sample(self.user_ids[user], history, target, timestamp)
 
 
 class SampleList(Sequence[Sample]):
@@ -76,6 +76,19 @@ class SampleList(Sequence[Sample]):
         """``(S,)`` the number of each sample's user."""
         return self.log.users[self.places]
 
+    def targets(self) -> np.ndarray:
+        """``(S,)`` item indexes."""
+        return self.log.items[self.places]
+
+    def histories(self) -> IntLists:
+        """What came before each target."""
+        first = self.log.starts[self.users()]
+        first = np.maximum(first, self.places - self.log.max_history)
+        lengths = self.places - first
+        ends = np.cumsum(lengths)
+        flat = self.log.items[runs(first, lengths)]
+        return IntLists(flat, np.concatenate([[0], ends]))
+
     def __iter__(self) -> Iterator[Sample]:
         """One sample after the other."""
         return map(self.log.sample, map(int, self.places))
@@ -85,6 +98,18 @@ class SampleList(Sequence[Sample]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers of several runs of numbers, one run after the other.
+
+    >>> runs(np.array([3, 0]), np.array([3, 2])).tolist()
+    [3, 4, 5, 0, 1]
+    """
+    written = np.cumsum(lengths) - lengths  # before each run
+    numbers = np.repeat(starts - written, lengths)
+    numbers += np.arange(len(numbers))
+    return numbers
 
 
 class IntRows(Sequence[tuple[int, ...]]):
@@ -105,8 +130,10 @@ class IntRows(Sequence[tuple[int, ...]]):
         if isinstance(rows, IntRows):
             return rows
         longest = max(map(len, rows), default=1)
-        padded = [[*row, *[-1] * (longest - len(row))] for row in rows]
-        return cls(np.array(padded, dtype=np.int32).reshape(len(rows), longest))
+        table = np.full((len(rows), longest), -1, dtype=np.int32)
+        for padded, row in zip(table, rows, strict=True):
+            padded[: len(row)] = row
+        return cls(table)
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -148,13 +175,16 @@ class IntLists(Sequence[list[int]]):
 
     @classmethod
     def of(cls, lists: Iterable[Sequence[int]]) -> IntLists:
-        """From any lists, one after the other."""
+        """From any lists, one after the other; such lists themselves are given back."""
+        if isinstance(lists, IntLists):
+            return lists
         flat = array.array("i")
         starts = array.array("q", [0])
         for numbers in lists:
             flat.extend(numbers)
             starts.append(len(flat))
-        return cls(np.frombuffer(flat or b"", np.int32), np.frombuffer(starts, np.int64))
+        numbers_of_all = np.frombuffer(flat or b"", np.int32)
+        return cls(numbers_of_all, np.frombuffer(starts, np.int64))
 
     def __len__(self) -> int:
         """How many lists there are."""
@@ -175,7 +205,9 @@ class IntLists(Sequence[list[int]]):
         if isinstance(number, slice):
             return [self[place] for place in range(len(self))[number]]
         number = range(len(self))[number]
-        return self.flat[self.starts[number] : self.starts[number + 1]].tolist()
+        start = self.starts[number]
+        end = self.starts[number + 1]
+        return self.flat[start:end].tolist()
 
     def __eq__(self, other: object) -> bool:
         """Whether another sequence has the same lists."""

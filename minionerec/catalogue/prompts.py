@@ -353,6 +353,14 @@ class Renderer:
 
         Otherwise `<|endoftext|>` in a title would be the end of the sequence.
         """
+        if self._tokenizer.is_fast:
+            # Twice as fast as through transformers, which makes more of a text than its ids
+            backend = self._tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = as_text
+            found = backend.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in found]
         encoded = self._tokenizer(
             texts,
             add_special_tokens=False,

@@ -7,7 +7,6 @@ task. Which split a sample belongs to is the split of its target. Item ids becom
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minionerec.catalogue import mapped
-from minionerec.catalogue.compact import Sample
+from minionerec.catalogue.compact import IntLists, Sample
 from minionerec.catalogue.mapped import UserArrays
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import is_target
@@ -56,6 +55,7 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
     arrays = mapped.read(data_dir)
     if arrays is None:
         arrays = _read_tables(data_dir, items)
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it read with otherwise
     return Samples(items, arrays.samples(max_history), arrays.train_sequences())
 
 
@@ -87,7 +87,12 @@ def _read_tables(data_dir: Path, items: pd.DataFrame) -> UserArrays:
     return _cut(interactions, codes)
 
 
-def _refuse(file: Path, column: pd.Series, bad: pd.Series, expected: str) -> None:
+def _refuse(
+    file: Path,
+    column: pd.Series,
+    bad: pd.Series,
+    expected: str,
+) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise UserError(
@@ -159,7 +164,9 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
     rows = pd.read_parquet(
         data_dir / "interactions.parquet", columns=["user_id", "item_id", "split"]
     )
-    wanted = is_target(pd.factorize(rows["user_id"])[0]) & (rows["split"] == split).to_numpy()
+    users = pd.factorize(rows["user_id"])[0]
+    of_split = (rows["split"] == split).to_numpy()
+    wanted = is_target(users) & of_split
     before: dict[str, set[int]] = {}
     found = []
     for user_id, item_id, is_wanted in zip(rows["user_id"], rows["item_id"], wanted, strict=True):
@@ -170,7 +177,10 @@ def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
     return found
 
 
-def open_histories(sequences: Iterable[Sequence[int]], max_history: int) -> list[tuple[int, ...]]:
+def open_histories(
+    sequences: Iterable[Sequence[int]],
+    max_history: int,
+) -> list[tuple[int, ...]]:
     """The train sequences as they end, each history once, in the order in which they come.
 
     What followed them lies in the validation or test rows, or nowhere: they are histories that no
@@ -183,11 +193,18 @@ def open_histories(sequences: Iterable[Sequence[int]], max_history: int) -> list
         sequences: each user's train items in order.
         max_history: the longest history, in items; only the latest are kept.
     """
-    histories = [tuple(sequence[-max_history:]) for sequence in sequences if len(sequence)]
-    return list(dict.fromkeys(histories))
+    histories: dict[tuple[int, ...], None] = {}
+    for sequence in sequences:
+        if len(sequence):
+            histories[tuple(sequence[-max_history:])] = None
+    return list(histories)
 
 
-def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: int) -> list[Sample]:
+def window_samples(
+    sequences: Sequence[Sequence[int]],
+    max_history: int,
+    seed: int,
+) -> list[Sample]:
     """The train targets once more, each with the history that its window holds.
 
     That is from one item up to ``max_history`` items.
@@ -204,7 +221,11 @@ def window_samples(sequences: Sequence[Sequence[int]], max_history: int, seed: i
     return found
 
 
-def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
+def fixed_subset(
+    samples: Sequence[T],
+    size: int,
+    seed: int,
+) -> list[T]:
     """The same random ``size`` samples for the same seed, in their order.
 
     All of them if ``size`` is 0 or too large. What belongs to samples row by row is cut alike.
@@ -215,7 +236,10 @@ def fixed_subset(samples: Sequence[T], size: int, seed: int) -> list[T]:
     return [samples[i] for i in sorted(order[:size])]
 
 
-def held_out(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample], Sequence[Sample]]:
+def held_out(
+    samples: Sequence[Sample],
+    share: float,
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """The earlier and the later of some samples by the time of their targets, each in their order.
 
     Targets of one second stay together: on the later side if the cut falls among them.
@@ -239,5 +263,4 @@ def held_out(samples: Sequence[Sample], share: float) -> tuple[Sequence[Sample],
 
 def train_counts(sequences: Iterable[Sequence[int]], num_items: int) -> np.ndarray:
     """``(N,)`` how often each item occurs in the train interactions."""
-    flat = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64)
-    return np.bincount(flat, minlength=num_items)
+    return np.bincount(IntLists.of(sequences).flat, minlength=num_items)

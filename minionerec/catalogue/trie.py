@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minionerec.catalogue.compact import IntRows
+
 
 class SidTrie:
     """Prefix tree over the catalogue as integer tables: which code may follow a partial SID.
@@ -280,6 +282,12 @@ class SidTrie:
         while int(self.parent[nodes[0]]) > 0:
             nodes.insert(0, int(self.parent[nodes[0]]))
         return nodes
+
+    def item_paths(self) -> IntRows:
+        """``item_path`` of every item, in one table."""
+        leaves = torch.from_numpy(self.leaf_of_item).long().to(self.leaf_node.device)
+        paths = self.path(self.leaf_node[leaves], self.num_levels).cpu().numpy()  # (N, L)
+        return IntRows(np.where(paths > 0, paths, -1))
 
     def children(self, node: int) -> list[int]:
         """Codes that may follow this node, ascending."""

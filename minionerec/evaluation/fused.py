@@ -12,6 +12,7 @@ import numpy as np
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
+from minionerec.evaluation.predictions import Predictions
 from minionerec.experiment.manifest import Parent
 from minionerec.rankers import crossfit, experts, fusion
 from minionerec.rankers.experts import Expert
@@ -71,7 +72,8 @@ def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[s
     Raises:
         UserError: they rank other rows.
     """
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with open(file, "rb") as lines:
+        records = Predictions(map(json.loads, lines))
     ranked = [(record["user_id"], record["target_item_id"]) for record in records]
     wanted = [(sample.user_id, item_ids[sample.target]) for sample in samples]
     if ranked != wanted:

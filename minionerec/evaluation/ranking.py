@@ -104,7 +104,8 @@ def validator(
         unwanted: per sample, items that are never ranked, as in evaluation.
     """
     sids = policy.catalogue.sids
-    groups = sid_of(sids)
+    # Where every item has a SID of its own, none is tied with another
+    groups = sid_of(sids) if policy.trie.num_leaves < len(sids.item_ids) else None
     trie = policy.trie.to(device)
 
     def validate(model: nn.Module, most: int | None = None) -> dict[str, float]:

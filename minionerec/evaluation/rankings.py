@@ -6,10 +6,11 @@ anywhere else. Nothing heavier than numpy is imported before a data directory is
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, Values, row_metrics
+from minionerec.evaluation.predictions import Predictions, Row
 from minionerec.evaluation.statistics import row_keys
 from minionerec.experiment.files import read_json, sha256_file
 from minionerec.experiment.lineage import check_parents, require_own_name
@@ -28,7 +30,6 @@ SHOWN_CHARACTERS = 40  # of a wrong value, in a message
 STAGES = ("baselines", "evaluate")  # folders of an experiment that hold rankings
 SAME = 1e-9  # means of the same rows may be added up in another order
 
-Row = dict[str, Any]
 Pair = tuple[str, str]  # user and target
 
 
@@ -145,22 +146,32 @@ def read_metrics(file: Path) -> dict[str, Any]:
     return metrics
 
 
-def read_predictions(file: Path) -> list[Row]:
+def read_predictions(file: Path) -> Predictions:
     """The rows of a ``predictions.jsonl``.
 
     Raises:
         UserError: naming the first line that is not a row.
     """
-    rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        row = parsed(line, f"{file}:{number}")
-        problem = problem_of(row)
-        if problem:
-            raise UserError(f"{file}:{number}: {problem}")
-        rows.append(row)
+    rows = Predictions(checked_rows(file))
     if not rows:
         raise UserError(f"{file}: is empty; expected a line per test row")
     return rows
+
+
+def checked_rows(file: Path) -> Iterator[Row]:
+    """Row after row.
+
+    Raises:
+        UserError: as ``read_predictions``.
+    """
+    with open(file, "rb") as handle:
+        lines = itertools.chain.from_iterable(map(bytes.splitlines, handle))
+        for number, line in enumerate(lines, start=1):
+            row = parsed(line, f"{file}:{number}")
+            problem = problem_of(row)
+            if problem:
+                raise UserError(f"{file}:{number}: {problem}")
+            yield row
 
 
 def parsed(content: bytes, where: str) -> Any:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minionerec.evaluation.predictions import Predictions
 from minionerec.evaluation.statistics import compare
 from minionerec.experiment.lineage import check_parents, require_own_name, require_stage
 from minionerec.experiment.manifest import verify
@@ -35,12 +36,13 @@ class Result:
     sid_of: dict[str, list[int]] | None  # item -> SID, None for a ranker that knows items apart
 
     @cached_property
-    def predictions(self) -> list[dict[str, Any]]:
+    def predictions(self) -> Predictions:
         """The rows of ``predictions.jsonl``; empty where there is no such file."""
         file = self.directory / "predictions.jsonl"
         if not file.is_file():
-            return []
-        return [json.loads(line) for line in file.read_bytes().splitlines()]
+            return Predictions([])
+        with open(file, "rb") as lines:
+            return Predictions(map(json.loads, lines))
 
 
 class Comparison(NamedTuple):

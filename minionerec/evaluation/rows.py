@@ -10,14 +10,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minionerec.catalogue.compact import Sample, SampleList
 from minionerec.errors import UserError
-
-if TYPE_CHECKING:
-    from minionerec.catalogue.samples import Sample
 
 ROW_KEYS = ("user_id", "target_item_id", "item_ids", "scores")
 NOTHING = -1  # where a list has ended
@@ -145,18 +143,19 @@ def rows_of_samples(
         items: ``(n, W)`` item indexes, best first, negative where a list has ended.
         item_ids: the catalogue.
     """
-    return RankedRows(
-        numbered([sample.user_id for sample in samples]),
-        np.fromiter(
-            (sample.target for sample in samples),
-            np.int64,
-            len(samples),
-        ),
-        np.asarray(items, dtype=np.int32),
-        item_ids,
-        len(item_ids),
-        Histories.of([sample.history for sample in samples]),
-    )
+    if isinstance(samples, SampleList):
+        distinct, of_row = np.unique(samples.users(), return_inverse=True)
+        names = [samples.log.user_ids[user] for user in distinct.tolist()]
+        users = numbered(names)[of_row]
+        targets = samples.targets().astype(np.int64)
+        shown = samples.histories()
+        histories = Histories(shown.flat, np.diff(shown.starts))
+    else:
+        users = numbered([sample.user_id for sample in samples])
+        targets = np.array([sample.target for sample in samples], dtype=np.int64)
+        histories = Histories.of(sample.history for sample in samples)
+    ranked = np.asarray(items, dtype=np.int32)
+    return RankedRows(users, targets, ranked, item_ids, len(item_ids), histories)
 
 
 def rows_of_records(

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from minionerec.catalogue.compact import IntLists
 from minionerec.evaluation.metrics import Values, mean
 from minionerec.evaluation.rows import Histories
 
@@ -57,8 +58,24 @@ def slice_names(
     names["target_repeats_last"] = yes_no(histories.last == targets)
     if train_pairs is not None:
         pairs = histories.last * len(train_counts) + targets  # negative of an empty history
-        names["pair_in_train"] = yes_no(np.isin(pairs, train_pairs))
+        names["pair_in_train"] = yes_no(is_among(train_pairs, pairs))
     return names
+
+
+def is_among(
+    ascending: np.ndarray,
+    numbers: np.ndarray,
+) -> np.ndarray:
+    """``(n,)`` whether each number is one of others that ascend; looks few up among many.
+
+    >>> is_among(np.array([1, 4]), np.array([4, 0, 9])).tolist()
+    [True, False, False]
+    """
+    if not len(ascending):
+        return np.zeros(len(numbers), bool)
+    place = np.searchsorted(ascending, numbers)
+    place = place.clip(max=len(ascending) - 1)
+    return ascending[place] == numbers
 
 
 def pairs_of(sequences: Sequence[Sequence[int]], num_items: int) -> Pairs:
@@ -67,10 +84,13 @@ def pairs_of(sequences: Sequence[Sequence[int]], num_items: int) -> Pairs:
     >>> pairs_of([[0, 1, 1]], 2).tolist()  # 0 then 1, 1 then 1
     [1, 3]
     """
-    shown = Histories.of(sequences)
-    users = shown.rows
+    lists = IntLists.of(sequences)
+    items = lists.flat.astype(np.int64)
+    lengths = np.diff(lists.starts)
+    users = np.repeat(np.arange(len(lists)), lengths)
     same = users[1:] == users[:-1]
-    return np.unique((shown.items[:-1] * num_items + shown.items[1:])[same])
+    pairs = items[:-1] * num_items + items[1:]
+    return np.unique(pairs[same])
 
 
 def yes_no(flags: np.ndarray) -> np.ndarray:

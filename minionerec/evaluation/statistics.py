@@ -90,15 +90,16 @@ def compare(
     Raises:
         UserError: the two rank different test rows.
     """
-    a, b = paired(predictions_a, predictions_b)
-    all_a, _ = row_metrics(a, sid_of_a)
-    all_b, _ = row_metrics(b, sid_of_b)
+    of_a, of_b = paired(predictions_a, predictions_b)
+    all_a, _ = row_metrics(predictions_a, sid_of_a)
+    all_b, _ = row_metrics(predictions_b, sid_of_b)
     values_a = {}
     values_b = {}
     for key in keys:
-        values_a[key] = all_a[key]
-        values_b[key] = all_b[key]
-    users = [row["user_id"] for row in a]
+        values_a[key] = all_a[key][of_a]
+        values_b[key] = all_b[key][of_b]
+    names = [row["user_id"] for row in predictions_a]
+    users = [names[row] for row in of_a]
     return paired_difference(
         values_a,
         values_b,
@@ -304,28 +305,16 @@ def row_keys(predictions: Sequence[Prediction]) -> list[RowKey]:
     return keys
 
 
-def paired(
-    a: Sequence[Prediction], b: Sequence[Prediction]
-) -> tuple[list[Prediction], list[Prediction]]:
-    """The rows of both in one order; a user's repeated target is paired by order of appearance.
+def paired(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[int], list[int]]:
+    """Numbers of the rows of both in one order.
+
+    A user's repeated target is paired by order of appearance.
 
     Raises:
         UserError: a row is in one of them only, or both are empty.
     """
-    rows_a = dict(
-        zip(
-            row_keys(a),
-            a,
-            strict=True,
-        )
-    )
-    rows_b = dict(
-        zip(
-            row_keys(b),
-            b,
-            strict=True,
-        )
-    )
+    rows_a = {key: row for row, key in enumerate(row_keys(a))}
+    rows_b = {key: row for row, key in enumerate(row_keys(b))}
     odd = sorted(rows_a.keys() ^ rows_b.keys())
     if odd or not rows_a:
         what = "both are empty"

@@ -76,6 +76,7 @@ def read_command_line(
     if "config" not in flags:
         raise UserError(
             "--config is missing; name a YAML file, e.g. --config configs/quickstart.yaml"
+            f"{_meant_flag(list(flags), ['config'])}"
         )
     path = flags.pop("config")
     of_script: dict[str, str] = {}
@@ -83,7 +84,20 @@ def read_command_line(
     for key, text in flags.items():
         is_of_script = key in own if own is not None else "." not in key and key not in TOP_LEVEL
         (of_script if is_of_script else overrides)[key] = text
+    unknown = [key for key in overrides if "." not in key and key not in TOP_LEVEL]
+    meant = _meant_flag(unknown, own or [])
+    if meant:
+        raise UserError(f"command line: unknown flag{meant}")
     return read_experiment(path, overrides), of_script
+
+
+def _meant_flag(written: list[str], known: Collection[str]) -> str:
+    """``; for --histroy write --history`` where a flag is like one of the command's own."""
+    for key in written:
+        near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)
+        if near:
+            return f"; for --{key} write --{near[0]}"
+    return ""
 
 
 def wants_help(argv: list[str]) -> bool:

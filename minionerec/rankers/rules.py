@@ -34,10 +34,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sparse
 
+from minionerec.catalogue.compact import IntLists
 from minionerec.catalogue.samples import Sample, train_counts
 from minionerec.experiment.run import say
 from minionerec.rankers.baseline import Inputs, Ranking
 from minionerec.rankers.scores import (
+    ROWS_AT_ONCE,
     Histories,
     ScoresOf,
     ndcg_at_10,
@@ -45,6 +47,10 @@ from minionerec.rankers.scores import (
     rank_by_scores,
 )
 from minionerec.rankers.sparse_scores import (
+    HEAD,
+    HEAD_OF_TEN,
+    Head,
+    HeadOf,
     SparseScoresOf,
     places_of,
     rank_by_sparse_scores,
@@ -60,6 +66,8 @@ LATEST_SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
 TEXT_WINDOWS = (1, 3, 10)
 LAST = -10.0  # below any weighted sum of cosines
 
+ROUNDING = 1e-12  # a bound is added up in another way than what it bounds
+
 Matrix = Callable[[], sparse.csr_matrix]  # gives a matrix between items, (N, N)
 
 
@@ -71,6 +79,7 @@ class Rule(NamedTuple):
     size: Callable[[], int]  # of how many numbers it consists
     sparse: SparseScoresOf | None = None  # the same scores without their zeros
     for_all: np.ndarray | None = None  # (N,) scores that do not depend on the history
+    head: Callable[[np.ndarray], HeadOf] | None = None  # of those that come first in an order
 
     def rank(
         self,
@@ -83,7 +92,9 @@ class Rule(NamedTuple):
         if self.for_all is not None:
             return rank_alike(self.for_all, histories, order, k, unwanted)
         if self.sparse is not None:
-            return rank_by_sparse_scores(self.sparse, histories, order, k, unwanted)
+            return rank_by_sparse_scores(
+                self.sparse, histories, order, k, unwanted, self._head_of(order, HEAD)
+            )
         return rank_by_scores(self.scores, histories, order, k, unwanted)
 
     def valid_ndcg_at_10(
@@ -98,7 +109,13 @@ class Rule(NamedTuple):
             items, _ = self.rank(histories, order, 10, unwanted)
             return ndcg_at_10(items, valid)
         targets = np.array([sample.target for sample in valid])
-        return ndcg_of_ranks(target_ranks(self.sparse, histories, targets, order))
+        ranks = target_ranks(
+            self.sparse, histories, targets, order, self._head_of(order, HEAD_OF_TEN)
+        )
+        return ndcg_of_ranks(ranks)
+
+    def _head_of(self, order: np.ndarray, size: int) -> HeadOf | None:
+        return None if self.head is None else self.head(order[:size])
 
 
 def rank_test(method: str, inputs: Inputs, directory: Path) -> Ranking:
@@ -159,6 +176,15 @@ def transition_counts(
     >>> counts.toarray().tolist()
     [[0.0, 1.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
+    return both_ways(followers(sequences, num_items, reach), backward)
+
+
+def followers(
+    sequences: Sequence[Sequence[int]],
+    num_items: int,
+    reach: int,
+) -> sparse.csr_matrix:
+    """``transition_counts`` without what came before."""
     items, users = _flat(sequences)  # (T,), (T,)
     counts = sparse.csr_matrix((num_items, num_items))
     for distance in range(1, reach + 1):
@@ -168,7 +194,12 @@ def transition_counts(
         after = items[distance:][same]
         weights = np.full(len(before), 1.0 / distance)
         counts += sparse.csr_matrix((weights, (before, after)), shape=counts.shape)
-    return (counts + backward * counts.T).tocsr()
+    return counts
+
+
+def both_ways(counts: sparse.csr_matrix, backward: float) -> sparse.csr_matrix:
+    """``followers`` with what came before added, times ``backward``."""
+    return (counts + backward * counts.T).tocsr() if backward else counts
 
 
 def item_cosine(
@@ -195,18 +226,23 @@ def item_cosine(
     return matrix
 
 
-def latest_items(histories: Histories, num_items: int, window: int) -> sparse.csr_matrix:
+def latest_items(
+    histories: Histories,
+    num_items: int,
+    window: int,
+) -> sparse.csr_matrix:
     """``(B, N)`` weights 1, 1/2, 1/3 ... on the latest ``window`` items; of repeats the sum."""
-    rows = []
-    items = []
-    weights = []
-    for row, history in enumerate(histories):
-        recent = history[: -window - 1 : -1]  # latest first
-        for ago, item in enumerate(recent, start=1):
-            rows.append(row)
-            items.append(item)
-            weights.append(1.0 / ago)
-    return sparse.csr_matrix((weights, (rows, items)), shape=(len(histories), num_items))
+    recent = [history[: -window - 1 : -1] for history in histories]  # latest first
+    lengths = np.fromiter(map(len, recent), np.int64, len(recent))
+    ends = np.cumsum(lengths)
+    starts = np.concatenate([[0], ends])
+    items = np.fromiter(chain.from_iterable(recent), np.int64, starts[-1])
+    before = np.repeat(starts[:-1], lengths)  # items of earlier rows
+    ago = np.arange(1, len(items) + 1) - before
+    shape = (len(recent), num_items)
+    weights = sparse.csr_matrix((1.0 / ago, items, starts), shape)
+    weights.sum_duplicates()
+    return weights
 
 
 # -------------------------------------------------------------------------------------------------
@@ -215,8 +251,10 @@ def latest_items(histories: Histories, num_items: int, window: int) -> sparse.cs
 
 def item_to_item(matrix: Matrix, window: int, **made_with: float) -> Rule:
     """The rule of ``matrix_scores``."""
-    scores = matrix_scores(matrix, window)
-    return from_sparse(scores, {**made_with, "window": window}, lambda: matrix().nnz)
+    rule = from_sparse(
+        matrix_scores(matrix, window), {**made_with, "window": window}, lambda: matrix().nnz
+    )
+    return rule._replace(head=partial(matrix_head, matrix, window))
 
 
 def matrix_scores(matrix: Matrix, window: int) -> SparseScoresOf:
@@ -227,6 +265,40 @@ def matrix_scores(matrix: Matrix, window: int) -> SparseScoresOf:
         return latest_items(histories, rows.shape[0], window) @ rows  # (B, N)
 
     return scores
+
+
+def matrix_head(
+    matrix: Matrix,
+    window: int,
+    items: np.ndarray,
+) -> HeadOf:
+    """Of ``matrix_scores`` those of some items, and a bound for the others."""
+    rows = matrix()
+    columns = rows[:, items]  # (N, H)
+    num_items = rows.shape[0]
+    among = np.zeros(num_items, dtype=bool)
+    among[items] = True
+    found = []
+    for start in range(0, num_items, ROWS_AT_ONCE):
+        block = rows[start : start + ROWS_AT_ONCE]
+        others = np.where(
+            among[block.indices],
+            0.0,
+            block.data,
+        )
+        places = (block.indices, block.indptr)
+        block = sparse.csr_matrix((others, *places), block.shape)
+        largest_of_row = block.max(axis=1)
+        found.append(largest_of_row.toarray().ravel())
+    largest = np.concatenate(found)  # (N,) in the other columns
+
+    def head_of(histories: Histories) -> Head:
+        recent = latest_items(histories, num_items, window)
+        scores = recent @ columns
+        bound = recent @ largest
+        return Head(scores.toarray(), bound * (1 + ROUNDING))
+
+    return head_of
 
 
 def from_sparse(scores: SparseScoresOf, made_with: dict[str, Any], size: Callable[[], int]) -> Rule:
@@ -341,7 +413,13 @@ def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> lis
 
     A matrix is counted when a rule is first asked, and only the latest one is kept.
     """
-    made = lru_cache(maxsize=1)(partial(transition_counts, sequences, num_items))
+    counts = lru_cache(maxsize=1)(partial(followers, sequences, num_items))
+
+    @lru_cache(maxsize=1)
+    def made(reach: int, backward: float) -> sparse.csr_matrix:
+        """The matrix of a combination."""
+        return both_ways(counts(reach), backward)
+
     rules = []
     for reach, backward in product(REACHES, BACKWARDS):
         matrix = partial(made, reach, backward)
@@ -367,8 +445,11 @@ def text_candidates(embeddings: np.ndarray) -> list[Rule]:
     return [text_neighbours(embeddings, window, again) for window, again in grid]
 
 
-def _flat(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _flat(
+    sequences: Sequence[Sequence[int]],
+) -> tuple[np.ndarray, np.ndarray]:
     """All sequences end to end ``(T,)``, and the number of the sequence of each item ``(T,)``."""
-    items = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
-    lengths = [len(sequence) for sequence in sequences]
-    return items, np.repeat(np.arange(len(sequences)), lengths)
+    lists = IntLists.of(sequences)
+    lengths = np.diff(lists.starts)
+    owners = np.repeat(np.arange(len(lists)), lengths)
+    return lists.flat.astype(np.int64), owners

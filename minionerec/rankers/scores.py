@@ -81,7 +81,8 @@ def rank_by_scores(
                 row[list(items)] = -np.inf
         best = top_k(scores, order, k)
         best_scores = np.take_along_axis(scores, best, axis=1)
-        all_items.append(np.where(best_scores == -np.inf, -1, best))
+        barred = best_scores == -np.inf
+        all_items.append(np.where(barred, -1, best))
         all_scores.append(best_scores)
     return np.concatenate(all_items), np.concatenate(all_scores)
 
@@ -96,5 +97,7 @@ def ndcg_at_10(items: np.ndarray, samples: Sequence[Sample]) -> float:
 
 def ndcg_of_ranks(ranks: np.ndarray) -> float:
     """Mean NDCG@10 of ``(n,)`` places of the targets, counted from 0."""
-    gains = np.where(ranks < 10, 1.0 / np.log2(np.minimum(ranks, 9) + 2), 0.0)
+    among_ten = np.minimum(ranks, 9)
+    discounts = np.log2(among_ten + 2)
+    gains = np.where(ranks < 10, 1.0 / discounts, 0.0)
     return float(gains.mean())

@@ -4,19 +4,38 @@ A rule that counts gives most items of a large catalogue nothing. Those are all 
 the others, in the order that breaks ties, so that a list needs the scored items and the beginning
 of that order only.
 
-Shapes: B rows, N items.
+Yet what follows a popular item is without end: at 290,000 items a history of ten gives 100,000 of
+them a score. Therefore the most popular items, the head, are scored first, beside a bound for all
+others: where the list, or the target's rank, is certain by then, nothing else is looked at.
+
+Shapes: B rows, N items, H items of the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
 
-from minionerec.rankers.scores import ROWS_AT_ONCE, Histories
+from minionerec.rankers.scores import ROWS_AT_ONCE, Histories, top_k
+
+HEAD = 1024  # items, for lists of fifty
+HEAD_OF_TEN = 256  # where only the first ten places count
+SURE = 10  # whether a target has rank 10 or 10,000 makes no difference to NDCG@10
 
 SparseScoresOf = Callable[[Histories], sparse.csr_matrix]  # histories -> (B, N), nothing below 0
+
+
+class Head(NamedTuple):
+    """Scores of the items that come first in the order that breaks ties."""
+
+    scores: np.ndarray  # (B, H)
+    bound: np.ndarray  # (B,) no other item has more
+
+
+HeadOf = Callable[[Histories], Head]
 
 
 def rank_by_sparse_scores(
@@ -25,6 +44,7 @@ def rank_by_sparse_scores(
     order: np.ndarray,
     k: int,
     unwanted: Sequence[Collection[int]] | None = None,
+    head_of: HeadOf | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best items of every history, to the bit those of ``scores.rank_by_scores``.
 
@@ -34,6 +54,7 @@ def rank_by_sparse_scores(
         order: ``(N,)`` item indexes, the one to prefer in a tie first.
         k: items returned.
         unwanted: per history, items that must not be ranked.
+        head_of: the same scores of the first items of ``order``.
 
     Returns:
         ``(B, k)`` item indexes, best first, and their ``(B, k)`` scores; -1 and -inf where only
@@ -44,42 +65,137 @@ def rank_by_sparse_scores(
     items = np.full((len(histories), k), -1, dtype=np.int64)
     scores = np.full((len(histories), k), -np.inf)
     for start in range(0, len(histories), ROWS_AT_ONCE):
-        table = scores_of(histories[start : start + ROWS_AT_ONCE])
-        for row in range(table.shape[0]):
-            number = start + row
+        block = histories[start : start + ROWS_AT_ONCE]
+        rows = np.arange(start, start + len(block))
+        if head_of is not None:
+            head = head_of(block)
+            if unwanted is not None:
+                of_block = unwanted[start : start + ROWS_AT_ONCE]
+                _bar(head, place, of_block)
+            best, values, sure = _best_of_head(head, k)
+            items[rows[sure]] = order[best[sure]]
+            scores[rows[sure]] = values[sure]
+            rows = rows[~sure]
+        table = scores_of([histories[row] for row in rows.tolist()])
+        for row, number in enumerate(rows.tolist()):
             entries = slice(table.indptr[row], table.indptr[row + 1])
             barred = () if unwanted is None else unwanted[number]
-            best, values = _best(
-                table.indices[entries], table.data[entries], order, place, k, barred
+            found, values = _best(
+                table.indices[entries],
+                table.data[entries],
+                order,
+                place,
+                k,
+                barred,
             )
-            items[number, : len(best)] = best
-            scores[number, : len(best)] = values
+            items[number, : len(found)] = found
+            scores[number, : len(found)] = values
     return items, scores
 
 
 def target_ranks(
-    scores_of: SparseScoresOf, histories: Histories, targets: np.ndarray, order: np.ndarray
+    scores_of: SparseScoresOf,
+    histories: Histories,
+    targets: np.ndarray,
+    order: np.ndarray,
+    head_of: HeadOf | None = None,
 ) -> np.ndarray:
-    """``(n,)`` how many items come before each row's target, counted without ranking them."""
+    """``(n,)`` how many items come before each row's target, counted without ranking them.
+
+    With a head a rank of ``SURE`` and more may be any other such number.
+    """
     place = places_of(order)
     ranks = np.empty(len(histories), dtype=np.int64)
     for start in range(0, len(histories), ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
-        table = scores_of(histories[block])
-        table.eliminate_zeros()
-        wanted = targets[block]  # (B,)
-        of_row = np.repeat(np.arange(len(wanted)), np.diff(table.indptr))  # (entries,)
-        own = np.zeros(len(wanted))  # each target's score
-        at_target = table.indices == wanted[of_row]
-        own[of_row[at_target]] = table.data[at_target]
-        earlier = place[table.indices] < place[wanted][of_row]
-        before = (table.data > own[of_row]) | ((table.data == own[of_row]) & earlier)
-        count = np.bincount(of_row[before], minlength=len(wanted))
-        # A target without a score comes behind all that have one, in the order of the others
-        passed = np.bincount(of_row[earlier], minlength=len(wanted))
-        count += np.where(own == 0, place[wanted] - passed, 0)
-        ranks[block] = count
+        block = histories[start : start + ROWS_AT_ONCE]
+        rows = np.arange(start, start + len(block))
+        if head_of is not None:
+            found, sure = _ranks_in_head(head_of(block), place[targets[rows]])
+            ranks[rows] = found
+            rows = rows[~sure]
+        if len(rows):
+            table = scores_of([histories[row] for row in rows.tolist()])
+            ranks[rows] = _ranks(table, targets[rows], place)
     return ranks
+
+
+def _ranks(
+    table: sparse.csr_matrix,
+    targets: np.ndarray,
+    place: np.ndarray,
+) -> np.ndarray:
+    """``(B,)`` how many items come before each target by ``(B, N)`` scores."""
+    table.eliminate_zeros()
+    of_row = np.repeat(np.arange(len(targets)), np.diff(table.indptr))  # (entries,)
+    own = np.zeros(len(targets))  # each target's score
+    at_target = table.indices == targets[of_row]
+    own[of_row[at_target]] = table.data[at_target]
+    earlier = place[table.indices] < place[targets][of_row]
+    of_target = own[of_row]
+    ties = (table.data == of_target) & earlier
+    before = (table.data > of_target) | ties
+    count = np.bincount(of_row[before], minlength=len(targets))
+    # A target without a score comes behind all that have one, in the order of the others
+    passed = np.bincount(of_row[earlier], minlength=len(targets))
+    return count + np.where(own == 0, place[targets] - passed, 0)
+
+
+def _ranks_in_head(
+    head: Head,
+    targets: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(B,)`` how many items of the head come before each target, and whether that decides.
+
+    Args:
+        head: of the rows.
+        targets: ``(B,)`` their places in the order.
+    """
+    width = head.scores.shape[1]
+    inside = targets < width
+    rows = np.arange(len(targets))
+    # A target outside has the bound at most, and comes behind a head's item with the same score
+    column = np.minimum(targets, width - 1)
+    own = np.where(
+        inside,
+        head.scores[rows, column],
+        head.bound,
+    )  # (B,)
+    ranks = np.count_nonzero(head.scores > own[:, None], axis=1)
+    near = np.flatnonzero(ranks < SURE)  # where ties count
+    ties = head.scores[near] == own[near, None]
+    ties &= np.arange(width) < targets[near, None]
+    ranks[near] += np.count_nonzero(ties, axis=1)
+    return ranks, (inside & (own >= head.bound)) | (ranks >= SURE)
+
+
+def _best_of_head(
+    head: Head,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``(B, k)`` places of the best items of the head, their scores, and whether no other follows.
+
+    An item outside with the score of the last one would come behind it.
+    """
+    width = head.scores.shape[1]
+    count = len(head.bound)
+    if width < k:
+        nothing = np.zeros((count, k), dtype=np.int64)
+        unsure = np.zeros(count, dtype=bool)
+        return nothing, nothing.astype(float), unsure
+    best = top_k(head.scores, np.arange(width), k)
+    values = np.take_along_axis(head.scores, best, axis=1)
+    return best, values, values[:, -1] >= head.bound
+
+
+def _bar(
+    head: Head,
+    place: np.ndarray,
+    unwanted: Sequence[Collection[int]],
+) -> None:
+    """Give unwanted items of the head no chance."""
+    for row, items in zip(head.scores, unwanted, strict=True):
+        places = place[list(items)]
+        row[places[places < len(row)]] = -np.inf
 
 
 def places_of(order: np.ndarray) -> np.ndarray:

@@ -52,7 +52,10 @@ def read_flags(flags: dict[str, str]) -> ServerSettings:
     problems = []
     for name in flags:
         if name not in fields:
-            problems.append(f"command line: unknown flag --{name}{did_you_mean(name, fields)}")
+            advice = did_you_mean(name, fields)
+            if name == "config":  # as every other command has it
+                advice = "; a run says itself how it was made: write --run runs/<name>"
+            problems.append(f"command line: unknown flag --{name}{advice}")
     known = {name: text for name, text in flags.items() if name in fields}
     try:
         settings = ServerSettings.model_validate(known)

@@ -9,9 +9,8 @@ import pandas as pd
 import torch
 from torch.utils.data import BatchSampler, Sampler
 
+from minionerec.catalogue.compact import runs
 from minionerec.catalogue.split import stable_order
-
-AT_ONCE = 65_536  # row numbers that are Python's at a time
 
 
 class GroupedSampler(Sampler[int]):
@@ -29,35 +28,42 @@ class GroupedSampler(Sampler[int]):
         self._length = len(codes)
         self._seed = seed
         self._epoch = 0
+        self._order: np.ndarray | None = None  # of this epoch, once it was asked for
         self._rows: np.ndarray | None = None  # by group; None: every row is a group
-        self._starts = np.arange(0)
+        self._sizes = np.arange(0)  # of the groups
         if not alone.all():
             own = codes.max() + 1 + np.arange(len(codes))
             codes = np.where(alone, own, codes)
             numbers = pd.factorize(codes)[0]  # groups in the order of their first rows
-            self._rows = stable_order(numbers)
-            sizes = np.bincount(numbers)
-            self._starts = np.concatenate([[0], np.cumsum(sizes)])
+            self._rows = stable_order(numbers).astype(np.int32)
+            self._sizes = np.bincount(numbers)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch; a resumed run gets the one it would have had."""
+        if epoch != self._epoch:
+            self._order = None
         self._epoch = epoch
+
+    def order(self) -> np.ndarray:
+        """``(rows,)`` int32 the numbers of the rows in the order of this epoch."""
+        if self._order is None:
+            # Depends on nothing but seed and epoch: not on what was drawn before an interruption
+            rng = np.random.default_rng((self._seed, self._epoch))
+            if self._rows is None:
+                rows = np.arange(self._length, dtype=np.int32)
+                self._order = rng.permutation(rows)
+            else:
+                groups = rng.permutation(len(self._sizes))
+                starts = np.cumsum(self._sizes) - self._sizes
+                places = runs(starts[groups], self._sizes[groups])
+                self._order = self._rows[places]
+        return self._order
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        # Depends on nothing but seed and epoch: not on what was drawn before an interruption
-        rng = np.random.default_rng((self._seed, self._epoch))
-        if self._rows is None:
-            order = rng.permutation(self._length)
-            for start in range(0, len(order), AT_ONCE):
-                yield from order[start : start + AT_ONCE].tolist()
-            return
-        for group in rng.permutation(len(self._starts) - 1):
-            start = self._starts[group]
-            end = self._starts[group + 1]
-            yield from self._rows[start:end].tolist()
+        return iter(self.order().tolist())
 
 
 def _numbered(groups: Sequence[str]) -> np.ndarray:
@@ -99,7 +105,7 @@ class GlobalBatches(BatchSampler):
         return steps * self.times * self.pieces
 
     def __iter__(self) -> Iterator[list[int]]:
-        rows = np.array(list(self.sampler))
+        rows = self.sampler.order()
         for start in range(0, len(rows), self.global_batch_size):
             # array_split makes the first pieces one row longer where the batch does not divide
             batch = rows[start : start + self.global_batch_size]

@@ -70,7 +70,7 @@ class RowLikelihood:
 
     def __init__(self, trie: SidTrie, normalize: str, share: bool, device: torch.device):
         self.over_children = trie if normalize == "trie" else None
-        self.paths = [trie.item_path(item) for item in range(trie.num_items)]
+        self.paths = trie.item_paths()
         self.num_levels = trie.num_levels
         self.share = share
         self.device = device

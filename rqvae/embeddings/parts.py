@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +64,10 @@ def embed_parts(
     Each is whole as soon as it has its name.
     """
     parts = plan_parts(store.tokens)
+    files = files_of_parts(folder)
     missing = []
     for number in range(process, len(parts), num_processes):
-        if read_part(folder, number, len(parts[number])) is None:
+        if read_part(folder, number, len(parts[number]), files) is None:
             missing.append(number)
     total = sum(len(parts[number]) for number in missing)
     with Progress("embedding", total, "texts") as bar:
@@ -89,12 +90,25 @@ def write_part(folder: Path, number: int, rows: np.ndarray) -> None:
     os.replace(temporary, folder / f"part-{number}.{_digest(folder, number, content)}.npy")
 
 
-def read_part(folder: Path, number: int, num_rows: int) -> np.ndarray | None:
-    """The ``(n, D)`` vectors of one part; None if it is not there.
+def files_of_parts(folder: Path) -> dict[str, list[Path]]:
+    """What may be parts, by the beginning of the name.
+
+    One listing: looking for every part anew takes time that grows with their number squared.
+    """
+    files: dict[str, list[Path]] = {}
+    for file in folder.glob("part-*.npy"):
+        files.setdefault(file.name.split(".")[0], []).append(file)
+    return files
+
+
+def read_part(
+    folder: Path, number: int, num_rows: int, files: Mapping[str, Sequence[Path]]
+) -> np.ndarray | None:
+    """The ``(n, D)`` vectors of one part; None if it is not among ``files_of_parts``.
 
     A file that is not what was written as this part of this run is deleted and not there.
     """
-    for file in folder.glob(f"part-{number}.*.npy"):
+    for file in files.get(f"part-{number}", []):
         content = file.read_bytes()
         if file.name.split(".")[1] == _digest(folder, number, content):
             rows = np.load(io.BytesIO(content), allow_pickle=False)
@@ -123,9 +137,10 @@ def join_parts(store: TextStore, folder: Path, target: Path) -> tuple[int, int]:
     # the items of text u: items[start[u]:start[u + 1]]
     items = np.argsort(store.text_of_item, kind="stable")
     start = np.searchsorted(store.text_of_item[items], np.arange(len(store.first) + 1))
+    files = files_of_parts(folder)
     width = 0
     for number, part in enumerate(plan_parts(store.tokens)):
-        rows = read_part(folder, number, len(part))
+        rows = read_part(folder, number, len(part), files)
         if rows is None:
             raise UserError(
                 f"{folder}: part {number} is missing or was changed since it was made; run the "

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,7 +103,8 @@ def fit_levels(
     errors = []
     for level, size in enumerate(sizes):
         codes[:, level], codebook = fit_level(residual, size, level)
-        residual -= codebook[codes[:, level]]
+        for block in blocks(residual):
+            residual[block] -= codebook[codes[block, level]]
         codebooks.append(codebook)
         errors.append(relative_error(embeddings, residual))
     tensors = {f"codebook.{level}": codebook for level, codebook in enumerate(codebooks)}
@@ -194,6 +195,13 @@ def residual_before(quantised: Quantised, level: int, items: np.ndarray) -> np.n
     return residual
 
 
+def blocks(points: np.ndarray) -> Iterator[slice]:
+    """Rows of ``(N, D)`` a part at a time: one more copy of a million embeddings is gigabytes."""
+    rows = max(1, CHUNK_NUMBERS // max(1, points.shape[1]))
+    for start in range(0, len(points), rows):
+        yield slice(start, start + rows)
+
+
 def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
     """``sum ||x - x_hat||^2 / sum ||x - mean(x)||^2``.
 
@@ -201,10 +209,7 @@ def relative_error(embeddings: np.ndarray, difference: np.ndarray) -> float:
     """
     mean = embeddings.mean(axis=0, dtype=np.float64)
     spread = error = 0.0
-    # In blocks: a float64 copy of a million embeddings needs gigabytes
-    rows = max(1, CHUNK_NUMBERS // embeddings.shape[1])
-    for start in range(0, len(embeddings), rows):
-        block = slice(start, start + rows)
+    for block in blocks(embeddings):
         spread += np.square(embeddings[block] - mean).sum(dtype=np.float64)
         error += np.square(difference[block]).sum(dtype=np.float64)
     return float(error / max(spread, np.finfo(np.float64).tiny))
@@ -223,6 +228,15 @@ def identical_listings(embeddings: np.ndarray, item_ids: list[str]) -> list[list
     for row in np.flatnonzero(np.bincount(kind)[kind] > 1):
         groups.setdefault(int(first[kind[row]]), []).append(item_ids[row])
     return list(groups.values())
+
+
+def all_the_same(embeddings: np.ndarray) -> bool:
+    """Whether every row is the first one but for rounding."""
+    first = embeddings[0]
+    near = 1e-6 * np.abs(first).max()
+    return all(
+        np.allclose(embeddings[block], first, rtol=0, atol=near) for block in blocks(embeddings)
+    )
 
 
 def check_inputs(
@@ -259,7 +273,9 @@ def check_inputs(
             f"{where}: shape {embeddings.shape}, expected one row for each of the {len(item_ids)} "
             "ids in item_ids.json; delete the folder and run `bash rqvae/rqvae.sh` again"
         )
-    not_finite = ~np.isfinite(embeddings).all(axis=1)
+    not_finite = np.empty(len(embeddings), bool)
+    for block in blocks(embeddings):
+        not_finite[block] = ~np.isfinite(embeddings[block]).all(axis=1)
     zero = ~embeddings.any(axis=1)
     for name, bad in (("NaN or infinite values", not_finite), ("only zeros", zero)):
         if bad.any():
@@ -269,11 +285,7 @@ def check_inputs(
                 "rows in all); delete the folder and embed again, with another encoder if it "
                 "stays"
             )
-    if (
-        fitted
-        and len(embeddings) > 1
-        and np.allclose(embeddings, embeddings[0], rtol=0, atol=1e-6 * np.abs(embeddings[0]).max())
-    ):
+    if fitted and len(embeddings) > 1 and all_the_same(embeddings):
         problems.append(
             f"{where}: all {len(embeddings)} rows are the same, so that nothing tells the items "
             "apart; look at the titles and use an encoder that knows their language"

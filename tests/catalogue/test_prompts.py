@@ -321,12 +321,23 @@ def test_a_long_description_is_cut_to_its_first_128_tokens():
         assert count <= 128 and (shown == whole or count > 120)
 
 
-def test_no_piece_is_tokenised_twice():
-    """Rows of a second epoch, of other shares and of more samples ask the tokenizer nothing."""
-    tokenizer, _ = world()
+@pytest.mark.parametrize("fast", [False, True])
+def test_no_piece_is_tokenised_twice(fast):
+    """Rows of a second epoch, of other shares and of more samples ask the tokenizer nothing.
+
+    And a tokenizer without a fast backend gives the same rows.
+    """
+    tokenizer, own = world()
     asked = []
 
     class Watched:
+        is_fast = fast
+
+        @property
+        def backend_tokenizer(self):
+            asked.append(None)
+            return tokenizer.backend_tokenizer
+
         def __call__(self, texts, **settings):
             asked.append(texts)
             return tokenizer(texts, **settings)
@@ -342,7 +353,8 @@ def test_no_piece_is_tokenised_twice():
         pd.DataFrame({"title": TITLES, "description": DESCRIPTIONS}),
         512,
     )
-    mixture(dict.fromkeys(TASKS, 1.0), SAMPLES, renderer, 4, seed=0)
+    rows = mixture(dict.fromkeys(TASKS, 1.0), SAMPLES, renderer, 4, seed=0)
+    assert rows == mixture(dict.fromkeys(TASKS, 1.0), SAMPLES, own, 4, seed=0)
     calls = len(asked)
     mixture(dict.fromkeys(TASKS, 2.0), SAMPLES * 50, renderer, 4, seed=0)
     assert calls and len(asked) == calls

@@ -273,6 +273,55 @@ def test_sparse_scores_make_the_lists_of_dense_ones_and_find_the_targets_places(
     assert ranks.tolist() == (whole == targets[:, None]).argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("size", [1, 5, 30, 40])
+def test_a_list_that_the_head_decides_is_the_one_of_all_items(seed, size, monkeypatch):
+    """Of a head smaller than the list, of any size, and of all items; scores that tie across it."""
+    monkeypatch.setattr(sparse_scores, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(sparse_scores, "SURE", 3)
+    monkeypatch.setattr(rules, "HEAD", size)
+    rng = np.random.default_rng(seed)
+    counts = np.sort(rng.integers(0, 9, 40))[::-1]
+    table = rng.integers(0, 3, (40, 40)) * (rng.random((40, 40)) < counts / 9)
+    matrix = sparse.csr_matrix(table / 3.0)
+    kept = matrix.copy()
+    order = rng.permutation(40) if seed % 2 else np.arange(40)
+    histories = [tuple(rng.choice(40, rng.integers(1, 5))) for _ in range(60)]
+    rule = rules.item_to_item(lambda: matrix, 3)
+    barred = [set(rng.choice(40, rng.integers(30), replace=False).tolist()) for _ in histories]
+    for unwanted in (None, barred):
+        for k in (1, 5, 30, 40):
+            expected = rank_by_scores(rule.scores, histories, order, k, unwanted)
+            found = rule.rank(histories, order, k, unwanted)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    whole, _ = rank_by_scores(rule.scores, histories, order, 40)
+    targets = rng.integers(40, size=60)
+    ranks = (whole == targets[:, None]).argmax(axis=1)
+    found = sparse_scores.target_ranks(
+        rule.sparse, histories, targets, order, rule.head(order[:size])
+    )
+    assert found.clip(max=3).tolist() == ranks.clip(max=3).tolist()
+    assert (matrix != kept).nnz == 0
+
+
+def test_where_the_head_decides_nothing_else_is_scored():
+    """Popular items follow everything: the lists of 200 histories need no other score."""
+    rng = np.random.default_rng(0)
+    table = rng.random((3000, 3000)) * (rng.random((3000, 3000)) < 0.01)
+    table[:, :100] += 1
+    matrix = sparse.csr_matrix(table)
+    rule = rules.item_to_item(lambda: matrix, 3)
+    histories = [tuple(rng.choice(3000, 5)) for _ in range(200)]
+    expected = rank_by_scores(rule.scores, histories, np.arange(3000), 50)
+
+    def refuse(block):
+        assert not block
+        return sparse.csr_matrix((0, 3000))
+
+    found = rule._replace(sparse=refuse).rank(histories, np.arange(3000), 50)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     "method", ["popularity", "recent_popularity", "repeat_last", "markov", "item_knn"]
 )

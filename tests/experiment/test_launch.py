@@ -7,6 +7,7 @@ nvidia-smi is a small script that lists as many GPUs as a test wants.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from torch.distributed.elastic.multiprocessing import SignalException
 
-from minionerec.errors import UserError
-from minionerec.experiment import launch, preflight
+from minionerec.errors import LAUNCHER, UserError
+from minionerec.experiment import accelerated, launch, preflight
 from minionerec.experiment.launch import Command, command_of, visible_gpus
 from minionerec.experiment.stages import scripts_of
 
@@ -294,6 +296,29 @@ def test_an_interrupt_while_python_starts_waits_until_it_can_be_one_line(tmp_pat
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.startswith("interrupted; ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "number, code, said",
+    [
+        (signal.SIGINT, 130, "interrupted; what is finished stays, and the same command goes on "),
+        (signal.SIGTERM, 143, ""),
+    ],
+)
+def test_ctrl_c_to_several_processes_is_one_line_too(monkeypatch, capsys, number, code, said):
+    """Torchrun has passed it on and waited; the processes themselves say nothing."""
+
+    def stopped(arguments):
+        raise SignalException("stopped", signal.Signals(number))
+
+    monkeypatch.setenv(LAUNCHER, "")
+    monkeypatch.setattr(accelerated, "launch_command", stopped)
+    try:
+        assert accelerated.main(["probe.py"]) == code
+    finally:
+        logging.disable(logging.NOTSET)
+    shown = capsys.readouterr().err
+    assert shown.startswith(said) and shown.count("\n") == bool(said)
 
 
 @pytest.mark.parametrize("code, goes_on", [(0, True), (7, False)])

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import recommend
 from minionerec.errors import USER_ERROR, UserError
 from minionerec.experiment import launch
+from minionerec.experiment.config import read_command_line
 
 CONFIG = "--config configs/quickstart.yaml"
 MISTAKES = {
@@ -83,6 +85,25 @@ def test_a_plausible_mistake_is_one_line_that_says_what_to_write(words, root, mo
 
 def test_there_are_forty_of_them():
     assert len(MISTAKES) >= 40
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--confg c.yaml", "configs/quickstart.yaml; for --confg write --config"),
+        (f"{CONFIG} --histroy 1,2", "command line: unknown flag; for --histroy write --history"),
+        (f"{CONFIG} --user all", "command line: unknown flag; for --user write --users"),
+        (f"{CONFIG} --history 1 --num_beams 9", "did you mean 'evaluate.num_beams'?"),
+    ],
+)
+def test_flags_of_a_command_itself_are_known_by_what_they_are_like(
+    words, message, root, monkeypatch
+):
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError) as caught:
+        read_command_line("", words.split(), own=recommend.FLAGS)
+    said = str(caught.value)
+    assert message in said and "\n" not in said
 
 
 def test_help_of_a_section_is_that_section(capsys, root):

@@ -9,8 +9,8 @@ import compare
 from minionerec import summary
 from minionerec.evaluation.terms import footnotes, marked
 from minionerec.experiment.stages import stage_path
-from tests.commands.test_compare import committed, experiment, lists, rows_of
 from tests.pages.test_experiment_page import rank
+from tests.rankings import committed, experiment, lists, rows_of
 from tests.worlds import tiny_run
 
 ALIKE = {"exclude_history": False, "beams": 50}

@@ -176,9 +176,25 @@ def test_a_part_of_another_run_is_no_part(tmp_path):
     parts.write_part(tmp_path / "run-a", 0, rows)
     written = next((tmp_path / "run-a").glob("part-0.*"))
     shutil.copy(written, tmp_path / "run-b")
-    assert parts.read_part(tmp_path / "run-a", 0, 3).tolist() == rows.tolist()
-    assert parts.read_part(tmp_path / "run-b", 0, 3) is None
-    assert parts.read_part(tmp_path / "run-a", 0, 4) is None  # cut into other parts since
+
+    def read(name, num_rows):
+        files = parts.files_of_parts(tmp_path / name)
+        return parts.read_part(tmp_path / name, 0, num_rows, files)
+
+    assert read("run-a", 3).tolist() == rows.tolist()
+    assert read("run-b", 3) is None
+    assert read("run-a", 4) is None  # cut into other parts since
+
+
+def test_the_folder_is_listed_once_however_many_parts_there_are(tmp_path, monkeypatch):
+    listed = []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *words: listed.append(words) or glob(*words))
+    store = stored(tmp_path, [f"word {number}" for number in range(40)])
+    for number in range(2):
+        parts.embed_parts(store, 8, tmp_path, recording_encoder([]), number, 2)
+    parts.join_parts(store, tmp_path, tmp_path / "out.npy")
+    assert len(listed) == 3
 
 
 def test_a_part_that_goes_missing_before_the_parts_are_joined_is_one_line(tmp_path):

@@ -385,6 +385,7 @@ def test_the_page_about_the_interface_describes_every_path(client):
     [
         ({}, "--run is missing: runs/<name>, or the folder of one of its checkpoints"),
         ({"run": "x", "prot": "1"}, "command line: unknown flag --prot; did you mean 'port'?"),
+        ({"run": "x", "config": "c"}, "command line: unknown flag --config; a run says itself how it was made: write --run runs/<name>"),
         ({"run": "x", "port": "high"}, "--port: got 'high': Input should be a valid integer, unable to parse string as an integer"),
     ],
 )  # fmt: skip

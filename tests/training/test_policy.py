@@ -68,7 +68,7 @@ def test_a_loss_over_the_legal_children_equals_one_forward_per_row():
         for i in (3, 16, 7)
     ]
     rows.insert(1, Row("sid_to_title", "", [1, 2, 3], [30, 31, 0], 5))
-    batch = collate_sft(rows, trie=trie, paths=[trie.item_path(i) for i in range(17)])
+    batch = collate_sft(rows, trie=trie, paths=trie.item_paths())
     pairs = batch["sid_pairs"]
 
     def readout(hidden, head):
