@@ -209,7 +209,7 @@ def test_every_switch_of_the_objective_changes_the_gradient(tmp_path, changed):
     found = []
     for settings in ({}, changed):
         model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
-        chosen = {"beta": 0.1, "num_generations": 6, **settings}
+        chosen = {"beta": 0.1, "kl": "k3", "num_generations": 6, **settings}
         normalize = chosen.pop("normalize", "vocab")
         trainer, rows, _ = grpo_trainer(
             tmp_path, RLSettings(**chosen), model, reference, normalize=normalize
