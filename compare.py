@@ -28,6 +28,7 @@ if __name__ == "__main__":
     while_importing()
 
 import argparse
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ from minionerec.pages.comparison_page import write_comparison_page
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, check, compare, print."""
     options = read_arguments(argv)
+    for flag, file in (("--json", options.json), ("--page", options.page)):
+        if file and not Path(file).parent.is_dir():  # said before anything is read
+            raise UserError(f"{flag} {file}: cannot be written: {os.strerror(errno.ENOENT)}")
     methods = read_methods(options.runs)
     rankings = []
     for method in methods:

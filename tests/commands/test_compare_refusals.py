@@ -345,6 +345,14 @@ def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, words, messa
         compare.main(words)
 
 
+@pytest.mark.parametrize("flag", ["--json", "--page"])
+def test_a_folder_that_is_not_there_is_said_before_anything_is_read(tmp_path, flag):
+    """The run that is named is not there either, and would be complained about first."""
+    target = tmp_path / "nowhere" / "out"
+    said = f"{flag} {target}: cannot be written: No such file or directory"
+    refused(said, tmp_path / "no run", flag, target)
+
+
 def test_as_a_command_it_ends_with_2_and_one_line_and_loads_no_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "compare.py", str(tmp_path / "x")],
