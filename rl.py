@@ -7,8 +7,8 @@ Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like SFT'
 the reference, whose settings ``rl.preset: paper`` gives: (1) a row carries its own target; (2)
 rollouts, loss and validation use one distribution (``model.normalize``) and one prompt; (3) the
 prompt is read once per group; (4) the best checkpoint by validation NDCG@10 that keeps SFT's HR@50
-(``rl.guard``) is handed on, or SFT's weights; (5) groups that earn all the same are dropped before
-the forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with adapters off.
+(``rl.guard``) is handed on, or SFT's weights; (5) 32 draws without replacement for 16 beams, a KL
+summed over all codes for an estimate; (6) the reference is the policy with adapters off.
 """
 
 from __future__ import annotations
