@@ -225,7 +225,7 @@ class GRPOTrainer(RankingTrainer):
         settings = self.settings
         anchored = settings.sft_weight and settings.anchor == "target"
         everywhere = anchored or settings.hint_weight or rollouts.wanted is not None
-        if everywhere or (settings.beta and settings.kl_on_flat_groups):
+        if everywhere or (settings.has_kl and settings.kl_on_flat_groups):
             return list(range(len(rollouts.prompts)))
         return groups_with_signal(rollouts.advantages)
 

@@ -7,8 +7,8 @@ Reads runs/<name>/{data,sids,sft}, writes runs/<name>/rl, a checkpoint like SFT'
 the reference, whose settings ``rl.preset: paper`` gives: (1) a row carries its own target; (2)
 rollouts, loss and validation use one distribution (``model.normalize``) and one prompt; (3) the
 prompt is read once per group; (4) the best checkpoint by validation NDCG@10 that keeps SFT's HR@50
-(``rl.guard``) is handed on, or SFT's weights; (5) groups that earn all the same are dropped before
-the forward, KL too (``rl.kl_on_flat_groups``); (6) the reference is the policy with adapters off.
+(``rl.guard``) is handed on, or SFT's weights; (5) 32 draws without replacement for 16 beams, a KL
+summed over all codes for an estimate; (6) the reference is the policy with adapters off.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from minionerec.model.policy import Policy
 from minionerec.pages import plots
 from minionerec.training import run
 from minionerec.training.checkpoints import CheckpointContents
-from minionerec.training.guard import GUARDED, Guard
+from minionerec.training.guard import GUARDED, Guard, unlike_sft
 from minionerec.training.hints import kept_hints
 from minionerec.training.rl_rows import rl_rows
 from minionerec.training.weighted_rewards import weighted_rewards
@@ -85,7 +85,8 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
     before = validate(model.to(arguments.device))
     guard = Guard(before, s.guard)
-    say(f"SFT model: validation {guard}")
+    unlike = unlike_sft(experiment, len(catalogue.samples.splits["valid"]))
+    say(f"SFT model: validation {guard}{unlike}")
     reward, reward_models = weighted_rewards(catalogue)
     hints = kept_hints(policy, rows, arguments.device, not dry_run)
     parents = [*policy.parents, *reward_models, *teachers]

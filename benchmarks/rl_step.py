@@ -30,7 +30,6 @@ from minionerec.catalogue.rows import Row, mixture
 from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import RL_PRESETS, RLSettings
 from minionerec.training.objective import group_advantages, k3_kl
-from minionerec.training.rollouts import Rollouts
 from minionerec_trainer import GRPOTrainer
 
 LEVELS = 3
@@ -120,17 +119,56 @@ def main(
 ) -> None:
     """Print seconds per prompt of both ways, parts, memory, ratio and parity."""
     torch.set_num_threads(threads)
-    sizes, work = w.shape_of(shape), w.load_workload(w.data_folder(data))
+    sizes = w.shape_of(shape)
+    work = w.load_workload(w.data_folder(data))
     settings = RLSettings(**{**RL_PRESETS["paper"], "num_generations": generations})
-    rows = mixture(
-        settings.tasks, work.samples.splits["train"], work.renderer, len(work.samples.items), seed=0
-    )
-    wording = w.preamble(work, preamble)
-    rows = [replace(row, prompt=wording + row.prompt) for row in rows]
-    random.Random(0).shuffle(rows)
-    rows = pick_mixture(rows, groups)
-    model, ref_model = (w.build_model(sizes, device=device, seed=seed) for seed in (0, 1))
+    rows = rows_of(work, settings, w.preamble(work, preamble), groups)
+    ours, stocks = both_ways(work, sizes, settings, rows, device)
     sids = [list(sid) for sid in work.sids.token_ids(work.tokenizer)]
+    ok = check_parity(ours, stocks, rows[:parity], sids)
+
+    peak = w.gemm_peak(sizes.dtype, device)
+    sides = parts_of_a_step(ours, stocks if stock else None, rows)
+    seconds = w.in_turns(sides, repeats, device)
+    ours.model.zero_grad(set_to_none=True)
+    memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
+
+    lengths = [len(row.prompt) for row in rows]
+    print(
+        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of "
+        f"{min(lengths)} to "
+        f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s"
+    )
+    gradients = sum(p.numel() * p.element_size() for p in ours.model.parameters())
+    print_parts(seconds, memory, groups, gradients)
+    whole = seconds["rollouts"] + seconds["update"]
+    flops = most_operations(sizes, lengths, generations)
+    print(
+        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP "
+        "at most, "
+        f"{flops / whole / peak:.0%} of the GEMM peak"
+    )
+    if stock:
+        usual = seconds["stock rollouts"] + seconds["stock update"]
+        print(f"ratio: {usual / whole:.2f}  parity: {'ok' if ok else 'FAILED'}")
+    sys.exit(not ok)
+
+
+def rows_of(work: w.Workload, settings: RLSettings, wording: list[int], count: int) -> list[Row]:
+    """So many prompts of the mixture of tasks, each behind the wording."""
+    train = work.samples.splits["train"]
+    mixed = mixture(settings.tasks, train, work.renderer, len(work.samples.items), seed=0)
+    rows = [replace(row, prompt=wording + row.prompt) for row in mixed]
+    random.Random(0).shuffle(rows)
+    return pick_mixture(rows, count)
+
+
+def both_ways(
+    work: w.Workload, sizes: w.Shape, settings: RLSettings, rows: list[Row], device: str
+) -> tuple[GRPOTrainer, Stock]:
+    """The trainer and the usual way, on the same model and the same reference."""
+    model = w.build_model(sizes, device=device, seed=0)
+    ref_model = w.build_model(sizes, device=device, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -138,7 +176,7 @@ def main(
             report_to=[],
             max_steps=1,
             remove_unused_columns=False,
-            per_device_train_batch_size=groups,
+            per_device_train_batch_size=len(rows),
         )
         trainer = GRPOTrainer(
             model,
@@ -153,71 +191,75 @@ def main(
             reward=lambda items, *_: {"arbitrary": reward_of(items)},
             ref_model=ref_model.requires_grad_(False),
         )
-    reference = Stock(model, ref_model, sids, generations, settings.beta)
-    ok = check_parity(trainer, reference, rows[:parity], sids)
+    sids = [list(sid) for sid in work.sids.token_ids(work.tokenizer)]
+    return trainer, Stock(model, ref_model, sids, settings.num_generations, settings.beta)
 
-    def our_update(rollouts: Rollouts) -> None:
-        model.zero_grad(set_to_none=True)
-        trainer.loss_of(model, rollouts, list(range(groups)))[0].backward()
 
-    def stock_update(completions: list) -> None:
-        model.zero_grad(set_to_none=True)
-        reference.loss(rows, completions)[0].backward()
-
-    peak = w.gemm_peak(sizes.dtype, device)
+def parts_of_a_step(
+    trainer: GRPOTrainer, stock: Stock | None, rows: list[Row]
+) -> dict[str, Callable[[], object]]:
+    """What is timed, by name: rollouts and update, ours and where asked for the usual ones."""
+    model = trainer.model
     rollouts = trainer.roll_out(rows)
-    sides: dict[str, Callable[[], object]] = {
+
+    def update() -> None:
+        model.zero_grad(set_to_none=True)
+        trainer.loss_of(model, rollouts, list(range(len(rows)))).loss.backward()
+
+    parts: dict[str, Callable[[], object]] = {
         "rollouts": lambda: trainer.roll_out(rows),
-        "update": lambda: our_update(rollouts),
+        "update": update,
     }
-    if stock:
-        completions = reference.roll_out(rows)
-        sides |= {
-            "stock rollouts": lambda: reference.roll_out(rows),
-            "stock update": lambda: stock_update(completions),
-        }
-    seconds = w.in_turns(sides, repeats, device)
-    model.zero_grad(set_to_none=True)
-    memory = {name: w.peak_memory(sides[name], device) for name in sides if "update" in name}
-    lengths = [len(row.prompt) for row in rows]
-    print(
-        f"{work.name}, {shape}, {device}, {threads} threads, {sizes.dtype}, {groups} prompts of "
-        f"{min(lengths)} to "
-        f"{max(lengths)} tokens x {generations} completions; GEMM peak {peak / 1e9:.0f} GFLOP/s"
-    )
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters())
+    if stock is None:
+        return parts
+    completions = stock.roll_out(rows)
+
+    def stock_update() -> None:
+        model.zero_grad(set_to_none=True)
+        stock.loss(rows, completions)[0].backward()
+
+    parts["stock rollouts"] = lambda: stock.roll_out(rows)
+    parts["stock update"] = stock_update
+    return parts
+
+
+def print_parts(
+    seconds: dict[str, float], memory: dict[str, int], groups: int, gradients: int
+) -> None:
+    """A line for every part of a step.
+
+    Args:
+        seconds: of each part.
+        memory: peak bytes of those that were measured.
+        groups: how many prompts a part took.
+        gradients: bytes of the gradients, which do not grow with the prompts.
+    """
     for name, value in seconds.items():
-        own = max(0, memory.get(name, 0) - gradients) / 2**20 / groups
-        used = (
-            f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the "
-            "gradients"
-            if name in memory
-            else ""
-        )
-        ratio = (
-            f", {seconds['stock ' + name] / value:.1f} x"
-            if stock and not name.startswith("stock")
-            else ""
-        )
-        print(f"{name:>14}: {value / groups:.4f} s per prompt{ratio}{used}")
-    whole = seconds["rollouts"] + seconds["update"]
-    # a forward each for rollouts, reference and policy, and a backward of two, over prompt and
-    # completions without shared prefixes
-    flops = sum(
-        5 * (2 * sizes.body * (n + 2 * generations) + 2 * sizes.head * (1 + 2 * generations))
-        for n in lengths
-    )
-    print(
-        f"{'whole step':>14}: {whole / groups:.4f} s per prompt, {flops / groups / 1e9:.1f} GFLOP "
-        "at most, "
-        f"{flops / whole / peak:.0%} of the GEMM peak"
-    )
-    if stock:
-        print(
-            f"ratio: {(seconds['stock rollouts'] + seconds['stock update']) / whole:.2f}  parity: "
-            f"{'ok' if ok else 'FAILED'}"
-        )
-    sys.exit(not ok)
+        line = f"{name:>14}: {value / groups:.4f} s per prompt"
+        usual = seconds.get(f"stock {name}")
+        if usual is not None:
+            line += f", {usual / value:.1f} x"
+        if name in memory:
+            own = max(0, memory[name] - gradients) / 2**20 / groups
+            line += (
+                f", peak memory {memory[name] / 2**20:.0f} MiB, {own:.1f} per prompt beyond the "
+                "gradients"
+            )
+        print(line)
+
+
+def most_operations(sizes: w.Shape, lengths: list[int], generations: int) -> int:
+    """Operations of a step without shared prefixes.
+
+    A forward each for rollouts, reference and policy, and a backward of two, over prompt and
+    completions.
+    """
+    total = 0
+    for length in lengths:
+        body = 2 * sizes.body * (length + 2 * generations)
+        head = 2 * sizes.head * (1 + 2 * generations)
+        total += 5 * (body + head)
+    return total
 
 
 def pick_mixture(rows: list[Row], count: int) -> list[Row]:

@@ -113,6 +113,11 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
         },
         "rl": {
             "num_generations": 4,
+            "rewards": {"rule": 1.0, "ranking": 1.0},
+            "rollout": "beam",
+            "beta": 1e-3,
+            "kl": "k3",
+            "kl_on_flat_groups": False,
             "batch_size": 16,
             "micro_batch_size": 8,
             "epochs": 1.0,

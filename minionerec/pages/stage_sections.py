@@ -107,16 +107,27 @@ def curve_against_start(title: str, name: str, log: Log) -> Markup:
 
 
 def best_step(title: str, log: Log) -> str:
-    """Where a run was best on validation rows; of RL, where it was best with the guard's leave."""
+    """Where a run was best on validation rows; of RL, whether that step was handed on at all."""
     guarded = key_series(log, "eval_guarded_NDCG@10")
-    points = guarded or key_series(log, "eval_NDCG@10")
+    validated = key_series(log, "eval_NDCG@10")
+    points = guarded or validated
     if not points:
         return f"{title}: no validation was logged."
     step, value = max(points, key=lambda point: point[1])
     last = max(row["step"] for row in log if "step" in row)
-    if guarded and not value:
-        return f"{title}: no step of {last:,} kept as many hits as rl.guard demands."
-    return f"{title}: best validation NDCG@10 {value:.4f} at step {step:,} of {last:,}."
+    if not guarded:
+        return f"{title}: best validation NDCG@10 {value:.4f} at step {step:,} of {last:,}."
+    if not value:
+        return (
+            f"{title}: no step of {last:,} kept as many hits as rl.guard demands; the SFT weights "
+            "are handed on."
+        )
+    best = f"{title}: best validation NDCG@10 {value:.4f} at step {step:,} of {last:,}"
+    # RL's log begins with a validation of the model that it started from
+    first, start = validated[0]
+    if first == 0 and value <= start:
+        return f"{best}, SFT {start:.4f}: the SFT weights are handed on."
+    return f"{best}."
 
 
 def sids(experiment: Experiment) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class GroupLoss:
             chosen.given if any(chosen.given) else None,
         )
         # The children of every prefix are read only where the KL is a sum over them
-        exact = settings.beta > 0 and settings.kl == "exact"
+        exact = settings.has_kl and settings.kl == "exact"
         policy = batch.forward(model, self.normalize, with_children=exact)
         if chosen.wanted is not None:
             loss, parts = self._of_lists(policy, reference, batch, chosen.wanted, chosen, groups)
@@ -108,7 +108,7 @@ class GroupLoss:
         settings = self.settings
         old_logps = rollouts.old_logps if settings.num_iterations > 1 else None
         kl = None
-        if settings.beta > 0:
+        if settings.has_kl:
             exact = settings.kl == "exact"
             before = reference(batch, exact)
             # cloned: a tensor made in inference mode cannot be saved for the backward pass

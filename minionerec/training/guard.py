@@ -12,10 +12,27 @@ from typing import Any
 
 from torch import nn
 
+from minionerec.experiment.settings import Experiment
+
 # (model, how many of the rows or None for all) -> metrics
 Validate = Callable[..., dict[str, float]]
 CHOSEN_BY = "NDCG@10"
 GUARDED = "guarded_NDCG@10"  # what the Trainer compares: NDCG@10, or 0 where the guard refuses
+
+
+def unlike_sft(experiment: Experiment, rows: int) -> str:
+    """Why RL's first figures are not SFT's last, although the weights are; "" if they are alike.
+
+    Args:
+        experiment: whose two validations they are.
+        rows: of the validation split; fewer may be looked at.
+    """
+    sft, rl = experiment.sft, experiment.rl
+    seen = [(stage.eval_beams, min(stage.eval_rows or rows, rows)) for stage in (rl, sft)]
+    if seen[0] == seen[1]:
+        return ""
+    (beams, here), (beams_of_sft, there) = seen
+    return f" ({beams} beams, {here:,} rows; SFT's own: {beams_of_sft} beams, {there:,} rows)"
 
 
 class Guard:

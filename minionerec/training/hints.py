@@ -110,7 +110,7 @@ def kept_hints(
 ) -> list[int]:
     """``least_hints`` of the policy that RL starts from, made once for a checkpoint and settings.
 
-    None where ``rl.hints`` is off, or where nothing is rolled out.
+    An empty list where ``rl.hints`` is off, or where nothing is rolled out.
 
     They are kept in ``runs/<name>/rl.hints.json``, which is made anew where it belongs to another
     checkpoint, other rows or another group size.

@@ -50,7 +50,8 @@ def collaborative(items: Tensor, alive: Tensor, scores: Tensor) -> Tensor:
     Args:
         items: ``(B, G)``.
         alive: ``(B, G)``.
-        scores: ``(B, N)`` log-probabilities of the whole catalogue for the prompts' histories.
+        scores: ``(B, N)`` what a ranker holds of the whole catalogue after the prompts' histories:
+            probabilities or their logarithms.
     """
     low = scores.amin(1, keepdim=True)  # (B, 1): each prompt has a scale of its own
     high = scores.amax(1, keepdim=True)

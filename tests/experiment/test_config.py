@@ -584,3 +584,11 @@ def test_configs_on_the_same_data_share_its_prepared_stages(root, name):
     other = read_experiment(root / f"configs/{name}.yaml")
     for stage in ("data", "embeddings", "sids"):
         assert settings_of(other, stage) == settings_of(small, stage)
+
+
+def test_the_help_of_the_prefix_reward_says_that_it_was_measured_as_harmful(capsys):
+    with pytest.raises(SystemExit):
+        read_command_line("", ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    said = "prefix: share of right codes, which three groups independently measured as harmful"
+    assert said in shown

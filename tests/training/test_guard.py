@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from minionerec.training.guard import GUARDED, Guard
+from minionerec.experiment.settings import Experiment
+from minionerec.training.guard import GUARDED, Guard, unlike_sft
 
 SFT = {"HR@1": 0.05, "HR@10": 0.2, "HR@50": 0.4, "NDCG@10": 0.1}
 
@@ -76,3 +77,17 @@ def test_the_console_line_says_where_sft_left_off_and_what_must_be_kept():
         "HR@1 0.0500  HR@10 0.2000  HR@50 0.4000  NDCG@10 0.1000; "
         "a step must keep HR@50 at 0.3980 (rl.guard)"
     )
+
+
+@pytest.mark.parametrize(
+    "rows, changes, said",
+    [
+        (5000, {}, " (50 beams, 5,000 rows; SFT's own: 10 beams, 1,000 rows)"),
+        (900, {"sft.eval_beams": 50}, ""),  # all 900 both times
+        (900, {}, " (50 beams, 900 rows; SFT's own: 10 beams, 900 rows)"),
+        (5000, {"sft.eval_beams": 50, "sft.eval_rows": 0}, ""),
+    ],
+)
+def test_why_the_same_weights_have_other_figures_in_rl_is_said(rows, changes, said):
+    experiment = Experiment(name="x").changed({"sft.eval_rows": 1000, "rl.eval_rows": 0, **changes})
+    assert unlike_sft(experiment, rows) == said

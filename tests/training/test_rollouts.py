@@ -22,7 +22,7 @@ def rule(items, targets, alive, _histories):
 
 
 def roller(sids=SIDS, **settings) -> Roller:
-    chosen = RLSettings(**{"num_generations": 8, **settings})
+    chosen = RLSettings(**{"num_generations": 8, "rollout": "beam", **settings})
     return Roller(SidTrie(sids, LEVELS), chosen, "trie", rule)
 
 

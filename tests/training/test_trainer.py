@@ -24,6 +24,7 @@ from minionerec.pages import plots
 from minionerec.training import rl_rows
 from minionerec.training.batches import GlobalBatches, GroupedSampler
 from minionerec.training.collate import collate_sft
+from minionerec.training.group_logps import GroupBatch
 from minionerec.training.likelihood import sft_logp
 from minionerec.training.objective import exact_kl, k3_kl
 from minionerec_trainer import GRPOTrainer
@@ -208,7 +209,7 @@ def test_every_switch_of_the_objective_changes_the_gradient(tmp_path, changed):
     found = []
     for settings in ({}, changed):
         model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
-        chosen = {"beta": 0.1, "num_generations": 6, **settings}
+        chosen = {"beta": 0.1, "kl": "k3", "num_generations": 6, **settings}
         normalize = chosen.pop("normalize", "vocab")
         trainer, rows, _ = grpo_trainer(
             tmp_path, RLSettings(**chosen), model, reference, normalize=normalize
@@ -217,6 +218,26 @@ def test_every_switch_of_the_objective_changes_the_gradient(tmp_path, changed):
         trainer.loss_of(trainer.model, rollouts, [0, 1, 2, 3])[0].backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert (found[0] - found[1]).abs().max() > 1e-5 * found[0].abs().max()
+
+
+@pytest.mark.parametrize("objective, asks", [("grpo", True), ("sdpo", False), ("list", False)])
+def test_the_children_of_every_prefix_are_read_only_for_a_kl_over_them(
+    tmp_path, monkeypatch, objective, asks
+):
+    """Lists that are compared have no KL, so ``rl.kl: exact`` must cost them nothing."""
+    asked = []
+    forward = GroupBatch.forward
+
+    def watched(batch, model, normalize, with_children):
+        asked.append(with_children)
+        return forward(batch, model, normalize, with_children)
+
+    monkeypatch.setattr(GroupBatch, "forward", watched)
+    model, reference = tiny_model("qwen2", 40, seed=1), tiny_model("qwen2", 40, seed=2)
+    settings = RLSettings(objective=objective, beta=0.1, kl="exact", num_generations=4)
+    trainer, rows, _ = grpo_trainer(tmp_path, settings, model, reference)
+    trainer.loss_of(model, trainer.roll_out(rows), [0, 1, 2, 3])
+    assert set(asked) == {asks}
 
 
 def test_the_catalogue_smaller_than_a_group_masks_the_surplus(tmp_path):

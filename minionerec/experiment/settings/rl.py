@@ -69,7 +69,7 @@ class RLSettings(Settings):
         ),
     )
     rewards: dict[RewardName, float] = Field(
-        {"rule": 1.0, "ranking": 1.0},
+        {"rule": 1.0},
         description=(
             "reward -> weight; they add up (paper: rule and ranking). rule: 1 for the target; "
             "ranking: penalty for confident misses; semantic: text cosine with the target; "
@@ -113,9 +113,16 @@ class RLSettings(Settings):
         ge=0,
         description="hints only: weight of the log-likelihood of the hints' codes; 0: off",
     )
-    num_generations: int = Field(16, ge=2, description="G, completions per prompt (paper: 16)")
+    num_generations: int = Field(
+        32,
+        ge=2,
+        description=(
+            "G, completions per prompt (paper: 16); a list shorter than the one that is judged "
+            "loses hits at its end"
+        ),
+    )
     rollout: Literal["beam", "gumbel", "sample"] = Field(
-        "beam",
+        "gumbel",
         description=(
             "beam: constrained beam search (paper); gumbel: stochastic beams without replacement;"
             " sample: independent samples in the trie"
@@ -147,22 +154,22 @@ class RLSettings(Settings):
         0.2, gt=0, le=1, description="importance ratios are clipped to 1 -+ epsilon"
     )
     beta: float = Field(
-        1e-3,
+        0.1,
         ge=0,
-        description="weight of the KL to the reference (paper); 0: no reference is kept",
+        description="weight of the KL to the reference (paper: 1e-3); 0: no reference is kept",
     )
     kl: Literal["k3", "exact"] = Field(
-        "k3",
+        "exact",
         description=(
             "k3: TRL's estimate on the sampled tokens (paper); exact: full sum over each step's "
             "legal children"
         ),
     )
     kl_on_flat_groups: bool = Field(
-        False,
+        True,
         description=(
             "also pull groups whose completions all earn the same, and so teach nothing, towards "
-            "the reference (paper: true); false saves their forwards, most of a step early on"
+            "the reference (paper); false saves their forwards, most of a step early on"
         ),
     )
     sync_ref_steps: int = Field(
@@ -224,8 +231,12 @@ class RLSettings(Settings):
     @property
     def has_reference(self) -> bool:
         """Whether the objective compares the policy with the model that it began from."""
-        has_kl = self.objective in ("grpo", "dr_grpo") and self.beta > 0
-        return has_kl or self.objective == "sdpo"
+        return self.has_kl or self.objective == "sdpo"
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the loss has a KL term; lists that are compared have none."""
+        return self.objective in ("grpo", "dr_grpo") and self.beta > 0
 
     @property
     def completions(self) -> int:
