@@ -90,7 +90,10 @@ def pairs_of(sequences: Sequence[Sequence[int]], num_items: int) -> Pairs:
     users = np.repeat(np.arange(len(lists)), lengths)
     same = users[1:] == users[:-1]
     pairs = items[:-1] * num_items + items[1:]
-    return np.unique(pairs[same])
+    pairs = np.sort(pairs[same])  # np.unique takes five times as long
+    is_new = np.ones(len(pairs), bool)
+    is_new[1:] = pairs[1:] != pairs[:-1]
+    return pairs[is_new]
 
 
 def yes_no(flags: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Predictions as arrays: the rows that were read, in a tenth of their memory."""
 
+import itertools
 import json
 import random
 import tracemalloc
@@ -10,6 +11,7 @@ from minionerec.catalogue.compact import SampleList, UserLog
 from minionerec.evaluation.metrics import row_metrics
 from minionerec.evaluation.predictions import Predictions
 from minionerec.evaluation.rows import rows_of_samples
+from minionerec.evaluation.slices import is_among, pairs_of
 from minionerec.evaluation.statistics import compare
 
 
@@ -96,3 +98,16 @@ def test_samples_in_arrays_make_the_rows_that_samples_one_by_one_make():
     assert 0 in found.histories.lengths and 10 in found.histories.lengths
     assert list(samples.histories()) == [list(sample.history) for sample in samples]
     assert found.canonical_order().tolist() == expected.canonical_order().tolist()
+
+
+def test_pairs_of_neighbours_are_each_there_once_and_are_found_again():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        sequences = [rng.integers(0, 9, rng.integers(0, 6)).tolist() for _ in range(4)]
+        expected = set()
+        for sequence in sequences:
+            expected |= {9 * first + then for first, then in itertools.pairwise(sequence)}
+        pairs = pairs_of(sequences, 9)
+        assert pairs.tolist() == sorted(expected)
+        asked = rng.integers(-20, 90, 30)
+        assert is_among(pairs, asked).tolist() == [number in expected for number in asked.tolist()]
