@@ -30,6 +30,7 @@ from minionerec.evaluation.ranking import stage_validator
 from minionerec.experiment import processes
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
+from minionerec.experiment.preflight import check_reporters
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of
@@ -55,7 +56,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     s = experiment.rl
     processes.quiet_libraries()
     processes.check_launch(experiment.model.tune)
-    run.check_reporters(s.report_to, "rl.report_to")
+    check_reporters(s.report_to, "rl.report_to")
 
     # Data, the SFT model, and the reference that it stays close to
     settings, catalogue = settings_of(experiment, "rl"), Catalogue.open(experiment)

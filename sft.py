@@ -33,6 +33,7 @@ from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.lineage import require_unchanged
 from minionerec.experiment.manifest import Parent
+from minionerec.experiment.preflight import check_reporters
 from minionerec.experiment.run import run_stage, say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import settings_of
@@ -56,7 +57,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
     s = experiment.sft
     processes.quiet_libraries()
     processes.check_launch(experiment.model.tune)
-    run.check_reporters(s.report_to, "sft.report_to")
+    check_reporters(s.report_to, "sft.report_to")
 
     # Data, and a model with tokens for the SIDs; then what may learn
     catalogue = Catalogue.open(experiment)

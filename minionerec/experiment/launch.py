@@ -63,8 +63,10 @@ def main(argv: list[str]) -> int:
 
     words, flags, yes = reuse.split_words(argv)
     if flags or yes:
-        preflight.check_stage(words)
-        reuse.apply(read_command_line(__doc__, words[1:], own=("dry_run",))[0], flags, yes)
+        stage = preflight.check_stage(words)
+        experiment, _ = read_command_line(__doc__, words[1:], own=("dry_run",))
+        preflight.check_stage_reporters(experiment, stage)  # before anything is removed
+        reuse.apply(experiment, flags, yes)
     if preflight.main(words) == preflight.NOTHING_TO_DO:
         return 0
     stage, *arguments = words

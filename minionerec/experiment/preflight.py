@@ -11,6 +11,7 @@ reads.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
             f"{stage} makes it again. Next: `{next_command(stage)}` with the same --config"
         )
         return NOTHING_TO_DO
+    check_stage_reporters(experiment, stage)
     require_inputs(experiment, stage)
     if stage == "sids" and experiment.sids.method == "opq":
         require_faiss()
@@ -83,6 +85,46 @@ def check_stage(argv: list[str]) -> str:
             f"preflight: got '{argv[0] if argv else ''}', expected one of {', '.join(NAMES)}"
         )
     return argv[0]
+
+
+def reporters(report_to: str) -> list[str]:
+    """The names in ``report_to``."""
+    return [name.strip() for name in report_to.split(",")]
+
+
+def check_reporters(report_to: str, setting: str) -> None:
+    """Check before anything is loaded that every tracker is known and installed.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if set(reporters(report_to)) <= {"none", "all"}:
+        return
+    # Here, because it takes seconds
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in reporters(report_to):
+        if name in ("none", "all"):
+            continue
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "none, tensorboard or wandb"
+            raise UserError(f"{setting}: unknown tracker '{name}'; {hint}")
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise UserError(
+                f"{setting}: '{name}' is not installed; pip install {name}, or set {setting}: none"
+            )
+
+
+def check_stage_reporters(experiment: Experiment, stage: str) -> None:
+    """``check_reporters`` for a stage that has trackers.
+
+    Raises:
+        UserError: as ``check_reporters``.
+    """
+    named = {"sft": experiment.sft.report_to, "rl": experiment.rl.report_to}
+    check_reporters(named.get(stage, "none"), f"{stage}.report_to")
 
 
 def usage_of(script: Path) -> str:

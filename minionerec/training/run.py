@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import pickle
 import sys
@@ -14,15 +13,12 @@ from typing import Any, NoReturn
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
 
 from minionerec.errors import UserError
 from minionerec.experiment.files import TIMING, append_log
 from minionerec.experiment.lineage import check_parents, check_sources
 from minionerec.experiment.manifest import read_manifest
+from minionerec.experiment.preflight import reporters
 from minionerec.experiment.processes import processes
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
@@ -137,30 +133,6 @@ def keep_logs(folder: Path, report_to: Sequence[str]) -> None:
     if "wandb" in report_to:
         folder.mkdir(parents=True, exist_ok=True)  # else W&B writes into a temporary folder
         os.environ.setdefault("WANDB_DIR", str(folder))
-
-
-def reporters(report_to: str) -> list[str]:
-    """The names in ``report_to``."""
-    return [name.strip() for name in report_to.split(",")]
-
-
-def check_reporters(report_to: str, setting: str) -> None:
-    """Check before anything is loaded that every tracker is known and installed.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    for name in reporters(report_to):
-        if name in ("none", "all"):
-            continue
-        if name not in INTEGRATION_TO_CALLBACK:
-            close = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "none, tensorboard or wandb"
-            raise UserError(f"{setting}: unknown tracker '{name}'; {hint}")
-        if name not in get_available_reporting_integrations():
-            raise UserError(
-                f"{setting}: '{name}' is not installed; pip install {name}, or set {setting}: none"
-            )
 
 
 def train_or_resume(trainer: Trainer, validation_rows: int, dry_run: bool) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import recommend
 from minionerec.errors import USER_ERROR, UserError
-from minionerec.experiment import launch
+from minionerec.experiment import launch, reuse
 from minionerec.experiment.config import read_command_line
 
 CONFIG = "--config configs/quickstart.yaml"
@@ -85,6 +85,14 @@ def test_a_plausible_mistake_is_one_line_that_says_what_to_write(words, root, mo
 
 def test_there_are_forty_of_them():
     assert len(MISTAKES) >= 40
+
+
+def test_redo_removes_nothing_for_a_stage_that_cannot_start(root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(reuse, "apply", lambda *_: pytest.fail("something was removed"))
+    words = f"{CONFIG} --redo sft --yes --sft.report_to tensorbord"
+    with pytest.raises(UserError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+        launch.main(["sft", *words.split()])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from transformers.integrations import integration_utils
 
 import sft
 from minionerec.errors import UserError
+from minionerec.experiment.preflight import check_reporters
 from minionerec.experiment.run import run_stage
 from minionerec.experiment.stages import stage_path
 from minionerec.model import backbone
@@ -18,16 +19,17 @@ from tests.worlds import tiny_run
 
 
 def test_a_tracker_that_is_mistyped_or_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr(run, "get_available_reporting_integrations", lambda: ["tensorboard"])
-    run.check_reporters("none", "sft.report_to")
-    run.check_reporters("tensorboard, none", "sft.report_to")
+    name = "get_available_reporting_integrations"
+    monkeypatch.setattr(integration_utils, name, lambda: ["tensorboard"])
+    check_reporters("none", "sft.report_to")
+    check_reporters("tensorboard, none", "sft.report_to")
     for name, said in (
         ("tensorbord", "unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
         ("xyz", "unknown tracker 'xyz'; none, tensorboard or wandb"),
         ("wandb", "'wandb' is not installed; pip install wandb, or set sft.report_to: none"),
     ):
         with pytest.raises(UserError) as caught:
-            run.check_reporters(name, "sft.report_to")
+            check_reporters(name, "sft.report_to")
         assert str(caught.value) == f"sft.report_to: {said}"
 
 
