@@ -9,11 +9,35 @@ Shapes: n interactions, U users, S samples of a split.
 from __future__ import annotations
 
 import array
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
+
+T = TypeVar("T")
+
+
+class MadeOnRead(Sequence[T]):
+    """Looks like a list; an entry is made when it is asked for. Has ``__len__`` and ``entry``."""
+
+    @abstractmethod
+    def entry(self, number: int) -> T:
+        """One entry; ``number`` is from 0 to less than the length."""
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[T]: ...
+
+    def __getitem__(self, number: int | slice) -> T | list[T]:
+        """One entry, or a list of several."""
+        places = range(len(self))
+        if isinstance(number, slice):
+            return [self.entry(place) for place in places[number]]
+        return self.entry(places[number])
 
 
 class Sample(NamedTuple):
@@ -161,7 +185,7 @@ class IntRows(Sequence[tuple[int, ...]]):
     __hash__ = None  # type: ignore[assignment]
 
 
-class IntLists(Sequence[list[int]]):
+class IntLists(MadeOnRead[list[int]]):
     """Lists of numbers, end to end in one array; a list is made when it is asked for.
 
     >>> lists = IntLists.of([[3, 1], [], [2]])
@@ -194,17 +218,8 @@ class IntLists(Sequence[list[int]]):
         """Numbers in the longest list."""
         return int(np.diff(self.starts).max(initial=0))
 
-    @overload
-    def __getitem__(self, number: int) -> list[int]: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[list[int]]: ...
-
-    def __getitem__(self, number: int | slice) -> list[int] | list[list[int]]:
-        """One list, or several."""
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
-        number = range(len(self))[number]
+    def entry(self, number: int) -> list[int]:
+        """One list."""
         start = self.starts[number]
         end = self.starts[number + 1]
         return self.flat[start:end].tolist()

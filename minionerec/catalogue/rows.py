@@ -8,12 +8,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.compact import SampleList
+from minionerec.catalogue.compact import MadeOnRead, SampleList
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Sample
 from minionerec.experiment.choices import CODE_TASKS
@@ -50,7 +50,7 @@ class Row:
     labels: tuple[Label, ...] = ()
 
 
-class Rows(Sequence[Row]):
+class Rows(MadeOnRead[Row]):
     """Rows of several tasks, each rendered when it is asked for; what is kept is not a row's.
 
     Attributes:
@@ -84,17 +84,8 @@ class Rows(Sequence[Row]):
         """The same rows with others behind them."""
         return Rows(self.parts, self.samples, self.renderer, [*self.more, *more])
 
-    @overload
-    def __getitem__(self, number: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        """Render one row, or several."""
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
-        number = range(len(self))[number]
+    def entry(self, number: int) -> Row:
+        """Render one row."""
         if number >= self._unrendered:
             return self.more[number - self._unrendered]
         part = bisect.bisect_right(self._ends, number)

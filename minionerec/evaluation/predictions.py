@@ -6,13 +6,15 @@ Shapes: n rows, T items of all lists.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
+
+from minionerec.catalogue.compact import MadeOnRead
 
 Row = dict[str, Any]
 
 
-class Predictions(Sequence[Row]):
+class Predictions(MadeOnRead[Row]):
     """Looks like a list of rows; a row is made when it is asked for, and changing it changes none.
 
     >>> row = {"user_id": "u", "target_item_id": "a", "item_ids": ["b", "a"], "scores": [2.0, 1.0]}
@@ -46,17 +48,8 @@ class Predictions(Sequence[Row]):
         """How many rows there are."""
         return len(self._users)
 
-    @overload
-    def __getitem__(self, number: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        """One row, or several."""
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
-        number = range(len(self))[number]
+    def entry(self, number: int) -> Row:
+        """One row."""
         start = self._ends[number]
         end = self._ends[number + 1]
         listed = slice(start, end)

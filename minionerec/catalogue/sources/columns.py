@@ -7,12 +7,14 @@ asked of every cell is asked of every distinct one: a table has far fewer users 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from minionerec.catalogue.compact import MadeOnRead
 
 BLOCK = 65_536  # cells that are Python objects at a time
 ARROW_TYPES = {
@@ -22,7 +24,7 @@ ARROW_TYPES = {
 }
 
 
-class Cells(Sequence[Any]):
+class Cells(MadeOnRead[Any]):
     """A column of a file; a cell becomes a Python object when it is asked for."""
 
     def __init__(self, values: pa.ChunkedArray):
@@ -32,17 +34,9 @@ class Cells(Sequence[Any]):
         """How many cells there are."""
         return len(self.values)
 
-    @overload
-    def __getitem__(self, row: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[Any]: ...
-
-    def __getitem__(self, row: int | slice) -> Any:
-        """One cell, or a list of several."""
-        if isinstance(row, slice):
-            return [self[place] for place in range(len(self))[row]]
-        return self.values[int(row)].as_py()
+    def entry(self, number: int) -> Any:
+        """One cell."""
+        return self.values[number].as_py()
 
     def __iter__(self) -> Iterator[Any]:
         """One cell after the other."""

@@ -13,12 +13,13 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from minionerec.catalogue.compact import MadeOnRead
 from minionerec.catalogue.sources import cells, dialect, files, layouts, table
 from minionerec.catalogue.sources.columns import BLOCK, Cells, Collected, joined
 from minionerec.catalogue.sources.dialect import BadRowError, Dialect
@@ -142,7 +143,7 @@ def _read_folder(folder: Path, wanted: dict[str, str]) -> Table:
     return Table(folder, columns, header, PlacesInParts(places), "/", tuple(notes))
 
 
-class PlacesInParts(Sequence[str]):
+class PlacesInParts(MadeOnRead[str]):
     """Where the rows of part files stand: ``part-3.csv:7``, written when it is asked for."""
 
     def __init__(self, parts: Sequence[tuple[str, Sequence[int | str]]]):
@@ -153,20 +154,11 @@ class PlacesInParts(Sequence[str]):
         """How many rows there are."""
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """The place of one row, or of several."""
-        if isinstance(row, slice):
-            return [self[number] for number in range(len(self))[row]]
-        row = range(len(self))[row]
-        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+    def entry(self, number: int) -> str:
+        """The place of one row."""
+        part = int(np.searchsorted(self._starts, number, side="right")) - 1
         start, places = self._parts[part]
-        return f"{start}{places[row - int(self._starts[part])]}"
+        return f"{start}{places[number - int(self._starts[part])]}"
 
 
 # ------------------------------------------------------------------------------- separated text
