@@ -2,14 +2,17 @@
 
     python benchmarks/tables.py --out big --interactions 10000000
     python benchmarks/tables.py --out big --interactions 1000000 --kind csv      # or jsonl, parts
+    python benchmarks/tables.py --out big --interactions 10000000 --vectors 384
 
 Popularity falls as rank^-0.9, a user has 5 to 50 interactions (20 on average), and there is an item
 for every ten interactions. Items have a title of three to eight words, a brand and a category.
-Afterwards, with ``data.source: tables`` and ``data.path`` the folder, any stage runs on them.
+Afterwards, with ``data.source: tables`` and ``data.path`` the folder, any stage runs on them; with
+``sids.embeddings`` the folder's ``vectors.npy`` stage 1 needs no encoder.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fire
@@ -29,9 +32,17 @@ START = 1_400_000_000  # seconds: 2014
 SECONDS = 150_000_000  # nearly five years
 PART = 1_000_000  # rows that are drawn and written at a time
 LEAST, MEAN, MOST = 5, 20, 50  # interactions of a user
+COARSE, FINE = 1_000, 50_000  # clusters of vectors, and clusters within them
+VECTORS_AT_ONCE = 50_000
 
 
-def main(out: str, interactions: int = 1_000_000, kind: str = "parquet", seed: int = 0) -> None:
+def main(
+    out: str,
+    interactions: int = 1_000_000,
+    kind: str = "parquet",
+    seed: int = 0,
+    vectors: int = 0,
+) -> None:
     """Write ``items.parquet`` and the interactions.
 
     Args:
@@ -39,12 +50,15 @@ def main(out: str, interactions: int = 1_000_000, kind: str = "parquet", seed: i
         interactions: how many, about; users are a twentieth and items a tenth of them.
         kind: of the interactions' file: parquet, csv, jsonl, or parts (a folder of Parquet files).
         seed: of everything that is drawn.
+        vectors: numbers of each item's vector in ``vectors.npy``, beside ``vectors.json``; 0: none.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     num_items = interactions // 10
     pq.write_table(items(num_items, rng), folder / "items.parquet")
+    if vectors:
+        write_vectors(folder, num_items, vectors, np.random.default_rng(seed))
 
     sizes = LEAST + rng.binomial(
         MOST - LEAST, (MEAN - LEAST) / (MOST - LEAST), interactions // MEAN
@@ -93,6 +107,27 @@ def items(count: int, rng: np.random.Generator) -> pa.Table:
     categories = [[WORDS[first], WORDS[second]] for first, second in drawn[:, :2]]
     ids = numbered("B", np.arange(count))
     return pa.table({"item_id": ids, "title": titles, "brand": brands, "categories": categories})
+
+
+def write_vectors(
+    folder: Path,
+    count: int,
+    width: int,
+    rng: np.random.Generator,
+) -> None:
+    """Clusters within clusters: a coarse centre, a finer one around it, something of the item."""
+    coarse = rng.standard_normal((COARSE, width), dtype=np.float32)
+    fine = rng.standard_normal((FINE, width), dtype=np.float32)
+    fine += coarse[rng.integers(0, COARSE, FINE)]
+    shape = (count, width)
+    file = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
+    for start in range(0, count, VECTORS_AT_ONCE):
+        block = file[start : start + VECTORS_AT_ONCE]
+        block[:] = rng.standard_normal(block.shape, dtype=np.float32)
+        block += fine[rng.integers(0, FINE, len(block))]
+    file.flush()
+    ids = numbered("B", np.arange(count)).to_pylist()
+    (folder / "vectors.json").write_text(json.dumps(ids))
 
 
 class Writer:

@@ -213,7 +213,8 @@ def is_finished(target: Experiment, new: pd.DataFrame, data: Path, sids: Path) -
 
 def items_sha256(items: pd.DataFrame) -> str:
     """Of the new items' content, whatever file they came in."""
-    rows = items.astype(object).to_numpy().tolist()
+    columns = [items[name].tolist() for name in items]
+    rows = list(zip(*columns, strict=True))
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from minionerec.catalogue.samples import load_samples
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
@@ -40,7 +41,7 @@ from minionerec.experiment.files import (
     TIMING,
     append_log,
     link_or_copy,
-    load_array,
+    map_array,
     sha256_file,
     write_json,
 )
@@ -82,8 +83,8 @@ def build(experiment: Experiment, final: Path) -> dict:
     """
     parents = [open_stage(experiment, stage) for stage in ("data", "embeddings")]
     data, embedded = (parent.path for parent in parents)
-    items = pd.read_parquet(data / "items.parquet")
-    item_ids = items["item_id"].tolist()
+    # Ids alone: what else items have, and interactions, are read when the residuals are gone
+    item_ids = pd.read_parquet(data / "items.parquet", columns=["item_id"])["item_id"].tolist()
     embeddings = read_embeddings(embedded, item_ids)
     progress = final.with_name(f".{final.name}.rqvae-progress.safetensors")
 
@@ -98,16 +99,14 @@ def build(experiment: Experiment, final: Path) -> dict:
         "collisions": round(time.perf_counter() - fitted, 2),
     }
 
-    interactions = pd.read_parquet(
-        data / "interactions.parquet", columns=["user_id", "item_id", "split"]
-    )
+    samples = load_samples(data, experiment.data.max_history)
     report = {
         "method": experiment.sids.method,
         "collision": experiment.sids.collision,
         "unknown_tokens": unknown_tokens(embedded),
         **build_report(
-            items,
-            interactions,
+            samples.items,
+            samples.train_sequences,
             quantised,
             sids,
             final_sizes,
@@ -149,7 +148,7 @@ def build(experiment: Experiment, final: Path) -> dict:
 
 
 def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
-    """``(N, D)`` float32, rows in the order of ``items.parquet``.
+    """``(N, D)`` float32, rows in the order of ``items.parquet``, mapped.
 
     Raises:
         UserError: the ids beside the embeddings are not the catalogue's, in its order.
@@ -164,7 +163,7 @@ def read_embeddings(folder: Path, expected_ids: list[str]) -> np.ndarray:
             f"items.parquet ({len(ids)} ids for {len(expected_ids)} items); delete {folder} and "
             "run `bash rqvae/rqvae.sh` again"
         )
-    return load_array(folder / "embeddings.npy")
+    return map_array(folder / "embeddings.npy")
 
 
 def unknown_tokens(folder: Path) -> float | None:

@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from minionerec.catalogue.compact import IntLists
 from minionerec.catalogue.item_text import item_texts
+from minionerec.catalogue.samples import train_counts
 from minionerec.evaluation.exposure import gini
 from rqvae.next_code import next_code
 from rqvae.quantizers.collisions import Sid, colliding, prefix_ids
@@ -41,7 +43,7 @@ Curve = list[list[float]]  # [[x, y], ...]
 
 def build_report(
     items: pd.DataFrame,
-    interactions: pd.DataFrame,
+    sequences: Sequence[Sequence[int]],
     quantised: Quantised,
     sids: Sequence[Sid],
     sizes: list[int],
@@ -52,7 +54,7 @@ def build_report(
 
     Args:
         items: ``items.parquet`` in the order of the SIDs.
-        interactions: ``interactions.parquet``; only its train rows are looked at.
+        sequences: each user's train items in order, as item indexes.
         quantised: codes before collisions were resolved.
         sids: final SID per item.
         sizes: codebook sizes of the final SIDs.
@@ -60,11 +62,8 @@ def build_report(
         seed: of the control.
     """
     final = pad(sids, len(sizes))  # (N, L)
-    train = interactions[interactions["split"] == "train"]
-    row_of = pd.Series(np.arange(len(items)), index=items["item_id"])
-    taken = row_of.loc[train["item_id"]].to_numpy()  # item of each train interaction
-    popularity = np.bincount(taken, minlength=len(items))  # (N,)
-    pairs = next_item_pairs(train["user_id"].to_numpy(), taken)
+    popularity = train_counts(sequences, len(items))  # (N,)
+    pairs = next_item_pairs(sequences)
     moved = (final[:, : quantised.codes.shape[1]] != quantised.codes).any(axis=1)
     levels = []
     usage_curves = []
@@ -184,12 +183,16 @@ def purity(groups: np.ndarray, labels: np.ndarray) -> float | None:
     return round(float(most.sum() / counts.sum()), 6)
 
 
-def next_item_pairs(users: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """``(P, 2)`` different items that a user took one directly after the other."""
-    order = np.argsort(pd.factorize(users)[0], kind="stable")  # each user's items in their order
-    users = users[order]
-    first = rows[order][:-1]
-    second = rows[order][1:]
+def next_item_pairs(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """``(P, 2)`` different items that a user took one directly after the other.
+
+    >>> next_item_pairs([[1, 1, 2], [5, 6], [9]]).tolist()
+    [[1, 2], [5, 6]]
+    """
+    lists = IntLists.of(sequences)
+    users = np.repeat(np.arange(len(lists), dtype=np.int32), np.diff(lists.starts))
+    first = lists.flat[:-1]
+    second = lists.flat[1:]
     keep = (users[:-1] == users[1:]) & (first != second)
     return np.stack([first[keep], second[keep]], axis=1)
 

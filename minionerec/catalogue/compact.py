@@ -189,8 +189,8 @@ class IntLists(MadeOnRead[list[int]]):
     """Lists of numbers, end to end in one array; a list is made when it is asked for.
 
     >>> lists = IntLists.of([[3, 1], [], [2]])
-    >>> lists[0], list(lists), lists.longest()
-    ([3, 1], [[3, 1], [], [2]], 2)
+    >>> lists[0], list(lists), lists.longest(), list(lists.take(np.array([2, 0])))
+    ([3, 1], [[3, 1], [], [2]], 2, [[2], [3, 1]])
     """
 
     def __init__(self, flat: np.ndarray, starts: np.ndarray):
@@ -213,6 +213,14 @@ class IntLists(MadeOnRead[list[int]]):
     def __len__(self) -> int:
         """How many lists there are."""
         return len(self.starts) - 1
+
+    def take(self, numbers: np.ndarray) -> IntLists:
+        """Some of the lists."""
+        starts = self.starts[numbers]
+        lengths = self.starts[numbers + 1] - starts
+        ends = np.cumsum(lengths)
+        flat = self.flat[runs(starts, lengths)]
+        return IntLists(flat, np.concatenate([[0], ends]))
 
     def longest(self) -> int:
         """Numbers in the longest list."""

@@ -59,7 +59,8 @@ def apply_filters(
     items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
     if not source.filtered:
         limit = settings.max_title_words
-        good = np.array([filters.title_is_kept(title, limit) for title in items["title"]])
+        titles = items["title"].tolist()
+        good = np.array([filters.title_is_kept(title, limit) for title in titles])
         items = items[good]
         places = places_of(interactions["item_id"], items["item_id"])
         known = places >= 0
@@ -138,6 +139,7 @@ def describe(
     users = codes_of(interactions["user_id"])
     codes = places_of(interactions["item_id"], items["item_id"])
     splits = interactions["split"]
+    order = split.stable_order(users)  # once: sorting is most of what all counts cost
     filters = (
         "none: the source's own split is taken as it is"
         if own
@@ -156,8 +158,9 @@ def describe(
             splits,
             len(items),
             settings.max_history,
+            order,
         ),
-        "leaks": split.leak_report(users, splits),
+        "leaks": split.leak_report(users, splits, order),
     }
 
 
@@ -173,11 +176,8 @@ def write(
     item_schema = pa.schema(
         [(name, pa.list_(text) if name == "categories" else text) for name in ITEM_COLUMNS]
     )
-    table = pa.table(
-        {field.name: pa.array(items[field.name].tolist(), field.type) for field in item_schema},
-        schema=item_schema,
-    )
-    pq.write_table(table, staging / "items.parquet")
+    columns = [arrow_column(items[field.name], field.type) for field in item_schema]
+    pq.write_table(pa.table(columns, schema=item_schema), staging / "items.parquet")
     types = {"timestamp": pa.int64(), "rating": pa.float64()}
     schema = pa.schema([(name, types.get(name, text)) for name in INTERACTION_COLUMNS])
     with pq.ParquetWriter(staging / "interactions.parquet", schema) as writer:
@@ -197,12 +197,12 @@ def _arrays(items: pd.DataFrame, interactions: pd.DataFrame) -> mapped.UserArray
     column = interactions["user_id"]
     users, found = pd.factorize(codes_of(column))
     if isinstance(column.dtype, pd.CategoricalDtype):
-        texts = column.cat.categories[found].to_numpy()
+        texts = pa.array(column.cat.categories[found], pa.string())
     else:
-        texts = column.drop_duplicates().to_numpy()
+        texts = pa.array(column.drop_duplicates().to_numpy(), pa.string())
     return mapped.arrays_of(
         users.astype(np.int32),
-        pa.array(texts, pa.string()),
+        texts,
         places_of(interactions["item_id"], items["item_id"]),
         interactions["timestamp"].to_numpy(),
         split.rank_of(interactions["split"]),

@@ -183,7 +183,7 @@ class Renderer:
             self._bos = self._eos
         self._pieces = cache(self._tokenize_pieces)
         self._pieces_are_exact = cache(self._check_pieces)
-        self._behind = cache(self._tokenize_behind)
+        self._item_pieces = cache(self._tokenize_item_pieces)
         self._longest_completion = cache(self._find_longest_completion)
         # A large catalogue's SIDs stay one table; lists are made of those that are asked for
         self._sid_piece = lru_cache(KEPT_PIECES)(self._make_sid_piece)
@@ -306,8 +306,8 @@ class Renderer:
             return IntLists.of([ids])
         tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
         if texts:
-            return self._behind("x", tuple(f"{lead}{text}{tail}" for text in texts), True)
-        return self._behind(self._sid_tokens(0)[-1], (tail,), False)
+            return self._item_pieces(task == "description_to_sid", lead, tail)
+        return self._tokenize_behind(self._sid_tokens(0)[-1], [tail], False)
 
     def _check_pieces(self, task: str) -> bool:
         """Whether pieces give the ids of the whole text, tried on prompts from everywhere.
@@ -323,7 +323,12 @@ class Renderer:
             for shown in prompts
         )
 
-    def _tokenize_behind(self, start: str, texts: tuple[str, ...], as_text: bool) -> IntLists:
+    def _tokenize_item_pieces(self, of_descriptions: bool, lead: str, tail: str) -> IntLists:
+        """Every item's text between what stands before and behind it; tasks share them."""
+        texts = self._shortened if of_descriptions else self._named
+        return self._tokenize_behind("x", (f"{lead}{text}{tail}" for text in texts), True)
+
+    def _tokenize_behind(self, start: str, texts: Iterable[str], as_text: bool) -> IntLists:
         """Texts as they are tokenised inside a prompt.
 
         Some tokenizers treat the beginning of a text differently.
@@ -391,7 +396,7 @@ class Renderer:
 
     @cached_property
     def _titles(self) -> list[str]:
-        return [text.strip() for text in self._items["title"]]
+        return [text.strip() for text in self._items["title"].tolist()]
 
     @cached_property
     def _named(self) -> list[str]:
@@ -401,7 +406,7 @@ class Renderer:
 
     @cached_property
     def _descriptions(self) -> list[str]:
-        return [text.strip() for text in self._items["description"]]
+        return [text.strip() for text in self._items["description"].tolist()]
 
     @cached_property
     def _shortened(self) -> list[str]:

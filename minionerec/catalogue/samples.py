@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minionerec.catalogue import mapped
-from minionerec.catalogue.compact import IntLists, Sample
+from minionerec.catalogue.compact import IntLists, Sample, SampleList
 from minionerec.catalogue.mapped import UserArrays
 from minionerec.catalogue.sources.source import SPLITS
 from minionerec.catalogue.split import is_target
@@ -127,6 +127,20 @@ def _cut(interactions: pd.DataFrame, items: np.ndarray) -> UserArrays:
     split = pd.Categorical(interactions["split"], categories=list(SPLITS)).codes
     timestamps = interactions["timestamp"].to_numpy(np.int64)
     return mapped.arrays_of(users, pa.array(user_ids, pa.string()), items, timestamps, split)
+
+
+def histories_of(samples: Sequence[Sample]) -> Sequence[Sequence[int]]:
+    """What came before each target."""
+    if isinstance(samples, SampleList):
+        return samples.histories()
+    return [sample.history for sample in samples]
+
+
+def targets_of(samples: Sequence[Sample]) -> np.ndarray:
+    """``(S,)`` item indexes."""
+    if isinstance(samples, SampleList):
+        return samples.targets()
+    return np.array([sample.target for sample in samples], dtype=np.int64)
 
 
 def windows(

@@ -47,9 +47,15 @@ def stable_order(values: np.ndarray) -> np.ndarray:
     return keys
 
 
-def positions(users: np.ndarray) -> np.ndarray:
-    """``(n,)`` place of each interaction in its user's sequence, from 0."""
-    order = stable_order(users)
+def positions(users: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+    """``(n,)`` place of each interaction in its user's sequence, from 0.
+
+    Args:
+        users: ``(n,)`` codes.
+        order: their ``stable_order``, where it is known; here and below.
+    """
+    if order is None:
+        order = stable_order(users)
     sizes = np.bincount(users)
     starts = np.cumsum(sizes) - sizes
     place = np.empty(len(users), dtype=np.int32)
@@ -92,7 +98,9 @@ def leave_one_out(users: np.ndarray) -> pd.Categorical[str]:
 
 
 def global_time(
-    timestamps: np.ndarray, is_target: np.ndarray, ratios: list[float]
+    timestamps: np.ndarray,
+    is_target: np.ndarray,
+    ratios: list[float],
 ) -> pd.Categorical[str]:
     """Cut all targets at the shares ``ratios`` by time.
 
@@ -142,7 +150,11 @@ def nearest_boundary(times: np.ndarray, cut: int) -> int:
     return first if cut - first <= last - cut else last
 
 
-def leak_report(users: np.ndarray, splits: Splits) -> dict[str, int]:
+def leak_report(
+    users: np.ndarray,
+    splits: Splits,
+    order: np.ndarray | None = None,
+) -> dict[str, int]:
     """Check that every user's interactions run train, valid, test.
 
     As histories only look backwards, no train sample's history or target can then be a valid or
@@ -151,6 +163,7 @@ def leak_report(users: np.ndarray, splits: Splits) -> dict[str, int]:
     Args:
         users: ``(n,)`` codes in global order.
         splits: ``(n,)`` of "train" | "valid" | "test".
+        order: of the users.
 
     Returns:
         Counts: users and interactions checked, held-out interactions that precede an earlier split
@@ -159,7 +172,8 @@ def leak_report(users: np.ndarray, splits: Splits) -> dict[str, int]:
     Raises:
         UserError: naming how many, when there are any.
     """
-    order = stable_order(users)
+    if order is None:
+        order = stable_order(users)
     rank = rank_of(splits)[order]
     in_order = users[order]
     earlier_split = rank[1:] < rank[:-1]
@@ -195,6 +209,7 @@ def statistics(
     splits: Splits,
     num_items: int,
     max_history: int,
+    order: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Counts that say what a split is made of.
 
@@ -202,12 +217,15 @@ def statistics(
         users, items, timestamps, splits: ``(n,)`` in global order.
         num_items: size of the catalogue, items without interactions included.
         max_history: the items before a target that a prompt may show.
+        order: of the users.
     """
+    if order is None:
+        order = stable_order(users)
     rank = rank_of(splits)
-    place = positions(users)
+    place = positions(users, order)
     target = place > 0
-    repeat = repeats(users, items)
-    shown = target_in_history(users, items, max_history)
+    repeat = repeats(users, items, order)
+    shown = target_in_history(users, items, max_history, order)
     trained_items = np.zeros(num_items, dtype=bool)
     trained_items[items[rank == 0]] = True
     in_train = trained_items[items]
@@ -243,12 +261,17 @@ def statistics(
     }
 
 
-def repeats(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+def repeats(
+    users: np.ndarray,
+    items: np.ndarray,
+    order: np.ndarray | None = None,
+) -> np.ndarray:
     """``(n,)`` bool: the user had the item before, however long ago.
 
     Users are looked at a part at a time: a table of all pairs is larger than what it is made from.
     """
-    order = stable_order(users)
+    if order is None:
+        order = stable_order(users)
     sizes = np.bincount(users)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = np.zeros(len(users), dtype=bool)
@@ -265,9 +288,15 @@ def repeats(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     return found
 
 
-def target_in_history(users: np.ndarray, items: np.ndarray, max_history: int) -> np.ndarray:
+def target_in_history(
+    users: np.ndarray,
+    items: np.ndarray,
+    max_history: int,
+    order: np.ndarray | None = None,
+) -> np.ndarray:
     """``(n,)`` bool: the item is among the user's ``max_history`` ones before this."""
-    order = stable_order(users)
+    if order is None:
+        order = stable_order(users)
     sorted_users = users[order]
     sorted_items = items[order]
     found = np.zeros(len(users), dtype=bool)

@@ -10,7 +10,8 @@ import scipy.sparse as sparse
 
 from minionerec.catalogue.split import quantiles
 from minionerec.evaluation.audit_evidence import Check, Evidence, grade
-from minionerec.rankers.rules import matrix_scores, repeat_scores, transition_counts
+from minionerec.rankers.item_matrices import matrix_scores, transition_counts
+from minionerec.rankers.rules import repeat_scores
 from minionerec.rankers.scores import popularity_order
 from minionerec.rankers.sparse_scores import places_of, target_ranks
 

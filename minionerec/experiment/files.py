@@ -114,9 +114,27 @@ def load_array(path: Path) -> np.ndarray:
         with open(path, "rb") as handle:
             return np.lib.format.read_array(handle, allow_pickle=False)
     except (ValueError, MemoryError) as error:  # a header may claim more than memory holds
-        raise UserError(
-            f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again"
-        ) from error
+        raise _not_numbers(path, error) from error
+
+
+def map_array(path: Path) -> np.ndarray:
+    """As ``load_array``, read from the disk where it is looked at; nobody may write into it.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    import numpy as np
+
+    try:
+        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (ValueError, OverflowError) as error:  # a header may claim more than the file holds
+        raise _not_numbers(path, error) from error
+
+
+def _not_numbers(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: is not an array of numbers ({error}); delete {path.parent} and make it again"
+    )
 
 
 class RepeatedKeyError(ValueError):

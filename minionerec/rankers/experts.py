@@ -31,7 +31,7 @@ from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.errors import UserError
 from minionerec.experiment.files import load_array
 from minionerec.experiment.stages import COMMANDS
-from minionerec.rankers import rules
+from minionerec.rankers import item_matrices, rules
 from minionerec.rankers.scores import popularity_order
 
 LENGTH = 100  # items of a list, where rankers are mixed
@@ -91,14 +91,14 @@ def popularity(counts: np.ndarray) -> Expert:
 def markov(
     sequences: Sequence[Sequence[int]], num_items: int, *, reach: int, backward: float, window: int
 ) -> Expert:
-    """``rules.transition_counts``, looked up by the latest ``window`` items.
+    """``item_matrices.transition_counts``, looked up by the latest ``window`` items.
 
     The row's own transition: its target was counted as a follower of the history item m steps
     before it with 1/m, for m up to ``reach``, and that item before the target with ``backward /
     m``. What was counted for an item stands in the score with 1/m' for every place m' of the
     window at which the item is looked up.
     """
-    matrix = rules.transition_counts(sequences, num_items, reach, backward)
+    matrix = item_matrices.transition_counts(sequences, num_items, reach, backward)
 
     def own(history: Sequence[int], target: int) -> dict[int, float]:
         """Item -> what the row's own transition has added to the scores."""
@@ -122,13 +122,13 @@ def markov(
 def item_knn(
     sequences: Sequence[Sequence[int]], num_items: int, *, shrinkage: float, window: int
 ) -> Expert:
-    """``rules.item_cosine``, looked up by the latest ``window`` items.
+    """``item_matrices.item_cosine``, looked up by the latest ``window`` items.
 
     The row's own transition: its user is one of those who have both the history item and the
     target. Of a target that the user took several times this is more than the one row has added,
     never less. Norms stay as they are.
     """
-    matrix = rules.item_cosine(sequences, num_items, shrinkage)
+    matrix = item_matrices.item_cosine(sequences, num_items, shrinkage)
     holders = np.zeros(num_items)
     for sequence in sequences:
         holders[list(set(sequence))] += 1.0
@@ -153,7 +153,7 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
         _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
         """``(B, N)``: what follows each history."""
-        latest = rules.latest_items(histories, len(unit), window)  # (B, N) sparse
+        latest = item_matrices.latest_items(histories, len(unit), window)  # (B, N) sparse
         total = np.asarray(latest.sum(axis=1)).clip(min=1e-12)  # (B, 1)
         cosine = (latest @ unit) / total @ unit.T  # (B, N)
         # no cosine is above 1, so that nothing overflows

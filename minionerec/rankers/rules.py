@@ -8,17 +8,11 @@ open are a tiny grid that ``choose`` decides on validation targets; test targets
 * Popularity: train interactions per item; recent popularity: only the latest share of the train
   targets counts.
 * Repeat-last: the items of the history, the latest first.
-* Markov: ``M[i, j]`` counts how often j followed i within ``reach`` steps, a follower d steps away
-  as 1/d, and preceded it, times ``backward``. ``reach`` 1 and ``backward`` 0 are the first-order
-  chain (the MC of Rendle et al., FPMC, WWW 2010).
-* Item-kNN: ``M[i, j] = users with both / (sqrt(users with i * users with j) + shrinkage)``, the
-  cosine of Sarwar et al., WWW 2001, with shrinkage against chance pairs. Departure: the diagonal is
-  not dropped, it counts the users who have the item at least twice, so items that people buy again
-  are offered again.
+* Markov and item-kNN: what followed, and what the same users have (``item_matrices.py``).
 * Text-kNN: ``M[i, j]`` is the cosine of the two items' text embeddings, the ones that the SIDs are
   made from; whether items of the history may come again is one of the choices.
 
-Shapes: B histories, N items, T interactions, D width of an embedding.
+Shapes: B histories, N items, D width of an embedding.
 """
 
 from __future__ import annotations
@@ -27,19 +21,26 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
 
-from minionerec.catalogue.compact import IntLists
-from minionerec.catalogue.samples import Sample, train_counts
+from minionerec.catalogue.samples import Sample, histories_of, targets_of, train_counts
 from minionerec.experiment.run import say
 from minionerec.rankers.baseline import Inputs, Ranking
+from minionerec.rankers.item_matrices import (
+    Matrix,
+    both_ways,
+    followers,
+    item_cosine,
+    latest_items,
+    matrix_head,
+    matrix_scores,
+)
 from minionerec.rankers.scores import (
-    ROWS_AT_ONCE,
     Histories,
     ScoresOf,
     ndcg_at_10,
@@ -49,7 +50,6 @@ from minionerec.rankers.scores import (
 from minionerec.rankers.sparse_scores import (
     HEAD,
     HEAD_OF_TEN,
-    Head,
     HeadOf,
     SparseScoresOf,
     places_of,
@@ -65,10 +65,6 @@ SHRINKAGES = (0.0, 20.0, 100.0)
 LATEST_SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
 TEXT_WINDOWS = (1, 3, 10)
 LAST = -10.0  # below any weighted sum of cosines
-
-ROUNDING = 1e-12  # a bound is added up in another way than what it bounds
-
-Matrix = Callable[[], sparse.csr_matrix]  # gives a matrix between items, (N, N)
 
 
 class Rule(NamedTuple):
@@ -104,13 +100,12 @@ class Rule(NamedTuple):
         unwanted: Sequence[Collection[int]] | None = None,
     ) -> float:
         """Mean NDCG@10 of validation rows."""
-        histories = [sample.history for sample in valid]
+        histories = histories_of(valid)
         if self.sparse is None or unwanted:
             items, _ = self.rank(histories, order, 10, unwanted)
             return ndcg_at_10(items, valid)
-        targets = np.array([sample.target for sample in valid])
         ranks = target_ranks(
-            self.sparse, histories, targets, order, self._head_of(order, HEAD_OF_TEN)
+            self.sparse, histories, targets_of(valid), order, self._head_of(order, HEAD_OF_TEN)
         )
         return ndcg_of_ranks(ranks)
 
@@ -137,9 +132,8 @@ def rank_with_best(method: str, candidates: Sequence[Rule], inputs: Inputs) -> R
     for rule, value in zip(candidates, values, strict=False):  # no values without validation rows
         tried.append({**rule.made_with, "valid_NDCG@10": value})
     ready = time.perf_counter()
-    items, scores = chosen.rank(
-        inputs.test_histories, order, inputs.depth, inputs.unwanted_of("test")
-    )
+    histories = histories_of(inputs.samples.splits["test"])
+    items, scores = chosen.rank(histories, order, inputs.depth, inputs.unwanted_of("test"))
     facts = {"chosen": chosen.made_with, "tried": tried}
     return Ranking(items, scores, facts, chosen.size(), ready)
 
@@ -161,91 +155,6 @@ def choose(
 
 
 # -------------------------------------------------------------------------------------------------
-# Matrices between items
-
-
-def transition_counts(
-    sequences: Sequence[Sequence[int]],
-    num_items: int,
-    reach: int,
-    backward: float,
-) -> sparse.csr_matrix:
-    """``(N, N)`` Markov matrix of the module's docstring.
-
-    >>> counts = transition_counts([[0, 1, 2]], 3, reach=2, backward=0.0)
-    >>> counts.toarray().tolist()
-    [[0.0, 1.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
-    """
-    return both_ways(followers(sequences, num_items, reach), backward)
-
-
-def followers(
-    sequences: Sequence[Sequence[int]],
-    num_items: int,
-    reach: int,
-) -> sparse.csr_matrix:
-    """``transition_counts`` without what came before."""
-    items, users = _flat(sequences)  # (T,), (T,)
-    counts = sparse.csr_matrix((num_items, num_items))
-    for distance in range(1, reach + 1):
-        # Sequences lie end to end: a pair counts if both places belong to the same one.
-        same = users[distance:] == users[:-distance]
-        before = items[:-distance][same]
-        after = items[distance:][same]
-        weights = np.full(len(before), 1.0 / distance)
-        counts += sparse.csr_matrix((weights, (before, after)), shape=counts.shape)
-    return counts
-
-
-def both_ways(counts: sparse.csr_matrix, backward: float) -> sparse.csr_matrix:
-    """``followers`` with what came before added, times ``backward``."""
-    return (counts + backward * counts.T).tocsr() if backward else counts
-
-
-def item_cosine(
-    sequences: Sequence[Sequence[int]], num_items: int, shrinkage: float
-) -> sparse.csr_matrix:
-    """``(N, N)`` item-kNN matrix of the module's docstring.
-
-    >>> item_cosine([[0, 1], [0], [1, 1]], 2, shrinkage=0.0).toarray().round(3).tolist()
-    [[0.0, 0.5], [0.5, 0.5]]
-    """
-    items, users = _flat(sequences)
-    shape = (len(sequences), num_items)
-    times = sparse.csr_matrix((np.ones(len(items)), (users, items)), shape=shape)  # (users, N)
-    owns = (times > 0).astype(float)
-    holders = np.asarray(owns.sum(axis=0)).ravel()  # (N,) users with the item
-    again = np.asarray((times > 1).sum(axis=0)).ravel().astype(float)  # (N,) with it twice or more
-    # owns.T @ owns has the holders on its diagonal; those who have the item again take their place.
-    both = (owns.T @ owns - sparse.diags(holders) + sparse.diags(again)).tocoo()
-    norm = np.sqrt(holders[both.row] * holders[both.col]) + shrinkage
-    matrix = sparse.csr_matrix(
-        (both.data / norm, (both.row, both.col)), shape=(num_items, num_items)
-    )
-    matrix.eliminate_zeros()
-    return matrix
-
-
-def latest_items(
-    histories: Histories,
-    num_items: int,
-    window: int,
-) -> sparse.csr_matrix:
-    """``(B, N)`` weights 1, 1/2, 1/3 ... on the latest ``window`` items; of repeats the sum."""
-    recent = [history[: -window - 1 : -1] for history in histories]  # latest first
-    lengths = np.fromiter(map(len, recent), np.int64, len(recent))
-    ends = np.cumsum(lengths)
-    starts = np.concatenate([[0], ends])
-    items = np.fromiter(chain.from_iterable(recent), np.int64, starts[-1])
-    before = np.repeat(starts[:-1], lengths)  # items of earlier rows
-    ago = np.arange(1, len(items) + 1) - before
-    shape = (len(recent), num_items)
-    weights = sparse.csr_matrix((1.0 / ago, items, starts), shape)
-    weights.sum_duplicates()
-    return weights
-
-
-# -------------------------------------------------------------------------------------------------
 # Rules
 
 
@@ -255,50 +164,6 @@ def item_to_item(matrix: Matrix, window: int, **made_with: float) -> Rule:
         matrix_scores(matrix, window), {**made_with, "window": window}, lambda: matrix().nnz
     )
     return rule._replace(head=partial(matrix_head, matrix, window))
-
-
-def matrix_scores(matrix: Matrix, window: int) -> SparseScoresOf:
-    """The sum of the matrix rows of the latest ``window`` items, weighted by ``latest_items``."""
-
-    def scores(histories: Histories) -> sparse.csr_matrix:
-        rows = matrix()
-        return latest_items(histories, rows.shape[0], window) @ rows  # (B, N)
-
-    return scores
-
-
-def matrix_head(
-    matrix: Matrix,
-    window: int,
-    items: np.ndarray,
-) -> HeadOf:
-    """Of ``matrix_scores`` those of some items, and a bound for the others."""
-    rows = matrix()
-    columns = rows[:, items]  # (N, H)
-    num_items = rows.shape[0]
-    among = np.zeros(num_items, dtype=bool)
-    among[items] = True
-    found = []
-    for start in range(0, num_items, ROWS_AT_ONCE):
-        block = rows[start : start + ROWS_AT_ONCE]
-        others = np.where(
-            among[block.indices],
-            0.0,
-            block.data,
-        )
-        places = (block.indices, block.indptr)
-        block = sparse.csr_matrix((others, *places), block.shape)
-        largest_of_row = block.max(axis=1)
-        found.append(largest_of_row.toarray().ravel())
-    largest = np.concatenate(found)  # (N,) in the other columns
-
-    def head_of(histories: Histories) -> Head:
-        recent = latest_items(histories, num_items, window)
-        scores = recent @ columns
-        bound = recent @ largest
-        return Head(scores.toarray(), bound * (1 + ROUNDING))
-
-    return head_of
 
 
 def from_sparse(scores: SparseScoresOf, made_with: dict[str, Any], size: Callable[[], int]) -> Rule:
@@ -413,7 +278,16 @@ def markov_candidates(sequences: Sequence[Sequence[int]], num_items: int) -> lis
 
     A matrix is counted when a rule is first asked, and only the latest one is kept.
     """
-    counts = lru_cache(maxsize=1)(partial(followers, sequences, num_items))
+    latest: dict[int, sparse.csr_matrix] = {}  # reach -> counts
+
+    def counts(reach: int) -> sparse.csr_matrix:
+        """Counts of a reach; those of a shorter one are gone on from."""
+        if reach not in latest:
+            nearer = max((known for known in latest if known < reach), default=0)
+            found = followers(sequences, num_items, reach, nearer, latest.get(nearer))
+            latest.clear()
+            latest[reach] = found
+        return latest[reach]
 
     @lru_cache(maxsize=1)
     def made(reach: int, backward: float) -> sparse.csr_matrix:
@@ -443,13 +317,3 @@ def text_candidates(embeddings: np.ndarray) -> list[Rule]:
     """Every window, with and without the items of the history."""
     grid = product(TEXT_WINDOWS, (True, False))
     return [text_neighbours(embeddings, window, again) for window, again in grid]
-
-
-def _flat(
-    sequences: Sequence[Sequence[int]],
-) -> tuple[np.ndarray, np.ndarray]:
-    """All sequences end to end ``(T,)``, and the number of the sequence of each item ``(T,)``."""
-    lists = IntLists.of(sequences)
-    lengths = np.diff(lists.starts)
-    owners = np.repeat(np.arange(len(lists)), lengths)
-    return lists.flat.astype(np.int64), owners

@@ -10,13 +10,21 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.compact import IntLists
+from minionerec.catalogue.samples import Sample, targets_of
 
 ROWS_AT_ONCE = 512
 BLOCK_NUMBERS = 2**26  # of a dense (rows, N) block of scores: bounds memory at 512 MB
 
 Histories = Sequence[Sequence[int]]
 ScoresOf = Callable[[Histories], np.ndarray]  # histories -> (B, N)
+
+
+def some_of(histories: Histories, rows: np.ndarray) -> Histories:
+    """The histories of some rows, as arrays where they are kept as such."""
+    if isinstance(histories, IntLists):
+        return histories.take(rows)
+    return [histories[row] for row in rows.tolist()]
 
 
 def popularity_order(counts: np.ndarray) -> np.ndarray:
@@ -89,7 +97,7 @@ def rank_by_scores(
 
 def ndcg_at_10(items: np.ndarray, samples: Sequence[Sample]) -> float:
     """Mean NDCG@10 of ``(B, >=10)`` ranked item indexes for the targets of the samples."""
-    targets = np.array([sample.target for sample in samples])
+    targets = targets_of(samples)
     hits = items[:, :10] == targets[:, None]  # (B, 10)
     discounts = np.log2(np.arange(hits.shape[1]) + 2)
     return float((hits / discounts).sum(axis=1).mean())

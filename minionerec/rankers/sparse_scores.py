@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sparse
 
-from minionerec.rankers.scores import ROWS_AT_ONCE, Histories, top_k
+from minionerec.rankers.scores import ROWS_AT_ONCE, Histories, some_of, top_k
 
 HEAD = 1024  # items, for lists of fifty
 HEAD_OF_TEN = 256  # where only the first ten places count
@@ -65,10 +65,9 @@ def rank_by_sparse_scores(
     items = np.full((len(histories), k), -1, dtype=np.int64)
     scores = np.full((len(histories), k), -np.inf)
     for start in range(0, len(histories), ROWS_AT_ONCE):
-        block = histories[start : start + ROWS_AT_ONCE]
-        rows = np.arange(start, start + len(block))
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(histories)))
         if head_of is not None:
-            head = head_of(block)
+            head = head_of(some_of(histories, rows))
             if unwanted is not None:
                 of_block = unwanted[start : start + ROWS_AT_ONCE]
                 _bar(head, place, of_block)
@@ -76,7 +75,9 @@ def rank_by_sparse_scores(
             items[rows[sure]] = order[best[sure]]
             scores[rows[sure]] = values[sure]
             rows = rows[~sure]
-        table = scores_of([histories[row] for row in rows.tolist()])
+        if not len(rows):
+            continue
+        table = scores_of(some_of(histories, rows))
         for row, number in enumerate(rows.tolist()):
             entries = slice(table.indptr[row], table.indptr[row + 1])
             barred = () if unwanted is None else unwanted[number]
@@ -107,14 +108,14 @@ def target_ranks(
     place = places_of(order)
     ranks = np.empty(len(histories), dtype=np.int64)
     for start in range(0, len(histories), ROWS_AT_ONCE):
-        block = histories[start : start + ROWS_AT_ONCE]
-        rows = np.arange(start, start + len(block))
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(histories)))
         if head_of is not None:
-            found, sure = _ranks_in_head(head_of(block), place[targets[rows]])
+            head = head_of(some_of(histories, rows))
+            found, sure = _ranks_in_head(head, place[targets[rows]])
             ranks[rows] = found
             rows = rows[~sure]
         if len(rows):
-            table = scores_of([histories[row] for row in rows.tolist()])
+            table = scores_of(some_of(histories, rows))
             ranks[rows] = _ranks(table, targets[rows], place)
     return ranks
 

@@ -32,7 +32,8 @@ import numpy as np
 import scipy.sparse as sparse
 
 from minionerec.rankers.baseline import Inputs, Ranking
-from minionerec.rankers.rules import Rule, rank_with_best, transition_counts
+from minionerec.rankers.item_matrices import transition_counts
+from minionerec.rankers.rules import Rule, rank_with_best
 
 
 class Share(NamedTuple):

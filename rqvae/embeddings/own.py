@@ -15,8 +15,9 @@ import numpy as np
 
 from minionerec.catalogue.sources.cells import read_id
 from minionerec.errors import UserError, relative_to
-from minionerec.experiment.files import load_array
+from minionerec.experiment.files import map_array
 
+ROWS_AT_ONCE = 16_384  # that are sought and measured at a time
 EXPECTED = (
     "a .parquet file with item_id and a column of lists or numeric columns, or an .npy file (N, D) "
     "beside a .json list of its N ids"
@@ -56,15 +57,21 @@ def read_own_vectors(name: str, item_ids: Sequence[str]) -> np.ndarray:
             f"{len(item_ids)} items have none; its ids look like '{ids[0] if ids else ''}'); add "
             "them, or drop these items"
         )
-    found = vectors[[row_of[item] for item in item_ids]].astype(np.float32)
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    rows = np.array([row_of[item] for item in item_ids], dtype=np.int64)
+    found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+    lengths = np.empty((len(rows), 1), dtype=np.float32)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        found[block] = vectors[rows[block]]
+        lengths[block] = np.linalg.norm(found[block], axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
     if len(bad):
         raise UserError(
             f"sids.embeddings: {name}: the vector of item '{item_ids[bad[0]]}' is 0 or not finite "
             f"({len(bad)} such items); mend it, or drop these items"
         )
-    return found / lengths
+    found /= lengths
+    return found
 
 
 def beside_text(own: np.ndarray, text: np.ndarray, weight: float) -> np.ndarray:
@@ -133,7 +140,7 @@ def _read_npy(path: Path) -> tuple[list[str], np.ndarray]:
         ids = json.loads(beside.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"sids.embeddings: {beside}: is no JSON ({error})") from None
-    vectors = load_array(path)
+    vectors = map_array(path)
     if not isinstance(ids, list) or vectors.ndim != 2 or len(ids) != len(vectors):
         count = len(ids) if isinstance(ids, list) else "no"
         raise UserError(

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from minionerec.errors import UserError
 
-CHUNK_NUMBERS = 2**25  # distances are computed in blocks of about this many numbers (128 MiB)
+CHUNK_NUMBERS = 2**23  # distances are computed in blocks of about this many numbers (32 MiB)
 SEED_WIDTH = 512  # k-means++ looks at no more dimensions than this
 POINTS_PER_CODE = 256  # more points do not move a centroid visibly; the same limit as in Faiss
 
@@ -55,7 +55,12 @@ class Quantised:
     facts: dict = field(default_factory=dict)
 
 
-def fit_rqkmeans(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
+def fit_rqkmeans(
+    embeddings: np.ndarray,
+    sizes: list[int],
+    iterations: int,
+    seed: int,
+) -> Quantised:
     """Residual k-means: one k-means per level on what the levels before it leave over."""
 
     def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +153,9 @@ def sample(points: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def nearest(
-    points: np.ndarray, codebook: np.ndarray, price: np.ndarray | None = None
+    points: np.ndarray,
+    codebook: np.ndarray,
+    price: np.ndarray | None = None,
 ) -> np.ndarray:
     """``(N,)`` number of each point's nearest code, the lowest of equally near ones.
 
@@ -166,9 +173,12 @@ def nearest(
 
 def squared_distances(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """``||p||^2 - 2 p.c + ||c||^2``, shape (N, K); rounding may leave it a hair below 0."""
-    point_norms = (points**2).sum(axis=1)
-    code_norms = (codebook**2).sum(axis=1)
-    return point_norms[:, None] - 2 * points @ codebook.T + code_norms
+    distances = points @ codebook.T  # (N, K)
+    # In place: of many points each further table is as large as a level's work itself
+    distances *= -2
+    distances += (points**2).sum(axis=1)[:, None]
+    distances += (codebook**2).sum(axis=1)
+    return distances
 
 
 def cluster_means(points: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import scipy.sparse as sparse
 from sklearn.metrics.pairwise import cosine_similarity
 
 from baselines import run
+from minionerec.catalogue.compact import IntLists
 from minionerec.catalogue.samples import Sample, Samples, build_samples, load_samples
 from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
@@ -28,7 +29,7 @@ from minionerec.experiment.files import write_json
 from minionerec.experiment.manifest import opened, verify
 from minionerec.experiment.settings import BaselineSettings, Experiment
 from minionerec.experiment.stages import settings_of, stage_path
-from minionerec.rankers import rules, sparse_scores
+from minionerec.rankers import item_matrices, rules, sparse_scores
 from minionerec.rankers import scores as scores_of_items
 from minionerec.rankers.baseline import Inputs, rank_test
 from minionerec.rankers.scores import ndcg_at_10, popularity_order, rank_by_scores, top_k
@@ -143,12 +144,14 @@ def test_transitions_are_weighted_by_distance_and_never_cross_users():
     """User one: 0 1 2 1, user two: 2 0. Within two steps 0->1 (1), 1->2 (1), 2->1 (1), 0->2 (1/2),
     1->1 (1/2), 2->0 (1).
     """
-    counts = rules.transition_counts([[0, 1, 2, 1], [2, 0]], 3, reach=2, backward=0.0).toarray()
+    counts = item_matrices.transition_counts(
+        [[0, 1, 2, 1], [2, 0]], 3, reach=2, backward=0.0
+    ).toarray()
     assert counts.tolist() == [[0, 1, 0.5], [0, 0.5, 1], [1, 1, 0]]
 
 
 def test_backward_transitions_count_with_their_weight():
-    counts = rules.transition_counts([[0, 1]], 2, reach=1, backward=0.25).toarray()
+    counts = item_matrices.transition_counts([[0, 1]], 2, reach=1, backward=0.25).toarray()
     assert counts.tolist() == [[0, 1], [0.25, 0]]
 
 
@@ -156,7 +159,7 @@ def test_item_cosine_is_that_of_scikit_learn_off_the_diagonal():
     rng = random.Random(0)
     sequences = [[rng.randrange(8) for _ in range(rng.randint(1, 6))] for _ in range(30)]
     owns = np.array([[float(item in sequence) for item in range(8)] for sequence in sequences])
-    found = rules.item_cosine(sequences, 8, shrinkage=0.0).toarray()
+    found = item_matrices.item_cosine(sequences, 8, shrinkage=0.0).toarray()
     np.fill_diagonal(found, 1.0)
     assert found == pytest.approx(cosine_similarity(owns.T))
 
@@ -165,7 +168,7 @@ def test_an_item_is_like_itself_as_far_as_users_take_it_again():
     """Two users have item 0, one of them twice: 1 / (2 + shrinkage 2). Item 1 was never taken
     again.
     """
-    found = rules.item_cosine([[0, 0, 1], [0]], 2, shrinkage=2.0).toarray()
+    found = item_matrices.item_cosine([[0, 0, 1], [0]], 2, shrinkage=2.0).toarray()
     assert found[0, 0] == 0.25
     assert found[1, 1] == 0.0
     assert found[0, 1] == pytest.approx(1 / (np.sqrt(2) + 2))
@@ -292,7 +295,7 @@ def test_a_list_that_the_head_decides_is_the_one_of_all_items(seed, size, monkey
     for unwanted in (None, barred):
         for k in (1, 5, 30, 40):
             expected = rank_by_scores(rule.scores, histories, order, k, unwanted)
-            found = rule.rank(histories, order, k, unwanted)
+            found = rule.rank(IntLists.of(histories), order, k, unwanted)
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     whole, _ = rank_by_scores(rule.scores, histories, order, 40)
     targets = rng.integers(40, size=60)
@@ -302,6 +305,19 @@ def test_a_list_that_the_head_decides_is_the_one_of_all_items(seed, size, monkey
     )
     assert found.clip(max=3).tolist() == ranks.clip(max=3).tolist()
     assert (matrix != kept).nnz == 0
+
+
+def test_counts_that_go_on_from_a_shorter_reach_are_those_made_at_once():
+    """In any order: a reach of 10 after 1 and 3, and 1 and 3 after 10."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(20, size=rng.integers(1, 30)).tolist() for _ in range(40)]
+    histories = [(1, 2, 3), (7,), tuple(range(15))]
+    candidates = rules.markov_candidates(sequences, 20)
+    for rule in [*candidates, *reversed(candidates)]:
+        made = rule.made_with
+        matrix = item_matrices.transition_counts(sequences, 20, made["reach"], made["backward"])
+        expected = item_matrices.matrix_scores(lambda: matrix, made["window"])(histories)  # noqa: B023
+        assert (rule.sparse(histories) != expected).nnz == 0
 
 
 def test_where_the_head_decides_nothing_else_is_scored():

@@ -109,8 +109,11 @@ def save_npy(path: Path, ids: list, rows: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "name, save", [("v.parquet", save_parquet), ("v.parquet", save_columns), ("v.npy", save_npy)]
 )
-def test_own_vectors_are_found_by_id_whatever_their_order_and_kind_of_file(tmp_path, name, save):
+def test_own_vectors_are_found_by_id_whatever_their_order_and_kind_of_file(
+    tmp_path, monkeypatch, name, save
+):
     """Ids may be whole numbers; vectors of items that the catalogue lacks are left out."""
+    monkeypatch.setattr("rqvae.embeddings.own.ROWS_AT_ONCE", 1)
     rows = np.array([[0.0, 5.0], [3.0, 4.0], [2.0, 0.0]])
     save(tmp_path / name, [30, 10, 20], rows)
     found = read_own_vectors(str(tmp_path / name), ["10", "20"])

@@ -6,6 +6,7 @@ python -m pytest tests/rqvae/test_quantizers.py
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_nearest_is_the_brute_force_argmin(monkeypatch):
         code_distances(torch.from_numpy(points), torch.from_numpy(codebook)).argmin(1).tolist()
         == brute
     )
+
+
+def test_quantising_holds_one_copy_of_the_embeddings_and_a_block(monkeypatch):
+    """A million embeddings of 384 numbers are 1.5 GB, and a machine has to hold them twice."""
+    monkeypatch.setattr(rqkmeans, "CHUNK_NUMBERS", 2**13)
+    points = cloud(20_000, 32)
+    tracemalloc.start()
+    fit_rqkmeans(points, [4, 4], 2, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.6 * points.nbytes
 
 
 def test_of_equally_near_codes_the_lowest_is_taken():

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -329,6 +330,19 @@ def test_embeddings_of_other_items_are_refused(tmp_path):
         build_sids.main(other)
 
 
+def test_embeddings_are_mapped_not_loaded(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(1000, 128)).astype(np.float32)
+    np.save(tmp_path / "embeddings.npy", rows)
+    ids = [str(row) for row in range(1000)]
+    write_json(tmp_path / "item_ids.json", ids)
+    tracemalloc.start()
+    found = build_sids.read_embeddings(tmp_path, ids)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(found, rows)
+    assert peak < rows.nbytes / 2
+
+
 @pytest.mark.parametrize("value, said", [(np.nan, "NaN or infinite values"), (0, "only zeros")])
 def test_a_bad_embedding_stops_the_stage_before_anything_is_written(tmp_path, value, said):
     experiment = world(tmp_path)
@@ -424,8 +438,8 @@ def test_gini_is_half_the_relative_mean_difference():
 
 
 def test_neighbours_are_consecutive_different_items_of_one_user():
-    pairs = next_item_pairs(np.array(["a", "b", "a", "a", "b", "c"]), np.array([1, 5, 1, 2, 6, 9]))
-    assert sorted(map(tuple, pairs.tolist())) == [(1, 2), (5, 6)]
+    pairs = next_item_pairs([[1, 1, 2], [], [5, 6], [9]])
+    assert pairs.tolist() == [[1, 2], [5, 6]]
     groups = np.zeros(10, int)
     groups[6] = 1
     assert neighbour_rate(groups, pairs) == 0.5
@@ -469,8 +483,9 @@ def test_the_embedded_catalogue_is_one_of_complements():
     source = embedded.load(seed=42)
     category = pd.factorize(source.items["categories"].map(tuple))[0]
     row_of = pd.Series(range(len(source.items)), index=source.items["item_id"])
-    rows = row_of.loc[source.interactions["item_id"]].to_numpy()
-    pairs = next_item_pairs(source.interactions["user_id"].to_numpy(), rows)
+    rows = row_of.loc[source.interactions["item_id"]]
+    of_user = rows.groupby(source.interactions["user_id"].to_numpy(), sort=False)
+    pairs = next_item_pairs(of_user.agg(list).tolist())
     told = next_code(category, pairs, seed=0)
     assert told["bits"] > NEXT_CODE[0] * told["control"]
     assert neighbour_rate(category, pairs) < 1.5 / (category.max() + 1)

@@ -110,7 +110,9 @@ def read_text(cell: Any) -> str:
     """
     if is_missing(cell):
         return ""
-    if isinstance(cell, str) and looks_like_texts(cell):
+    if isinstance(cell, str):
+        if not looks_like_texts(cell):
+            return clean_text(cell)
         try:
             cell = read_list(cell)
         except ValueError:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from minionerec.catalogue.compact import MadeOnRead
 
 BLOCK = 65_536  # cells that are Python objects at a time
+PLAIN_ID = r"^[!-~]([ -~]*[!-~])?$"
 ARROW_TYPES = {
     str: pa.string(),
     int: pa.int64(),
@@ -47,7 +48,7 @@ class Cells(MadeOnRead[Any]):
 class Distinct(NamedTuple):
     """The distinct cells of a column in the order of their first rows; n rows, D cells."""
 
-    cells: list[Any]  # (D,)
+    cells: Sequence[Any]  # (D,)
     codes: np.ndarray  # (n,) int: which of them a row holds
 
     def rows(self, of_cells: Sequence[bool]) -> np.ndarray:
@@ -90,7 +91,7 @@ def _of_arrow(values: pa.ChunkedArray) -> Distinct:
     codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
     # The last chunk's dictionary holds what was found in all of them
     texts = encoded.chunks[-1].dictionary
-    return Distinct(texts.to_pylist(), np.concatenate(codes))
+    return Distinct(Cells(pa.chunked_array([texts])), np.concatenate(codes))
 
 
 def _of_dictionaries(values: pa.ChunkedArray) -> Distinct:
@@ -102,7 +103,21 @@ def _of_dictionaries(values: pa.ChunkedArray) -> Distinct:
     texts = unified.chunks[-1].dictionary
     codes, used = pd.factorize(raw)  # by first rows, and without texts that no row holds
     in_order = texts.take(pa.array(used))
-    return Distinct(in_order.to_pylist(), codes.astype(np.int32))
+    return Distinct(Cells(pa.chunked_array([in_order])), codes.astype(np.int32))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether cells of this kind are texts."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def plain_ids(cells: Sequence[Any]) -> pa.LargeStringArray | None:
+    """Cells that are ids as they stand: ASCII without blanks around it; None if any is not."""
+    if not isinstance(cells, Cells) or not is_text(cells.values.type) or cells.values.null_count:
+        return None
+    texts = cells.values.cast(pa.large_string()).combine_chunks()
+    are_plain = pc.all(pc.match_substring_regex(texts, PLAIN_ID))
+    return texts if are_plain.as_py() else None
 
 
 def packed(cells: list[Any]) -> pa.Array | list[Any]:
@@ -164,12 +179,21 @@ def category(texts: Sequence[str], codes: np.ndarray) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, categories=pd.Index(list(number), dtype="str"))
 
 
+def category_of(texts: pa.LargeStringArray, codes: np.ndarray) -> pd.Categorical:
+    """As ``category``, of texts that are distinct and that Arrow holds."""
+    return pd.Categorical.from_codes(codes, categories=pd.Index(texts.to_pandas()))
+
+
 def arrow_column(column: pd.Series, kind: pa.DataType) -> pa.Array:
     """A column of a frame as Arrow writes it."""
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        return pa.array(column.to_numpy(), kind, from_pandas=False)
-    texts = pa.array(column.cat.categories.to_numpy(), kind)
-    return texts.take(pa.array(column.cat.codes.to_numpy()))
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        texts = pa.array(column.cat.categories, kind)
+        return texts.take(pa.array(column.cat.codes.to_numpy()))
+    if isinstance(column.dtype, (pd.StringDtype, pd.ArrowDtype)):
+        return pa.array(column.array, kind)
+    if column.dtype == object:
+        return pa.array(column.tolist(), kind)
+    return pa.array(column.to_numpy(), kind, from_pandas=False)
 
 
 def codes_of(column: pd.Series) -> np.ndarray:

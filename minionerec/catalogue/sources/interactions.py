@@ -101,7 +101,7 @@ def _ratings(read: Table, problems: list[str]) -> np.ndarray:
         complain(read, "rating", np.isinf(numbers), "a number, or nothing", problems)
         return numbers
     found = distinct(column)
-    given = pd.Series(found.cells, dtype=object)
+    given = pd.Series(list(found.cells), dtype=object)
     if _has_decimal_commas(found.cells):
         given = given.map(lambda cell: cell.replace(",", ".") if isinstance(cell, str) else cell)
     empty = (given.isna() | (given == "")).to_numpy()

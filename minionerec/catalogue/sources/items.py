@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.sources import cells, table
+from minionerec.catalogue.sources import table
 from minionerec.catalogue.sources.readers import read_table
 from minionerec.catalogue.sources.source import ITEM_COLUMNS
-from minionerec.catalogue.sources.table import Table, complain, read_column
+from minionerec.catalogue.sources.table import Table, complain
+from minionerec.catalogue.sources.whole_columns import are_empty, as_series, read_names, read_texts
 
 
 def read_items(path: Path, names: dict[str, str]) -> Table:
@@ -34,33 +35,34 @@ def convert_items(
     ``missing_title`` is ``data.missing_title``; with ``drop`` titles may be "" in the result, and
     the caller drops these items (``without_titles``).
     """
-    known = table.read_ids(read, "item_id", problems)
-    ids = [str(text) for text in known]
+    ids = table.read_ids(read, "item_id", problems)
     _complain_about_repeats(read, ids, problems)
-    titles = read_column(read, "title", cells.read_text, "text", problems)
-    empty = np.array([title == "" for title in titles])
+    found = {"title": read_texts(read, "title", "text", problems)}
+    titles = found["title"].values
     if missing_title == "error":
+        empty = are_empty(titles)
         complain(read, "title", empty, "a title; fill it in, or remove the item", problems)
     if missing_title == "id":
         titles = [title or item for title, item in zip(titles, ids, strict=True)]
     texts = "text or a list of texts"
     names = "a list, or names between ' > ', '|', ';' or ','"
-    columns = {
-        "item_id": ids,
-        "title": titles,
-        "description": read_column(read, "description", cells.read_text, texts, problems),
-        "brand": read_column(read, "brand", cells.read_text, "text", problems),
-        "categories": read_column(read, "categories", cells.read_categories, names, problems),
+    found["description"] = read_texts(read, "description", texts, problems)
+    found["brand"] = read_texts(read, "brand", "text", problems)
+    found["categories"] = read_names(read, "categories", names, problems)
+    notes = table.note_cut_lists(read, "description", found["description"].changed)
+    for name, column in found.items():
+        notes += table.note_half_characters(read, name, column.values, column.changed)
+    notes += table.note_missing_ids(read, "item_id", ids)
+    notes += table.note_shortened_ids(read, "item_id", ids)
+    missing = [""] * len(ids)
+    items = {
+        "item_id": pd.Series(ids.categories[ids.codes]),
+        "title": as_series(titles),
+        "description": as_series(found["description"].values or missing),
+        "brand": as_series(found["brand"].values or missing),
+        "categories": as_series(found["categories"].values or [[] for _ in missing]),
     }
-    notes = table.note_cut_lists(read, "description")
-    for name in ITEM_COLUMNS[1:]:
-        notes += table.note_half_characters(read, name, columns[name])
-    notes += table.note_missing_ids(read, "item_id", known)
-    notes += table.note_shortened_ids(read, "item_id", known)
-    for name in ("description", "brand"):
-        columns[name] = columns[name] or [""] * len(ids)
-    columns["categories"] = columns["categories"] or [[] for _ in ids]
-    return pd.DataFrame(columns), notes
+    return pd.DataFrame(items), notes
 
 
 def without_titles(
@@ -79,15 +81,15 @@ def without_titles(
     return items[titled].reset_index(drop=True), kept, dropped
 
 
-def _complain_about_repeats(read: Table, ids: list[str], problems: list[str]) -> None:
+def _complain_about_repeats(read: Table, ids: pd.Categorical, problems: list[str]) -> None:
     """One line for all ids that are there again.
 
     It says where the first of them is for the first time.
     """
-    seen: dict[str, int] = {}
-    twice = np.array([seen.setdefault(item, row) != row for row, item in enumerate(ids)])
-    if not twice.any():
+    if len(ids.categories) == len(ids):
         return
-    first = seen[ids[int(np.flatnonzero(twice)[0])]]
+    twice = pd.Series(ids.codes).duplicated().to_numpy()
+    again = ids.codes[int(np.flatnonzero(twice)[0])]
+    first = int(np.flatnonzero(ids.codes == again)[0])
     expected = f"every id once, but it is already at {read.at(first)}; keep one"
     complain(read, "item_id", twice, expected, problems)

@@ -64,7 +64,7 @@ def settle_order(table: Table, item_ids: pd.Series) -> Table:
         return table
     known = pd.Index(item_ids)
     first, second = (
-        pd.Series(distinct(table.columns[name]).cells) for name in ("user_id", "item_id")
+        pd.Series(list(distinct(table.columns[name]).cells)) for name in ("user_id", "item_id")
     )
     first_share = float(first.isin(known).mean())
     second_share = float(second.isin(known).mean())

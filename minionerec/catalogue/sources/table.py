@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minionerec.catalogue.sources import cells, columns
 from minionerec.catalogue.sources.columns import Distinct
@@ -20,8 +22,8 @@ from minionerec.errors import UserError
 
 SHOWN = 5  # rows named per kind of mistake
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
-SHORTENED = re.compile(r"\d\.\d+[eE]\+\d+")
-SAYS_MISSING = frozenset(("nan", "none", "null", "<na>", "n/a", "undefined"))
+SHORTENED = r"^\p{Nd}\.\p{Nd}+[eE]\+\p{Nd}+$"  # of Arrow, whose \d is ASCII's
+SAYS_MISSING = pa.array(("nan", "none", "null", "<na>", "n/a", "undefined"), pa.large_string())
 
 
 class Table(NamedTuple):
@@ -44,7 +46,11 @@ class Table(NamedTuple):
 
 
 def complain(
-    table: Table, column: str, bad: np.ndarray, expected: str, problems: list[str]
+    table: Table,
+    column: str,
+    bad: np.ndarray,
+    expected: str,
+    problems: list[str],
 ) -> None:
     """Append one line for all rows where ``bad`` is true.
 
@@ -63,7 +69,11 @@ def complain(
 
 
 def read_column(
-    table: Table, column: str, read: Callable[[Any], Any], expected: str, problems: list[str]
+    table: Table,
+    column: str,
+    read: Callable[[Any], Any],
+    expected: str,
+    problems: list[str],
 ) -> list[Any]:
     """``read`` applied to every cell; [] if there is no such column.
 
@@ -85,6 +95,9 @@ def read_column(
 def read_ids(table: Table, column: str, problems: list[str]) -> pd.Categorical:
     """The ids of a column; empty ones and halves of characters are complained about."""
     found = columns.distinct(table.columns[column])
+    plain = columns.plain_ids(found.cells)
+    if plain is not None:
+        return columns.category_of(plain, found.codes)
     ids = [cells.read_id(cell) for cell in found.cells]
     empty = found.rows([not text for text in ids])
     complain(table, column, empty, "an id", problems)
@@ -183,13 +196,17 @@ def looks_like_data(header: Sequence[str]) -> bool:
 # ------------------------------------------------------------------------------------------ notes
 
 
-def note_cut_lists(table: Table, column: str) -> tuple[str, ...]:
+def note_cut_lists(table: Table, column: str, changed: Iterable[int]) -> tuple[str, ...]:
     """A line on the cells that begin like a list of texts but are none.
 
     ``cells.read_text`` reads them as far as they go.
+
+    Args:
+        changed: the rows that reading may have changed.
     """
     cut = []
-    for row, cell in enumerate(table.columns.get(column, [])):
+    for row in changed:
+        cell = table.columns[column][row]
         if isinstance(cell, str) and cells.looks_like_texts(cell):
             try:
                 cells.read_list(cell)
@@ -203,14 +220,21 @@ def note_cut_lists(table: Table, column: str) -> tuple[str, ...]:
     )
 
 
-def note_half_characters(table: Table, column: str, read: Sequence[Any]) -> tuple[str, ...]:
+def note_half_characters(
+    table: Table,
+    column: str,
+    read: Sequence[Any],
+    changed: Iterable[int],
+) -> tuple[str, ...]:
     """A line on texts in which half of a character became U+FFFD.
 
     Args:
         read: what was made of every cell of the column.
+        changed: the rows in which it may be something else than the cell.
     """
     rows = []
-    for row, value in enumerate(read):
+    for row in changed:
+        value = read[row]
         if "\ufffd" in str(value) and "\ufffd" not in str(table.columns[column][row]):
             rows.append(row)
     if not rows:
@@ -223,7 +247,7 @@ def note_half_characters(table: Table, column: str, read: Sequence[Any]) -> tupl
 
 def note_shortened_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[str, ...]:
     """A line on ids such as 1.23E+12, to which a spreadsheet shortens long numbers."""
-    rows = _rows_of(ids, lambda text: SHORTENED.fullmatch(text) is not None)
+    rows = _rows_of(ids, pc.match_substring_regex(_texts(ids), SHORTENED))
     if not len(rows):
         return ()
     return (
@@ -235,7 +259,7 @@ def note_shortened_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[
 
 def note_missing_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[str, ...]:
     """A line on ids such as "nan", which other programs write where there is none."""
-    rows = _rows_of(ids, lambda text: text.lower() in SAYS_MISSING)
+    rows = _rows_of(ids, pc.is_in(pc.utf8_lower(_texts(ids)), SAYS_MISSING))
     if not len(rows):
         return ()
     return (
@@ -244,7 +268,14 @@ def note_missing_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[st
     )
 
 
-def _rows_of(ids: pd.Categorical, strange: Callable[[str], bool]) -> np.ndarray:
-    """The rows whose id is strange."""
-    flags = np.array([strange(text) for text in ids.categories], dtype=bool)
-    return np.flatnonzero(flags[ids.codes]) if flags.any() else np.empty(0, dtype=int)
+def _texts(ids: pd.Categorical) -> pa.Array:
+    """The distinct ids as Arrow holds them."""
+    return pa.array(ids.categories, pa.large_string())
+
+
+def _rows_of(ids: pd.Categorical, strange: pa.BooleanArray) -> np.ndarray:
+    """The rows whose id is strange; ``strange`` says so of the distinct ones."""
+    if not pc.any(strange).as_py():
+        return np.empty(0, dtype=int)
+    flags = strange.to_numpy(zero_copy_only=False)
+    return np.flatnonzero(flags[ids.codes])
