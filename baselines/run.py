@@ -37,6 +37,7 @@ from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.rows import as_table, rows_of_samples
 from minionerec.evaluation.scoring import score_rows
 from minionerec.evaluation.slices import pairs_of
+from minionerec.experiment.allocator import keep_freed_memory
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.files import write_json
@@ -52,6 +53,7 @@ from minionerec.rankers.baseline import Inputs, Ranking, rank_test
 
 def main() -> None:
     """Read the command line and make the stage."""
+    keep_freed_memory()
     run_stage("baselines", rank_all, read_command_line(__doc__, own=())[0])
 
 

@@ -106,6 +106,7 @@ def target_ranks(
     With a head a rank of ``SURE`` and more may be any other such number.
     """
     place = places_of(order)
+    enough = len(order) if head_of is None else SURE
     ranks = np.empty(len(histories), dtype=np.int64)
     for start in range(0, len(histories), ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, len(histories)))
@@ -116,7 +117,7 @@ def target_ranks(
             rows = rows[~sure]
         if len(rows):
             table = scores_of(some_of(histories, rows))
-            ranks[rows] = _ranks(table, targets[rows], place)
+            ranks[rows] = _ranks(table, targets[rows], place, enough)
     return ranks
 
 
@@ -124,21 +125,33 @@ def _ranks(
     table: sparse.csr_matrix,
     targets: np.ndarray,
     place: np.ndarray,
+    enough: int,
 ) -> np.ndarray:
-    """``(B,)`` how many items come before each target by ``(B, N)`` scores."""
+    """``(B,)`` how many items come before each target by ``(B, N)`` scores.
+
+    A number of ``enough`` and more may be any other such number.
+    """
     table.eliminate_zeros()
-    of_row = np.repeat(np.arange(len(targets)), np.diff(table.indptr))  # (entries,)
-    own = np.zeros(len(targets))  # each target's score
+    num_rows = len(targets)
+    of_row = np.repeat(np.arange(num_rows), np.diff(table.indptr))  # (entries,)
+    own = np.zeros(num_rows)  # each target's score
     at_target = table.indices == targets[of_row]
     own[of_row[at_target]] = table.data[at_target]
-    earlier = place[table.indices] < place[targets][of_row]
+
+    def come_earlier(entries: np.ndarray) -> np.ndarray:
+        """``(B,)`` how many of some entries are of items before the target in the order."""
+        rows = of_row[entries]
+        earlier = place[table.indices[entries]] < place[targets[rows]]
+        return np.bincount(rows[earlier], minlength=num_rows)
+
     of_target = own[of_row]
-    ties = (table.data == of_target) & earlier
-    before = (table.data > of_target) | ties
-    count = np.bincount(of_row[before], minlength=len(targets))
+    above = of_row[table.data > of_target]
+    count = np.bincount(above, minlength=num_rows)
+    count += come_earlier(np.flatnonzero(table.data == of_target))
     # A target without a score comes behind all that have one, in the order of the others
-    passed = np.bincount(of_row[earlier], minlength=len(targets))
-    return count + np.where(own == 0, place[targets] - passed, 0)
+    behind = (own == 0) & (count < enough)
+    passed = come_earlier(np.flatnonzero(behind[of_row]))
+    return count + np.where(behind, place[targets] - passed, 0)
 
 
 def _ranks_in_head(

@@ -219,13 +219,31 @@ def _movers(
     movers = members[uses[codes[members, last]] > 1]
     open_codes = np.setdiff1d(np.flatnonzero(uses != 1), held)
     residual = residual_before(quantised, last, movers)
-    vectors, kind = np.unique(residual, axis=0, return_inverse=True)
+    vectors, kind = distinct_rows(residual)
     centres = quantised.codebooks[last][open_codes]
     distances = squared_distances(vectors.astype(np.float64), centres.astype(np.float64))
     cost = distances[kind]
     own = codes[movers, last][:, None] == open_codes
     _, twin = np.unique(kind * size + codes[movers, last], return_inverse=True)
     return movers, open_codes, cost, own, twin
+
+
+def distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As ``np.unique(rows, axis=0, return_inverse=True)``, which makes a field for every column.
+
+    >>> vectors, kind = distinct_rows(np.array([[2, 0], [1, 5], [2, 0]]))
+    >>> vectors.tolist(), kind.tolist()
+    ([[1, 5], [2, 0]], [1, 0, 1])
+    """
+    lists = rows.tolist()
+    order = sorted(range(len(lists)), key=lists.__getitem__)
+    kind = np.zeros(len(lists), dtype=np.int64)
+    first: list[int] = []
+    for row in order:
+        if not first or lists[row] != lists[first[-1]]:
+            first.append(row)
+        kind[row] = len(first) - 1
+    return rows[first], kind
 
 
 def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,24 @@ from hypothesis import strategies as st
 from minionerec.errors import UserError
 from rqvae.quantizers.collisions import (
     colliding,
+    distinct_rows,
     extra_level,
     nearest_free,
     prefix_ids,
     resolve_collisions,
 )
 from rqvae.quantizers.rqkmeans import Quantised, fit_rqkmeans, nearest, residual_before
+
+
+@pytest.mark.parametrize("shape, values", [((40, 3), 2), ((30, 200), 9), ((0, 4), 1), ((1, 1), 1)])
+def test_distinct_rows_are_those_of_numpy_in_its_order(shape, values):
+    """Minus zero is zero, and equal rows are one."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-values, values + 1, shape).astype(np.float32) * np.float32(0.3)
+    rows[::7] *= np.float32(-1)
+    expected = np.unique(rows, axis=0, return_inverse=True)
+    for found, wanted in zip(distinct_rows(rows), expected, strict=True):
+        assert np.array_equal(found, wanted)
 
 
 def quantised(points, codes, codebooks) -> Quantised:
