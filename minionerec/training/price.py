@@ -176,7 +176,7 @@ def describe(
     room = "" if free is None else f"; {in_bytes(free)} are free"
     return (
         f"an epoch: {tokens.per_epoch:,.0f} tokens, {work:.2g} operations; "
-        f"{epochs:g} epochs: {epochs * work:.2g}\n"
+        f"{round(epochs, 2):g} epochs: {epochs * work:.2g}\n"
         f"memory: {in_bytes(states)} of weights, gradients and moments, "
         f"{in_bytes(activations)} of activations in the largest forward "
         f"({tokens.largest:,} tokens){room}"

@@ -109,9 +109,8 @@ class Teacher(NamedTuple):
             rows,
             self.experts,
             self.shares,
-            recipe.top_k,
+            recipe,
             renderer,
-            sharpness=recipe.sharpness,
             exclude_history=self.exclude_history,
             folds=self.folds,
         )
@@ -128,9 +127,8 @@ class Teacher(NamedTuple):
             histories,
             self.experts,
             self.shares,
-            recipe.top_k,
+            recipe,
             renderer,
-            sharpness=recipe.sharpness,
             exclude_history=self.exclude_history,
             users=users,
         )
@@ -266,9 +264,8 @@ def teacher_labels(
     shares: Sequence[float],
     histories: Sequence[Sequence[int]],
     targets: Sequence[int] | None,
-    top_k: int,
+    recipe: Recipe,
     *,
-    sharpness: float = 1.0,
     exclude_history: bool,
     folds: Sequence[int] | None = None,
 ) -> Labels:
@@ -280,13 +277,13 @@ def teacher_labels(
         histories: what the rows show.
         targets: the rows' own targets, which the experts take out of their counts; None for
             histories that have none.
-        top_k: K, at most the catalogue.
-        sharpness: weights are probabilities to this power; more than 1 favours the very best.
+        recipe: of soft labels: ``top_k``, at most the catalogue, and ``sharpness``, to which power
+            probabilities become weights.
         exclude_history: items that a row shows get no weight, as they are never recommended.
         folds: with networks among the experts, the fold of each row's user or window.
     """
-    items = np.full((len(histories), top_k), -1, dtype=np.int64)
-    weights = np.zeros((len(histories), top_k))
+    items = np.full((len(histories), recipe.top_k), -1, dtype=np.int64)
+    weights = np.zeros((len(histories), recipe.top_k))
     for start in range(0, len(histories), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)
         shown = histories[block]
@@ -298,12 +295,13 @@ def teacher_labels(
         if exclude_history:
             for row, history in enumerate(shown):
                 probabilities[row, list(history)] = 0.0
-        best = best_of_scores(probabilities, np.arange(probabilities.shape[1]), top_k)  # (B, K)
+        everything = np.arange(probabilities.shape[1])
+        best = best_of_scores(probabilities, everything, recipe.top_k)  # (B, K)
         # Renormalised over the K: what the rest of the catalogue had is shared out among them
         value = np.take_along_axis(probabilities, best, axis=1)
         # A teacher may know fewer than K items: the other places stay empty
         items[block] = np.where(value > 0, best, -1)
-        weights[block] = normalised(value**sharpness)
+        weights[block] = normalised(value**recipe.sharpness)
     return Labels(items, weights)
 
 
@@ -316,10 +314,9 @@ def with_labels(
     rows: Sequence[Row],
     teacher: Sequence[Expert],
     shares: Sequence[float],
-    top_k: int,
+    recipe: Recipe,
     renderer: Renderer,
     *,
-    sharpness: float = 1.0,
     exclude_history: bool,
     folds: Mapping[str, int] | None = None,
 ) -> list[Row]:
@@ -338,8 +335,7 @@ def with_labels(
         shares,
         [history for history, _, _ in asked],
         [target for _, target, _ in asked],
-        top_k,
-        sharpness=sharpness,
+        recipe,
         exclude_history=exclude_history,
         folds=None if folds is None else [fold for _, _, fold in asked],
     )
@@ -362,10 +358,9 @@ def teacher_rows(
     histories: Sequence[tuple[int, ...]],
     teacher: Sequence[Expert],
     shares: Sequence[float],
-    top_k: int,
+    recipe: Recipe,
     renderer: Renderer,
     *,
-    sharpness: float = 1.0,
     exclude_history: bool,
     users: Sequence[str] | None = None,
 ) -> list[Row]:
@@ -381,8 +376,7 @@ def teacher_rows(
         shares,
         histories,
         None,
-        top_k,
-        sharpness=sharpness,
+        recipe,
         exclude_history=exclude_history,
     )
     rows = []

@@ -92,7 +92,7 @@ def test_equal_rows_of_users_in_different_folds_are_each_asked_without_themselve
         rows,
         [teacher],
         [1.0],
-        1,
+        soft_labels.Recipe.of({"top_k": 1}),
         OneToken(),
         exclude_history=False,
         folds={"u0": 0, "u1": 1},

@@ -126,3 +126,9 @@ def test_a_dry_run_says_what_a_training_costs_and_leaves_nothing(tmp_path, capsy
         run_stage("rl", partial(rl.train, dry_run=True), experiment)
     assert "estimate: " in capsys.readouterr().out
     assert left_behind(folder) == before
+
+
+def test_epochs_that_steps_do_not_divide_are_told_with_two_decimals() -> None:
+    tokens = price.Tokens(per_epoch=1000.0, largest=10)
+    told = price.describe(tokens, 2.0, 64 / 165, (0.0, 0.0), None)
+    assert "; 0.39 epochs: 0.78\n" in told

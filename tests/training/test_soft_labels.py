@@ -24,6 +24,8 @@ from tests.worlds import random_catalogue, tiny_model, tiny_run
 
 TOKENS = [list(range(10, 15)), list(range(15, 20))]
 SIDS = random_catalogue(1, 16, 2, 5)
+FOUR_BEST = soft_labels.Recipe.of({"top_k": 4, "sharpness": 1.0})
+EIGHT_BEST = soft_labels.Recipe.of({"top_k": 8, "sharpness": 1.0})
 ITEMS = [(item,) for item in range(8)]  # a history of every item alone
 
 
@@ -145,7 +147,7 @@ def labels_of(samples: Samples, names=("markov", "item_knn", "popularity")) -> s
         [1.0] * len(teacher),
         [sample.history for sample in train],
         [sample.target for sample in train],
-        4,
+        FOUR_BEST,
         exclude_history=False,
     )
 
@@ -175,7 +177,7 @@ def test_with_exclude_history_no_label_names_what_the_row_shows():
     targets = [sample.target for sample in samples.splits["train"]]
     for exclude in (True, False):
         found = soft_labels.teacher_labels(
-            teacher, [1.0], histories, targets, 8, exclude_history=exclude
+            teacher, [1.0], histories, targets, EIGHT_BEST, exclude_history=exclude
         )
         shown = [
             set(row) & set(history)
@@ -189,13 +191,16 @@ def test_a_row_of_one_item_is_taught_by_the_whole_table_of_what_follows_it():
     """Nine users go on from 0 to 1, one to 3, with 2 after that: nothing is left out of it."""
     samples = chain_of_users(heldout=6)
     chain = experts.markov(samples.train_sequences, 8, reach=1, backward=0.0, window=3)
-    rows = soft_labels.teacher_rows(ITEMS, [chain], [1.0], 4, OneToken(), exclude_history=False)
+    rows = soft_labels.teacher_rows(
+        ITEMS, [chain], [1.0], FOUR_BEST, OneToken(), exclude_history=False
+    )
     assert [row.history for row in rows] == [(0,), (1,), (3,)]
     first = rows[0]
     assert [(label.item, label.own) for label in first.labels] == [(1, 0.9), (3, 0.1)]
     assert all(label.own == label.teacher for row in rows for label in row.labels)
+    sharper = soft_labels.Recipe.of({"top_k": 4, "sharpness": 2.0})
     sharp = soft_labels.teacher_rows(
-        ITEMS, [chain], [1.0], 4, OneToken(), sharpness=2.0, exclude_history=False
+        ITEMS, [chain], [1.0], sharper, OneToken(), exclude_history=False
     )
     weights = [label.teacher for label in sharp[0].labels]
     assert weights == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
@@ -213,7 +218,7 @@ def test_rows_of_pairs_are_what_the_teacher_makes_of_both_items_and_every_pair_c
     for window, expected in ((1, [(2, 1.0)]), (2, [(2, 9 / 14), (1, 4.5 / 14), (3, 0.5 / 14)])):
         chain = experts.markov(samples.train_sequences, 8, reach=1, backward=0.0, window=window)
         row = soft_labels.teacher_rows(
-            [(0, 1)], [chain], [1.0], 4, OneToken(), exclude_history=False
+            [(0, 1)], [chain], [1.0], FOUR_BEST, OneToken(), exclude_history=False
         )[0]
         assert (row.prompt, row.history) == ([0, 1], (0, 1))
         found = [(label.item, label.teacher) for label in row.labels]
@@ -240,7 +245,7 @@ def test_an_open_history_is_all_that_train_has_of_a_user_and_nothing_that_is_hel
             list(found.values()),
             teacher,
             [0.5, 0.5],
-            4,
+            FOUR_BEST,
             OneToken(),
             exclude_history=False,
             users=list(found),
