@@ -290,6 +290,7 @@ class FreeRoom:
         self, codes: np.ndarray, taken: np.ndarray, overfull: list[np.ndarray], sizes: list[int]
     ) -> None:
         self.sizes = sizes
+        self._levels: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.used: Counter[Sid] = Counter()  # prefix of 0..L-2 codes -> SIDs taken below it
         # prefix of L-2 codes -> pairs taken, k * K_L + k'
         self.taken: defaultdict[Sid, list[int]] = defaultdict(list)
@@ -334,12 +335,21 @@ class FreeRoom:
             code = next(code for code in near if self.has_room((*prefix, code)))
             prefix = (*prefix, code)
             residual = residual - codebook[code]
-        first = quantised.codebooks[-2].astype(np.float64)
-        second = quantised.codebooks[-1].astype(np.float64)
-        # ||r - a - b||^2 for every pair: ||r - a||^2 + ||b||^2 - 2 (r - a).b
-        # (K_{L-1}, K_L)
-        error = squared_distances(residual - first, second)
+        first, second, between = self._last_two_levels(quantised)
+        # ||r - a - b||^2 = ||r - a||^2 - 2 r.b + (||b||^2 + 2 a.b), whose last term no item changes
+        with_first = np.square(residual - first).sum(axis=1)  # (K_{L-1},)
+        with_second = 2 * (second @ residual)  # (K_L,)
+        error = with_first[:, None] - with_second + between  # (K_{L-1}, K_L)
         error.ravel()[self.taken[prefix]] = np.inf
         pair = int(error.argmin())
         last_two = divmod(pair, self.sizes[-1])
         return float(error.flat[pair]), (*prefix, *last_two)
+
+    def _last_two_levels(self, quantised: Quantised) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Both codebooks in float64, and ``(K_{L-1}, K_L)`` ``||b||^2 + 2 a.b`` of every pair."""
+        if self._levels is None:
+            first = quantised.codebooks[-2].astype(np.float64)
+            second = quantised.codebooks[-1].astype(np.float64)
+            between = np.square(second).sum(axis=1) + 2 * first @ second.T
+            self._levels = (first, second, between)
+        return self._levels
