@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 
@@ -228,6 +229,22 @@ def read_given(
 # Quantise and write
 
 
+def sizes_of(settings_sizes: list[int], num_items: int) -> list[int]:
+    """K per level; for a 0 in ``sids.codebook_sizes`` a power of two that fits the catalogue.
+
+    About sixteen items share a first code, which has at most 256 values as in the paper; then as
+    many as it takes for four times more SIDs than items.
+
+    >>> sizes_of([0, 0, 0], 600), sizes_of([0, 0, 0], 3686), sizes_of([64, 0, 0], 54)
+    ([32, 32, 32], [256, 256, 256], [64, 8, 8])
+    """
+    fitting = 2 ** round(math.log2(max(num_items, 32) / 16))
+    fitting = min(fitting, 256)
+    while fitting ** len(settings_sizes) < 4 * num_items:
+        fitting *= 2
+    return [size or fitting for size in settings_sizes]
+
+
 def quantise(
     experiment: Experiment,
     embeddings: np.ndarray,
@@ -250,6 +267,7 @@ def quantise(
         experiment.seed,
         experiment.sids.collision == "nearest_free",
     )
+    sids = sids.changed({"codebook_sizes": sizes_of(sids.codebook_sizes, len(item_ids))})
     if sids.method == "given":
         codes, sizes = read_given(data / "given_sids.json", item_ids, sids.codebook_sizes)
         check_inputs(embeddings, item_ids, sizes, where, fitted=False, distinct=distinct)

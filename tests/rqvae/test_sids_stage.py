@@ -187,6 +187,25 @@ def test_every_method_gives_every_item_a_sid_of_its_own(tmp_path, method):
     assert not list(folder.parent.glob(".sids.*progress*"))
 
 
+@pytest.mark.parametrize("method", ["rqkmeans", "rqvae"])
+def test_sizes_of_zero_come_from_the_number_of_items(tmp_path, method):
+    """A sixteenth of 40 is nearest to 2, but 8 is the first power of two with 160 SIDs and more."""
+    experiment = world(
+        tmp_path,
+        method=method,
+        codebook_sizes=[0, 0, 0],
+        hidden_sizes=[8],
+        latent_size=4,
+        epochs=1,
+        batch_size=16,
+    )
+    embed_by_hand(experiment)
+    build_sids.main(experiment)
+    assert read_sids(experiment)["codebook_sizes"] == [8, 8, 8]
+    weights = load_file(stage_path(experiment, "sids") / "quantizer.safetensors")
+    assert [len(weights[f"codebook.{level}"]) for level in range(3)] == [8, 8, 8]
+
+
 def test_stored_codebooks_give_the_codes_before_collisions(tmp_path):
     experiment = world(tmp_path, collision="keep")
     residual = embed_by_hand(experiment).copy()

@@ -10,6 +10,7 @@ from minionerec.errors import UserError
 from minionerec.experiment.problems import problems_of
 
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=0.9)]
 Positive = Annotated[float, Field(gt=0)]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from minionerec.experiment.choices import Quantizer, TextPart
-from minionerec.experiment.settings.section import Count, Settings
+from minionerec.experiment.settings.section import Count, CountOrZero, Settings
 
 
 class SidSettings(Settings):
@@ -60,10 +60,13 @@ class SidSettings(Settings):
             "control; given: the SIDs that came with the data (minionerec source)"
         ),
     )
-    codebook_sizes: list[Count] = Field(
+    codebook_sizes: list[CountOrZero] = Field(
         [256, 256, 256],
         min_length=1,
-        description="codes per level, one number per level (paper: 3 x 256)",
+        description=(
+            "codes per level, one number per level (paper: 3 x 256); 0: a power of two near a "
+            "sixteenth of the items, at most 256 while there are four times more SIDs than items"
+        ),
     )
     collision: Literal["nearest_free", "extra_level", "keep"] = Field(
         "nearest_free",
