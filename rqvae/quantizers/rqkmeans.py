@@ -295,7 +295,8 @@ def check_inputs(
                 "rows in all); delete the folder and embed again, with another encoder if it "
                 "stays"
             )
-    if fitted and len(embeddings) > 1 and all_the_same(embeddings):
+    comparable = len(embeddings) > 1 and not not_finite.any()
+    if fitted and comparable and all_the_same(embeddings):
         problems.append(
             f"{where}: all {len(embeddings)} rows are the same, so that nothing tells the items "
             "apart; look at the titles and use an encoder that knows their language"

@@ -286,6 +286,7 @@ AGAIN = (
 )
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "embeddings, sizes, message",
     [
