@@ -190,7 +190,7 @@ def next_item_pairs(sequences: Sequence[Sequence[int]]) -> np.ndarray:
     [[1, 2], [5, 6]]
     """
     lists = IntLists.of(sequences)
-    users = np.repeat(np.arange(len(lists), dtype=np.int32), np.diff(lists.starts))
+    users = lists.owners()
     first = lists.flat[:-1]
     second = lists.flat[1:]
     keep = (users[:-1] == users[1:]) & (first != second)

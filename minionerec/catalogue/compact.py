@@ -191,6 +191,8 @@ class IntLists(MadeOnRead[list[int]]):
     >>> lists = IntLists.of([[3, 1], [], [2]])
     >>> lists[0], list(lists), lists.longest(), list(lists.take(np.array([2, 0])))
     ([3, 1], [[3, 1], [], [2]], 2, [[2], [3, 1]])
+    >>> lists.owners().tolist()
+    [0, 0, 2]
     """
 
     def __init__(self, flat: np.ndarray, starts: np.ndarray):
@@ -221,6 +223,10 @@ class IntLists(MadeOnRead[list[int]]):
         ends = np.cumsum(lengths)
         flat = self.flat[runs(starts, lengths)]
         return IntLists(flat, np.concatenate([[0], ends]))
+
+    def owners(self) -> np.ndarray:
+        """``(T,)`` int32: in which list each number of ``flat`` stands."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.starts))
 
     def longest(self) -> int:
         """Numbers in the longest list."""

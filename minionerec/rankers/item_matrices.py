@@ -116,9 +116,7 @@ def _flat(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All sequences end to end ``(T,)``, and the number of the sequence of each item ``(T,)``."""
     lists = IntLists.of(sequences)
-    lengths = np.diff(lists.starts)
-    owners = np.repeat(np.arange(len(lists)), lengths)
-    return lists.flat.astype(np.int64), owners
+    return lists.flat.astype(np.int64), lists.owners()
 
 
 # -------------------------------------------------------------------------------------------------

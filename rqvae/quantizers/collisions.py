@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -130,7 +131,7 @@ def nearest_free(
         else:
             overfull.append((members, held))
     if overfull:
-        room = FreeRoom(codes, taken, [members for members, _ in overfull], sizes)
+        room = FreeRoom(quantised, codes, taken, [members for members, _ in overfull], sizes)
         for members, held in overfull:
             spill_surplus(quantised, codes, members, held, sizes[-1], room)
     return codes
@@ -190,13 +191,13 @@ def spill_surplus(
     leave, which is an assignment on the difference of the two because every open code is taken.
     """
     movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
-    elsewhere = np.array([room.cheapest(quantised, item)[0] for item in movers])
+    elsewhere = np.array([room.cheapest(item)[0] for item in movers])
     rows, columns = _cheapest_assignment(cost - elsewhere[:, None], own)
     rows, columns = _earlier_twin_first(rows, columns, cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
     leavers = np.setdiff1d(np.arange(len(movers)), rows)
     for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))]:
-        _, sid = room.cheapest(quantised, movers[row])
+        _, sid = room.cheapest(movers[row])
         room.take(sid)
         codes[movers[row]] = sid
 
@@ -279,6 +280,7 @@ class FreeRoom:
     Only built when a prefix overflows.
 
     Args:
+        quantised: codes and codebooks that say what an item's codes cost.
         codes: ``(N, L)``, L at least 2.
         taken: ``(M, L)`` distinct SIDs of items that are not among these.
         overfull: the members of each overfull prefix; all its SIDs count as taken, theirs to share
@@ -287,10 +289,15 @@ class FreeRoom:
     """
 
     def __init__(
-        self, codes: np.ndarray, taken: np.ndarray, overfull: list[np.ndarray], sizes: list[int]
+        self,
+        quantised: Quantised,
+        codes: np.ndarray,
+        taken: np.ndarray,
+        overfull: list[np.ndarray],
+        sizes: list[int],
     ) -> None:
+        self.quantised = quantised
         self.sizes = sizes
-        self._levels: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.used: Counter[Sid] = Counter()  # prefix of 0..L-2 codes -> SIDs taken below it
         # prefix of L-2 codes -> pairs taken, k * K_L + k'
         self.taken: defaultdict[Sid, list[int]] = defaultdict(list)
@@ -316,26 +323,26 @@ class FreeRoom:
         below = math.prod(self.sizes[len(prefix) :])
         return self.used[prefix] < below
 
-    def cheapest(self, quantised: Quantised, item: int) -> tuple[float, Sid]:
+    def cheapest(self, item: int) -> tuple[float, Sid]:
         """``(squared error, SID)`` of the best free last codes under the nearest prefix.
 
         The last two codes are chosen jointly. Only if everything under the item's first L-2 codes
         is taken do codes further up change, as few as possible, each to the nearest code that has
         room below it.
         """
-        prefix = tuple(quantised.codes[item, :-2].tolist())
+        prefix = tuple(self.quantised.codes[item, :-2].tolist())
         while not self.has_room(prefix):
             prefix = prefix[:-1]
-        before = residual_before(quantised, len(prefix), np.array([item]))
+        before = residual_before(self.quantised, len(prefix), np.array([item]))
         residual = before[0].astype(np.float64)
         while len(prefix) < len(self.sizes) - 2:
-            codebook = quantised.codebooks[len(prefix)]
+            codebook = self.quantised.codebooks[len(prefix)]
             distance = np.square(residual - codebook).sum(axis=1)
             near = distance.argsort(kind="stable").tolist()
             code = next(code for code in near if self.has_room((*prefix, code)))
             prefix = (*prefix, code)
             residual = residual - codebook[code]
-        first, second, between = self._last_two_levels(quantised)
+        first, second, between = self._last_two_levels
         # ||r - a - b||^2 = ||r - a||^2 - 2 r.b + (||b||^2 + 2 a.b), whose last term no item changes
         with_first = np.square(residual - first).sum(axis=1)  # (K_{L-1},)
         with_second = 2 * (second @ residual)  # (K_L,)
@@ -345,11 +352,10 @@ class FreeRoom:
         last_two = divmod(pair, self.sizes[-1])
         return float(error.flat[pair]), (*prefix, *last_two)
 
-    def _last_two_levels(self, quantised: Quantised) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @cached_property
+    def _last_two_levels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Both codebooks in float64, and ``(K_{L-1}, K_L)`` ``||b||^2 + 2 a.b`` of every pair."""
-        if self._levels is None:
-            first = quantised.codebooks[-2].astype(np.float64)
-            second = quantised.codebooks[-1].astype(np.float64)
-            between = np.square(second).sum(axis=1) + 2 * first @ second.T
-            self._levels = (first, second, between)
-        return self._levels
+        first = self.quantised.codebooks[-2].astype(np.float64)
+        second = self.quantised.codebooks[-1].astype(np.float64)
+        between = np.square(second).sum(axis=1) + 2 * first @ second.T
+        return first, second, between

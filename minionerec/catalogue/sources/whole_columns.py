@@ -92,10 +92,7 @@ def _are_plain(lists: pa.ListArray) -> bool:
 def _texts_of(table: Table, column: str) -> pa.LargeStringArray | None:
     """A column of texts, "" where there is none; None for any other."""
     found = table.columns.get(column)
-    if not isinstance(found, Cells):
-        return None
-    kind = found.values.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not isinstance(found, Cells) or not columns.is_text(found.values.type):
         return None
     whole = found.values.cast(pa.large_string()).combine_chunks()
     return whole.fill_null("") if whole.null_count else whole
