@@ -10,17 +10,17 @@ Shapes: n interactions, U users, S samples of a split.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
+from minionerec.catalogue.arrays import blocks, by_first_rows, counts, gathered, stable_order
 from minionerec.catalogue.compact import IntLists, SampleList, UserLog
 from minionerec.catalogue.sources.columns import Cells
 from minionerec.catalogue.sources.source import SPLITS
-from minionerec.catalogue.split import stable_order
 from minionerec.experiment.files import sha256_file, write_json
 
 FOLDER = "sequences"
@@ -82,44 +82,60 @@ def arrays_of(
         timestamps: ``(n,)``.
         split: ``(n,)`` 0, 1, 2 as in ``SPLITS``.
     """
+    arrays = dict(_made(users, len(user_ids), items, timestamps, split))
+    return UserArrays(Cells(pa.chunked_array([user_ids])), **arrays)
+
+
+def _made(
+    users: np.ndarray,
+    num_users: int,
+    items: np.ndarray,
+    timestamps: np.ndarray,
+    split: np.ndarray,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays one after the other, so that whoever writes them need not hold two."""
     # User after user; ``place`` leads from a row to where it stands then
     order = stable_order(users)
+    yield "users", gathered(users, order).astype(np.int32, copy=False)
+    yield "items", gathered(items, order).astype(np.int32, copy=False)
+    yield "timestamps", gathered(timestamps, order).astype(np.int64, copy=False)
     place = np.empty(len(order), dtype=np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    sizes = np.bincount(users, minlength=len(user_ids))
+    for rows in blocks(len(order)):
+        place[order[rows]] = np.arange(rows.start, rows.stop, dtype=np.int32)
+    del order
+    sizes = counts(users, num_users)
     starts = np.cumsum(sizes) - sizes
-    in_order = users[order].astype(np.int32)
+    yield "starts", starts
     # The first interaction of a user is no target (``split.is_target``)
-    is_target = place > starts[users]
-    train = place[is_target & (split == 0)]
-    valid = place[is_target & (split == 1)]
-    test = place[is_target & (split == 2)]
+    is_target = place > gathered(starts.astype(np.int32), users)
+    for number, name in enumerate(SPLITS):
+        yield name, place[is_target & (split == number)]
+    del place, is_target
 
     # Users in the order of their first train interactions
-    in_train = np.flatnonzero(split == 0)
-    of_user, _ = pd.factorize(users[in_train])
+    in_train = split == 0
+    of_user, found = by_first_rows(users[in_train], num_users)
     grouped = stable_order(of_user)
-    return UserArrays(
-        Cells(pa.chunked_array([user_ids])),
-        in_order,
-        items[order].astype(np.int32),
-        timestamps[order].astype(np.int64),
-        starts,
-        train,
-        valid,
-        test,
-        items[in_train][grouped].astype(np.int32),
-        np.bincount(of_user),
-    )
+    yield "train_lengths", counts(of_user, len(found))
+    del of_user
+    in_order = gathered(items[in_train], grouped)
+    yield "train_items", in_order.astype(np.int32, copy=False)
 
 
-def write(data_dir: Path, arrays: UserArrays) -> None:
-    """Write them beside the tables, which lie there already."""
+def write(
+    data_dir: Path,
+    users: np.ndarray,
+    user_ids: pa.Array,
+    items: np.ndarray,
+    timestamps: np.ndarray,
+    split: np.ndarray,
+) -> None:
+    """Write them beside the tables, which lie there already; arguments as of ``arrays_of``."""
     folder = data_dir / FOLDER
     folder.mkdir()
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(arrays, name))
-    table = pa.table({"user_id": arrays.user_ids.values})
+    for name, array in _made(users, len(user_ids), items, timestamps, split):
+        np.save(folder / f"{name}.npy", array)
+    table = pa.table({"user_id": user_ids})
     with pa.ipc.new_file(str(folder / USER_IDS), table.schema) as writer:
         writer.write_table(table)
     write_json(folder / MADE_FROM, _digests(data_dir))

@@ -15,9 +15,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minionerec.catalogue import mapped, split
+from minionerec.catalogue.arrays import (
+    blocks,
+    by_first_rows,
+    counts,
+    gathered,
+    size_of,
+    stable_order,
+)
 from minionerec.catalogue.sources import amazon, embedded, filters, minionerec_csv, tables
-from minionerec.catalogue.sources.columns import arrow_column, codes_of
-from minionerec.catalogue.sources.interactions import places_of
+from minionerec.catalogue.sources.columns import (
+    Ids,
+    arrow_column,
+    codes_of,
+    places_of,
+    taken,
+)
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLITS, Source
 from minionerec.errors import UserError
 from minionerec.experiment.files import write_json
@@ -49,7 +62,7 @@ def keeps_own_split(settings: DataSettings) -> bool:
 def apply_filters(
     source: Source, settings: DataSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Title length, then ``split.select``.
+    """Title length, then ``filters.select``; the source's interactions are used up.
 
     With k-core on, items that nobody interacted with go as well.
 
@@ -58,37 +71,47 @@ def apply_filters(
     """
     items, interactions, dropped = source.items, source.interactions, dict(source.dropped)
     if not source.filtered:
-        limit = settings.max_title_words
-        titles = items["title"].tolist()
-        good = np.array([filters.title_is_kept(title, limit) for title in titles])
-        items = items[good]
+        good = _titles_are_kept(items["title"], settings.max_title_words)
+        if not good.all():
+            items = items[good]
         places = places_of(interactions["item_id"], items["item_id"])
         known = places >= 0
         if not known.all():
-            interactions = interactions[known]
+            interactions = taken(interactions, known)
             places = places[known]
         dropped["items with a title of more than data.max_title_words words"] = int((~good).sum())
         dropped["interactions with those items"] = int((~known).sum())
+        del known
         users = codes_of(interactions["user_id"])
         times = interactions["timestamp"].to_numpy()
         ratings = interactions["rating"].to_numpy()
         kept, reasons = filters.select(users, places, times, ratings, settings)
         dropped.update(reasons)
         if settings.k_core > 1:
-            used = np.bincount(places[kept], minlength=len(items)) > 0
+            used = counts(places, len(items), kept) > 0
             items = items[used]
             dropped["items without interactions after that"] = int((~used).sum())
-        rows = np.flatnonzero(kept)
-        rows = rows[split.stable_order(times[rows])]
-    else:
-        rows = split.stable_order(interactions["timestamp"].to_numpy())
-    return items, interactions.take(rows).reset_index(drop=True), dropped
+        del places, users, times, ratings
+        if not kept.all():
+            interactions = taken(interactions, kept)
+        del kept
+    rows = stable_order(interactions["timestamp"].to_numpy())
+    return items, taken(interactions, rows), dropped
+
+
+def _titles_are_kept(titles: pd.Series, max_words: int) -> np.ndarray:
+    """``(N,)`` bool; few titles are Python objects at a time."""
+    good = np.empty(len(titles), dtype=bool)
+    for rows in blocks(len(titles)):
+        some = titles.iloc[rows].tolist()
+        good[rows] = [filters.title_is_kept(title, max_words) for title in some]
+    return good
 
 
 def keep_as_is(
     source: Source, settings: DataSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """All but the users with a single interaction.
+    """All but the users with a single interaction; the source's interactions are used up.
 
     Equal times are ordered train, valid, test, then by source order.
 
@@ -97,12 +120,17 @@ def keep_as_is(
     """
     interactions = source.interactions
     users = codes_of(interactions["user_id"])
-    single = np.bincount(users)[users] < 2
+    several = gathered(counts(users, size_of(users)) > 1, users)
     rank = split.rank_of(interactions["split"])
-    ranked = interactions.assign(rank=rank)[~single]
-    ordered = ranked.sort_values(["timestamp", "rank"], kind="stable").drop(columns="rank")
-    dropped = {**source.dropped, "interactions of users with fewer than 2": int(single.sum())}
-    return source.items, ordered, dropped
+    times = interactions["timestamp"].to_numpy()
+    rows = np.flatnonzero(several)
+    rows = rows[stable_order(rank[rows])]
+    rows = rows[stable_order(times[rows])]
+    dropped = {
+        **source.dropped,
+        "interactions of users with fewer than 2": len(several) - len(rows),
+    }
+    return source.items, taken(interactions, rows), dropped
 
 
 def assign_splits(interactions: pd.DataFrame, settings: DataSettings, own: bool) -> pd.DataFrame:
@@ -139,7 +167,7 @@ def describe(
     users = codes_of(interactions["user_id"])
     codes = places_of(interactions["item_id"], items["item_id"])
     splits = interactions["split"]
-    order = split.stable_order(users)  # once: sorting is most of what all counts cost
+    order = stable_order(users)  # once: sorting is most of what all counts cost
     filters = (
         "none: the source's own split is taken as it is"
         if own
@@ -171,7 +199,7 @@ def write(
     stats: dict[str, Any],
     given_sids: dict[str, list[int]] | None,
 ) -> None:
-    """The files of runs/<name>/data, with fixed column types."""
+    """The files of runs/<name>/data, with fixed column types; ratings are let go in between."""
     text = pa.string()
     item_schema = pa.schema(
         [(name, pa.list_(text) if name == "categories" else text) for name in ITEM_COLUMNS]
@@ -186,22 +214,21 @@ def write(
             columns = [arrow_column(rows[field.name], field.type) for field in schema]
             writer.write_table(pa.table(columns, schema=schema))
     pa.default_memory_pool().release_unused()  # Arrow keeps what it wrote with otherwise
-    mapped.write(staging, _arrays(items, interactions))
+    del interactions["rating"]  # which no array holds
+    _write_arrays(staging, items, interactions)
     write_json(staging / "stats.json", stats)
     if given_sids is not None:
         write_json(staging / "given_sids.json", given_sids)
 
 
-def _arrays(items: pd.DataFrame, interactions: pd.DataFrame) -> mapped.UserArrays:
+def _write_arrays(staging: Path, items: pd.DataFrame, interactions: pd.DataFrame) -> None:
     """What later stages map instead of reading the tables."""
-    column = interactions["user_id"]
-    users, found = pd.factorize(codes_of(column))
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        texts = pa.array(column.cat.categories[found], pa.string())
-    else:
-        texts = pa.array(column.drop_duplicates().to_numpy(), pa.string())
-    return mapped.arrays_of(
-        users.astype(np.int32),
+    ids = Ids.of(interactions["user_id"])
+    users, found = by_first_rows(ids.codes, len(ids.texts))
+    texts = ids.texts.take(pa.array(found)).cast(pa.string())
+    mapped.write(
+        staging,
+        users,
         texts,
         places_of(interactions["item_id"], items["item_id"]),
         interactions["timestamp"].to_numpy(),

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch.utils.data import BatchSampler, Sampler
 
+from minionerec.catalogue.arrays import stable_order
 from minionerec.catalogue.compact import runs
-from minionerec.catalogue.split import stable_order
 
 
 class GroupedSampler(Sampler[int]):
@@ -35,7 +35,7 @@ class GroupedSampler(Sampler[int]):
             own = codes.max() + 1 + np.arange(len(codes))
             codes = np.where(alone, own, codes)
             numbers = pd.factorize(codes)[0]  # groups in the order of their first rows
-            self._rows = stable_order(numbers).astype(np.int32)
+            self._rows = stable_order(numbers)
             self._sizes = np.bincount(numbers)
 
     def set_epoch(self, epoch: int) -> None:

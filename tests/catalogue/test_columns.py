@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minionerec.catalogue import prepared, split
+from minionerec.catalogue import arrays, prepared, split
 from minionerec.catalogue.sources import columns, interactions, readers, tables, times
-from minionerec.catalogue.sources.columns import Cells, distinct
+from minionerec.catalogue.sources.columns import Cells, Ids, distinct
 from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
@@ -141,7 +141,7 @@ def test_a_column_that_arrow_holds_is_read_as_its_cells_are(cells):
 def test_the_fast_stable_order_is_numpys(values):
     array = np.array(values, dtype=np.int64)
     expected = np.argsort(array, kind="stable").tolist()
-    assert split.stable_order(array).tolist() == expected
+    assert arrays.stable_order(array).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -177,9 +177,14 @@ def test_what_is_written_group_by_group_reads_as_one_table(tmp_path, monkeypatch
     items = pd.DataFrame(
         {"item_id": ["i1"], "title": ["One"], "description": "", "brand": "", "categories": [[]]}
     )
-    ids = pd.Categorical.from_codes([1, 0, 1], categories=pd.Index(["u2", "u1"]))
+    ids = Ids(pa.array(["u2", "u1"], pa.large_string()), np.array([1, 0, 1], dtype=np.int32))
     frame = pd.DataFrame(
-        {"user_id": ids, "item_id": "i1", "timestamp": [5, 6, 7], "rating": [np.nan, 1.0, 2.0]}
+        {
+            "user_id": ids.column(),
+            "item_id": "i1",
+            "timestamp": [5, 6, 7],
+            "rating": [np.nan, 1.0, 2.0],
+        }
     ).assign(split=["train", "valid", "test"])
     prepared.write(tmp_path, items, frame, {}, None)
     file = pq.ParquetFile(tmp_path / "interactions.parquet")

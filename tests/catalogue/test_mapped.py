@@ -14,6 +14,7 @@ import pytest
 from minionerec.catalogue import mapped, prepared, rows, split
 from minionerec.catalogue.rows import Row, Rows, users_of
 from minionerec.catalogue.samples import load_samples
+from minionerec.catalogue.sources.columns import Ids
 from minionerec.training.batches import GroupedSampler
 
 MAX_HISTORY = 3
@@ -35,7 +36,8 @@ def write(folder, seed=0, as_codes=False):
         }
     )
     if as_codes:
-        frame = frame.astype({"user_id": "category", "item_id": "category"})
+        for name in ("user_id", "item_id"):
+            frame[name] = Ids.merged(frame[name].tolist(), np.arange(60, dtype=np.int32)).column()
     frame = frame.assign(split=split.named(np.repeat([0, 1, 2], 20)))
     folder.mkdir()
     prepared.write(folder, items, frame, {}, None)

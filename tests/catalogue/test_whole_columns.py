@@ -90,7 +90,7 @@ def test_ids_kept_by_arrow_are_those_read_cell_by_cell(cells):
         problems: list[str] = []
         ids = read_ids(table, "item_id", problems)
         notes = note_missing_ids(table, "item_id", ids) + note_shortened_ids(table, "item_id", ids)
-        found.append((list(ids), list(ids.categories), notes, problems))
+        found.append((list(ids), ids.texts.to_pylist(), notes, problems))
     assert found[0] == found[1]
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minionerec.catalogue.arrays import by_first_rows, gathered
 from minionerec.catalogue.compact import MadeOnRead
 
 BLOCK = 65_536  # cells that are Python objects at a time
@@ -98,12 +99,17 @@ def _of_dictionaries(values: pa.ChunkedArray) -> Distinct:
     """As ``distinct`` for chunks that are numbers of texts already, each of its own texts."""
     if values.null_count:
         return _of_arrow(values.cast(values.type.value_type))
-    unified = values.unify_dictionaries()
-    raw = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks])
+    unified = values if values.num_chunks == 1 else values.unify_dictionaries()
+    indices = [chunk.indices.to_numpy() for chunk in unified.chunks]
+    raw = indices[0]
+    if len(indices) > 1:
+        raw = np.concatenate(indices)
     texts = unified.chunks[-1].dictionary
-    codes, used = pd.factorize(raw)  # by first rows, and without texts that no row holds
-    in_order = texts.take(pa.array(used))
-    return Distinct(Cells(pa.chunked_array([in_order])), codes.astype(np.int32))
+    # By first rows, and without texts that no row holds
+    codes, used = by_first_rows(raw, len(texts))
+    if len(used) < len(texts) or codes is not raw:
+        texts = texts.take(pa.array(used))
+    return Distinct(Cells(pa.chunked_array([texts])), codes)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -170,22 +176,66 @@ def joined(blocks: Sequence[pa.Array | Sequence[Any]]) -> Sequence[Any]:
     return column
 
 
-def category(texts: Sequence[str], codes: np.ndarray) -> pd.Categorical:
-    """``(n,)`` texts as ``(n,)`` codes of ``(D,)`` texts, of which some may be equal."""
-    number: dict[str, int] = {}
-    merged = [number.setdefault(text, len(number)) for text in texts]
-    if len(number) < len(texts):
-        codes = np.array(merged, dtype=np.int32)[codes]
-    return pd.Categorical.from_codes(codes, categories=pd.Index(list(number), dtype="str"))
+class Ids(MadeOnRead[str]):
+    """A column of ids as numbers of the distinct ones; n rows, D ids.
+
+    In a frame it is a column of Arrow's dictionaries. The categories of pandas become Python
+    objects when they are made: 130 bytes an id.
+    """
+
+    def __init__(self, texts: pa.LargeStringArray, codes: np.ndarray):
+        self.texts = texts  # (D,)
+        self.codes = codes  # (n,) int32
+
+    @classmethod
+    def merged(cls, texts: Sequence[str], codes: np.ndarray) -> Ids:
+        """From ``(n,)`` codes of texts of which some may be equal."""
+        number: dict[str, int] = {}
+        new_codes = [number.setdefault(text, len(number)) for text in texts]
+        if len(number) < len(texts):
+            new_code = np.array(new_codes, dtype=np.int32)
+            codes = new_code[codes]
+        distinct_texts = list(number)
+        return cls(pa.array(distinct_texts, pa.large_string()), codes)
+
+    @classmethod
+    def of(cls, column: pd.Series) -> Ids:
+        """From the column of a frame."""
+        if is_numbered(column):
+            coded = pa.array(column.array)
+            return cls(coded.dictionary, coded.indices.to_numpy())
+        codes, texts = pd.factorize(column)
+        return cls(pa.array(texts, pa.large_string()), codes.astype(np.int32))
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.codes)
+
+    def entry(self, number: int) -> str:
+        """The id of one row."""
+        return self.texts[self.codes[number]].as_py()
+
+    def whole(self) -> pa.LargeStringArray:
+        """``(n,)`` every row's text."""
+        return self.texts.take(pa.array(self.codes))
+
+    def column(self) -> pd.Series:
+        """For a frame, which shares the memory."""
+        coded = pa.DictionaryArray.from_arrays(pa.array(self.codes), self.texts)
+        kind = pd.ArrowDtype(coded.type)
+        return pd.Series(pd.array(coded, dtype=kind))
 
 
-def category_of(texts: pa.LargeStringArray, codes: np.ndarray) -> pd.Categorical:
-    """As ``category``, of texts that are distinct and that Arrow holds."""
-    return pd.Categorical.from_codes(codes, categories=pd.Index(texts.to_pandas()))
+def is_numbered(column: pd.Series) -> bool:
+    """Whether a column is one of ``Ids``."""
+    kind = column.dtype
+    return isinstance(kind, pd.ArrowDtype) and pa.types.is_dictionary(kind.pyarrow_dtype)
 
 
 def arrow_column(column: pd.Series, kind: pa.DataType) -> pa.Array:
     """A column of a frame as Arrow writes it."""
+    if is_numbered(column):
+        return Ids.of(column).whole().cast(kind)
     if isinstance(column.dtype, pd.CategoricalDtype):
         texts = pa.array(column.cat.categories, kind)
         return texts.take(pa.array(column.cat.codes.to_numpy()))
@@ -196,8 +246,48 @@ def arrow_column(column: pd.Series, kind: pa.DataType) -> pa.Array:
     return pa.array(column.to_numpy(), kind, from_pandas=False)
 
 
+def taken(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Rows of a frame, which is empty afterwards: no more than one column is there twice.
+
+    Args:
+        rows: their numbers, or a bool mask.
+    """
+    columns: dict[str, object] = {}
+    for name in frame.columns.tolist():
+        column = frame.pop(name)
+        if is_numbered(column):
+            ids = Ids.of(column)
+            codes = gathered(ids.codes, rows)
+            columns[name] = Ids(ids.texts, codes).column()
+            del ids
+        elif isinstance(column.array, pd.arrays.NumpyExtensionArray):
+            columns[name] = gathered(column.to_numpy(), rows)
+        else:
+            columns[name] = column.array[rows]
+        del column
+    return pd.DataFrame(columns, copy=False)
+
+
 def codes_of(column: pd.Series) -> np.ndarray:
     """``(n,)`` int32: equal where the texts of a column are."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.codes.to_numpy(np.int32)
-    return pd.factorize(column)[0].astype(np.int32)
+    return Ids.of(column).codes
+
+
+def members(ids: pd.Series, of: pd.Series) -> np.ndarray:
+    """``(n,)`` bool: which ``ids`` are among the distinct ids ``of``."""
+    own = Ids.of(ids)
+    known = pa.array(of, pa.large_string())
+    found = pc.is_in(own.texts, value_set=known)
+    flags = found.to_numpy(zero_copy_only=False)
+    return gathered(flags, own.codes)
+
+
+def places_of(ids: pd.Series, of: pd.Series) -> np.ndarray:
+    """``(n,)`` int: where ``ids`` stand among the distinct ids ``of``, -1 for those that do not."""
+    if not is_numbered(ids):
+        return pd.Index(of).get_indexer(ids)
+    own = Ids.of(ids)
+    known = pa.array(of, pa.large_string())
+    found = pc.index_in(own.texts, value_set=known)
+    places = found.fill_null(-1).to_numpy()
+    return gathered(places, own.codes)

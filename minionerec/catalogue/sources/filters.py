@@ -9,12 +9,19 @@ import datetime
 
 import numpy as np
 
+from minionerec.catalogue.arrays import blocks, counts, size_of
 from minionerec.catalogue.sources import times
 from minionerec.errors import UserError
 from minionerec.experiment.settings import DataSettings
 
 
-def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
+def k_core(
+    users: np.ndarray,
+    items: np.ndarray,
+    min_user: int,
+    min_item: int,
+    keep: np.ndarray | None = None,
+) -> np.ndarray:
     """Largest subset in which users have ``min_user`` and items ``min_item`` interactions.
 
     Repeats count.
@@ -24,18 +31,22 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int) -
 
     Args:
         users, items: ``(n,)`` codes from 0.
+        keep: ``(n,)`` bool mask of the interactions that are there at all; by default all.
 
     Returns:
         ``(n,)`` bool mask of what stays.
     """
-    keep = np.ones(len(users), dtype=bool)
+    keep = np.ones(len(users), dtype=bool) if keep is None else keep.copy()
+    num_users = size_of(users)
+    num_items = size_of(items)
     while keep.any():
-        few_users = np.bincount(users[keep], minlength=users.max() + 1) < min_user
-        few_items = np.bincount(items[keep], minlength=items.max() + 1) < min_item
-        drop = keep & (few_users[users] | few_items[items])
-        if not drop.any():
+        few_users = counts(users, num_users, keep) < min_user
+        few_items = counts(items, num_items, keep) < min_item
+        before = np.count_nonzero(keep)
+        for rows in blocks(len(keep)):
+            keep[rows] &= ~(few_users[users[rows]] | few_items[items[rows]])
+        if np.count_nonzero(keep) == before:
             break
-        keep &= ~drop
     return keep
 
 
@@ -98,8 +109,7 @@ def select(
             settings.k_core,
         ),
     ):
-        stays = np.zeros(len(users), dtype=bool)
-        stays[keep] = k_core(users[keep], items[keep], least_user, least_item)
+        stays = k_core(users, items, least_user, least_item, keep)
         dropped[reason] = int((keep & ~stays).sum())
         keep = stays
     if not keep.any():

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from minionerec.catalogue.arrays import blocks
 from minionerec.catalogue.sources import cells, layouts, table, times
-from minionerec.catalogue.sources.columns import Cells, Distinct, category, distinct
+from minionerec.catalogue.sources.columns import Cells, Distinct, Ids, distinct, members
 from minionerec.catalogue.sources.readers import read_table
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, SPLITS
 from minionerec.catalogue.sources.table import Table, complain
@@ -57,7 +57,7 @@ def convert_interactions(read: Table, settings: DataSettings, problems: list[str
         ids = table.read_ids(read, column, problems)
         notes += table.note_missing_ids(read, column, ids)
         notes += table.note_shortened_ids(read, column, ids)
-        frame[column] = ids
+        frame[column] = ids.column()
         codes[column] = ids.codes
     found = times.read_times(read.columns["timestamp"], settings.time_format)
     _complain_about_times(read, found, problems)
@@ -71,8 +71,10 @@ def convert_interactions(read: Table, settings: DataSettings, problems: list[str
         splits = distinct(read.columns["split"])
         strange = splits.rows([cell not in SPLITS for cell in splits.cells])
         complain(read, "split", strange, "train, valid or test", problems)
-    frame["split"] = category([str(cell) for cell in splits.cells], splits.codes)
-    return Interactions(pd.DataFrame(frame), times.source_of(found.unit), notes)
+    names = [str(cell) for cell in splits.cells]
+    frame["split"] = Ids.merged(names, splits.codes).column()
+    whole = pd.DataFrame(frame, copy=False)
+    return Interactions(whole, times.source_of(found.unit), notes)
 
 
 def _complain_about_times(read: Table, found: times.Times, problems: list[str]) -> None:
@@ -97,7 +99,7 @@ def _ratings(read: Table, problems: list[str]) -> np.ndarray:
         return np.full(len(read.places), np.nan)
     column = read.columns["rating"]
     if isinstance(column, Cells) and pa.types.is_floating(column.values.type):
-        numbers = column.values.to_numpy().astype(np.float64)  # nulls are NaN here
+        numbers = column.values.to_numpy().astype(np.float64, copy=False)  # nulls are NaN here
         complain(read, "rating", np.isinf(numbers), "a number, or nothing", problems)
         return numbers
     found = distinct(column)
@@ -136,21 +138,35 @@ def _repeats(users: np.ndarray, items: np.ndarray, seconds: np.ndarray) -> np.nd
     Rows are mixed to one number each. Only those whose number occurs twice are compared in full:
     few, however long the table is.
     """
+    ordered = np.empty(len(users), dtype=np.uint64)
+    for rows in blocks(len(users)):
+        ordered[rows] = _mixed(users[rows], items[rows], seconds[rows])
+    ordered.sort()
+    like_the_one_before = ordered[1:] == ordered[:-1]
+    twice = np.unique(ordered[1:][like_the_one_before])
+    del ordered
+    again = np.zeros(len(users), dtype=bool)
+    if len(twice):
+        found = []
+        for rows in blocks(len(users)):
+            mixed = _mixed(users[rows], items[rows], seconds[rows])
+            maybe = np.flatnonzero(np.isin(mixed, twice))
+            found.append(maybe + rows.start)
+        some = np.concatenate(found)
+        compared = pd.DataFrame({"u": users[some], "i": items[some], "s": seconds[some]})
+        again[some] = compared.duplicated().to_numpy()
+    return again
+
+
+def _mixed(users: np.ndarray, items: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """One uint64 for each row, which other rows hardly have."""
     mixed = users.astype(np.uint64)
     for column in (items, seconds):
         mixed *= MIX
         mixed ^= mixed >> np.uint64(29)
         mixed += column.astype(np.uint64)
     mixed *= MIX
-    ordered = np.sort(mixed)
-    like_the_one_before = ordered[1:] == ordered[:-1]
-    twice = np.unique(ordered[1:][like_the_one_before])
-    again = np.zeros(len(users), dtype=bool)
-    if len(twice):
-        rows = np.flatnonzero(np.isin(mixed, twice))
-        compared = pd.DataFrame({"u": users[rows], "i": items[rows], "s": seconds[rows]})
-        again[rows] = compared.duplicated().to_numpy()
-    return again
+    return mixed
 
 
 def _has_decimal_commas(ratings: Sequence[Any]) -> bool:
@@ -188,21 +204,6 @@ def note_doubtful_times(read: Table, found: times.Times) -> tuple[str, ...]:
         f"{read.at(doubt.row)}: timestamp: {cell} is read as {day} ({doubt.rows} such rows of "
         f"{len(found.seconds)}); {doubt.reason}",
     )
-
-
-def members(ids: pd.Series, of: pd.Series) -> np.ndarray:
-    """``(n,)`` bool: which ``ids`` are among the distinct ids ``of``."""
-    return places_of(ids, of) >= 0
-
-
-def places_of(ids: pd.Series, of: pd.Series) -> np.ndarray:
-    """``(n,)`` int: where ``ids`` stand among the distinct ids ``of``, -1 for those that do not."""
-    if not isinstance(ids.dtype, pd.CategoricalDtype):
-        return pd.Index(of).get_indexer(ids)
-    texts = pa.array(ids.cat.categories, pa.string())
-    known = pa.array(of, pa.string())
-    found = pc.index_in(texts, value_set=known).fill_null(-1)
-    return found.to_numpy()[ids.cat.codes.to_numpy()]
 
 
 def complain_about_strangers(

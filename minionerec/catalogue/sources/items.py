@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from minionerec.catalogue.sources import table
+from minionerec.catalogue.sources.columns import Cells, Ids, members, taken
 from minionerec.catalogue.sources.readers import read_table
 from minionerec.catalogue.sources.source import ITEM_COLUMNS
 from minionerec.catalogue.sources.table import Table, complain
@@ -56,7 +58,7 @@ def convert_items(
     notes += table.note_shortened_ids(read, "item_id", ids)
     missing = [""] * len(ids)
     items = {
-        "item_id": pd.Series(ids.categories[ids.codes]),
+        "item_id": as_series(Cells(pa.chunked_array([ids.whole()]))),
         "title": as_series(titles),
         "description": as_series(found["description"].values or missing),
         "brand": as_series(found["brand"].values or missing),
@@ -72,21 +74,20 @@ def without_titles(
     titled = items["title"] != ""
     if titled.all():
         return items, interactions, {}
-    lost = interactions["item_id"].isin(items["item_id"][~titled])
+    lost = members(interactions["item_id"], items["item_id"][~titled])
     dropped = {
         "items without a title": int((~titled).sum()),
         "interactions with items without a title": int(lost.sum()),
     }
-    kept = interactions[~lost].reset_index(drop=True)
-    return items[titled].reset_index(drop=True), kept, dropped
+    return items[titled].reset_index(drop=True), taken(interactions, ~lost), dropped
 
 
-def _complain_about_repeats(read: Table, ids: pd.Categorical, problems: list[str]) -> None:
+def _complain_about_repeats(read: Table, ids: Ids, problems: list[str]) -> None:
     """One line for all ids that are there again.
 
     It says where the first of them is for the first time.
     """
-    if len(ids.categories) == len(ids):
+    if len(ids.texts) == len(ids):
         return
     twice = pd.Series(ids.codes).duplicated().to_numpy()
     again = ids.codes[int(np.flatnonzero(twice)[0])]

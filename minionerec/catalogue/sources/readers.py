@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minionerec.catalogue.compact import MadeOnRead
-from minionerec.catalogue.sources import cells, dialect, files, layouts, table
+from minionerec.catalogue.sources import cells, dialect, files, growing, layouts, table
 from minionerec.catalogue.sources.columns import BLOCK, Cells, Collected, joined
 from minionerec.catalogue.sources.dialect import BadRowError, Dialect
 from minionerec.catalogue.sources.table import Table
@@ -33,6 +33,7 @@ PLAIN_SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES
 SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES), ".parquet")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 SEQUENCE = ":token_seq"  # RecBole: words with blanks between them
+BATCH_ROWS = 2**20  # of a Parquet file, read at a time
 REPEATED = ("user_id", "item_id", "split")  # texts that are many times in a table of interactions
 WRAPPED_SHARE = 0.5  # of a column's cells stand in quotes: then they are no part of the text
 
@@ -422,22 +423,40 @@ def _read_parquet(path: Path, wanted: dict[str, str]) -> Table:
     try:
         metadata = pq.read_metadata(path)
         coded = _coded_columns(metadata.schema, wanted)
-        with pq.ParquetFile(path, metadata=metadata, read_dictionary=coded) as file:
+        with pq.ParquetFile(
+            path, metadata=metadata, read_dictionary=coded, pre_buffer=False
+        ) as file:
             header = file.schema_arrow.names
             use = {ours: theirs for ours, theirs in wanted.items() if theirs in header}
             for theirs in use.values():
                 if header.count(theirs) > 1:
                     raise UserError(f"{path}: column '{theirs}' is there twice; rename one")
-            read = file.read(columns=sorted(set(use.values())))
+            read = _read_columns(file, sorted(set(use.values())))
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); "
             "it is damaged or cut off"
         ) from None
     columns: dict[str, Sequence[Any]] = {
-        ours: Cells(_decoded(path, theirs, read.column(theirs))) for ours, theirs in use.items()
+        ours: Cells(_decoded(path, theirs, read[theirs])) for ours, theirs in use.items()
     }
-    return Table(path, columns, header, range(1, read.num_rows + 1), ": row ")
+    return Table(path, columns, header, range(1, metadata.num_rows + 1), ": row ")
+
+
+def _read_columns(file: pq.ParquetFile, names: list[str]) -> dict[str, pa.ChunkedArray]:
+    """Whole columns, one after the other and each some rows at a time.
+
+    Those of texts that are numbered come first: they need most while they are read.
+    """
+    kinds = {name: file.schema_arrow.field(name).type for name in names}
+    texts_first = sorted(names, key=lambda name: not pa.types.is_dictionary(kinds[name]))
+    columns = {}
+    for name in texts_first:
+        column = growing.column_of(kinds[name], file.metadata.num_rows)
+        for batch in file.iter_batches(BATCH_ROWS, columns=[name]):
+            column.append(batch.column(name))
+        columns[name] = column.whole()
+    return columns
 
 
 def _coded_columns(schema: pq.ParquetSchema, wanted: dict[str, str]) -> list[str]:

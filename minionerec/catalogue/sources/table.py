@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minionerec.catalogue.sources import cells, columns
-from minionerec.catalogue.sources.columns import Distinct
+from minionerec.catalogue.sources.columns import Distinct, Ids
 from minionerec.catalogue.sources.source import INTERACTION_COLUMNS, ITEM_COLUMNS
 from minionerec.catalogue.sources.text import whole_characters
 from minionerec.errors import UserError
@@ -92,12 +91,12 @@ def read_column(
     return values
 
 
-def read_ids(table: Table, column: str, problems: list[str]) -> pd.Categorical:
+def read_ids(table: Table, column: str, problems: list[str]) -> Ids:
     """The ids of a column; empty ones and halves of characters are complained about."""
     found = columns.distinct(table.columns[column])
     plain = columns.plain_ids(found.cells)
     if plain is not None:
-        return columns.category_of(plain, found.codes)
+        return Ids(plain, found.codes)
     ids = [cells.read_id(cell) for cell in found.cells]
     empty = found.rows([not text for text in ids])
     complain(table, column, empty, "an id", problems)
@@ -113,7 +112,7 @@ def read_ids(table: Table, column: str, problems: list[str]) -> pd.Categorical:
     complain(table, column, broken, whole, problems)
     if broken.any():
         ids = [whole_characters(text) for text in ids]
-    return columns.category(ids, found.codes)
+    return Ids.merged(ids, found.codes)
 
 
 def _complain_about_look_alikes(
@@ -245,9 +244,9 @@ def note_half_characters(
     )
 
 
-def note_shortened_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[str, ...]:
+def note_shortened_ids(table: Table, column: str, ids: Ids) -> tuple[str, ...]:
     """A line on ids such as 1.23E+12, to which a spreadsheet shortens long numbers."""
-    rows = _rows_of(ids, pc.match_substring_regex(_texts(ids), SHORTENED))
+    rows = _rows_of(ids, pc.match_substring_regex(ids.texts, SHORTENED))
     if not len(rows):
         return ()
     return (
@@ -257,9 +256,9 @@ def note_shortened_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[
     )
 
 
-def note_missing_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[str, ...]:
+def note_missing_ids(table: Table, column: str, ids: Ids) -> tuple[str, ...]:
     """A line on ids such as "nan", which other programs write where there is none."""
-    rows = _rows_of(ids, pc.is_in(pc.utf8_lower(_texts(ids)), SAYS_MISSING))
+    rows = _rows_of(ids, pc.is_in(pc.utf8_lower(ids.texts), SAYS_MISSING))
     if not len(rows):
         return ()
     return (
@@ -268,12 +267,7 @@ def note_missing_ids(table: Table, column: str, ids: pd.Categorical) -> tuple[st
     )
 
 
-def _texts(ids: pd.Categorical) -> pa.Array:
-    """The distinct ids as Arrow holds them."""
-    return pa.array(ids.categories, pa.large_string())
-
-
-def _rows_of(ids: pd.Categorical, strange: pa.BooleanArray) -> np.ndarray:
+def _rows_of(ids: Ids, strange: pa.BooleanArray) -> np.ndarray:
     """The rows whose id is strange; ``strange`` says so of the distinct ones."""
     if not pc.any(strange).as_py():
         return np.empty(0, dtype=int)

@@ -48,7 +48,9 @@ def load(settings: DataSettings) -> Source:
     items, notes = convert_items(items_table, problems, settings.missing_title)
     notes = items_table.notes + notes
     del items_table
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it read with otherwise
     read = read_interactions(interactions_path, settings, items["item_id"])
+    pa.default_memory_pool().release_unused()
     interactions = convert_interactions(read, settings, problems)
     frame = interactions.frame
     if not problems:
@@ -58,7 +60,7 @@ def load(settings: DataSettings) -> Source:
         raise UserError("\n".join(problems))
     items, frame, dropped = without_titles(items, frame)
     del read
-    pa.default_memory_pool().release_unused()  # Arrow keeps what it read with otherwise
+    pa.default_memory_pool().release_unused()
     notes += interactions.notes
     return Source(
         items,
