@@ -30,9 +30,9 @@ import pandas as pd
 from transformers import AutoTokenizer
 
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.catalogue.prompts import load_template
 from minionerec.catalogue.samples import load_samples
 from minionerec.catalogue.sids import LEVELS
+from minionerec.catalogue.templates import load_template
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.audit_checks import audit
 from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.prompts import Template
 from minionerec.catalogue.samples import Sample, Samples, train_counts
+from minionerec.catalogue.templates import Template
 
 ROWS_AT_ONCE = 512  # of dense (rows, N) blocks: bounds memory
 

@@ -15,8 +15,9 @@ import pytest
 
 from data import audit
 from minionerec.catalogue import inputs
-from minionerec.catalogue.prompts import TEMPLATES, Renderer
+from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Samples, build_samples
+from minionerec.catalogue.templates import TEMPLATES
 from minionerec.evaluation import audit_checks
 from minionerec.evaluation.audit_evidence import Evidence, Prompts
 from minionerec.experiment.commit import committed
