@@ -118,6 +118,17 @@ def test_synthetic_tables_are_prepared_like_any_shops(kind, tmp_path):
     assert source.interactions.iloc[0].tolist()[:2] == ["A00000062", "B00000139"]
 
 
+def test_growth_runs_the_stages_at_every_size_and_ends_with_their_costs(tmp_path):
+    words = ["benchmarks/growth.py", "--out", tmp_path, "--stages", "data,embeddings"]
+    lines = run(*words, "--sizes", "2000,3000").strip().splitlines()
+    assert lines[-4] == "| stage | 2,000 interactions | 3,000 interactions |"
+    cost = r"\d+\.\d s, \d+ MB"
+    for line, stage in zip(lines[-2:], ("data", "embeddings"), strict=True):
+        assert re.fullmatch(rf"\| {stage} \| {cost} \| {cost} \|", line)
+    again = run(*words, "--sizes", 2000, code=2).strip()
+    assert again.endswith(f"{tmp_path}/2000/data: is there already; --redo makes it again")
+
+
 # Stands for the interpreter: writes down what it is to run and makes the folders that it would
 NOTES = """#!{python}
 import json, os, pathlib, sys
