@@ -38,6 +38,7 @@ from minionerec.training.likelihood import RowLikelihood, sft_logp, zero_loss
 from minionerec.training.objective import Loss, groups_with_signal
 from minionerec.training.ranking_trainer import RankingTrainer
 from minionerec.training.rollouts import Reward, Roller, RolloutBuffer, Rollouts
+from minionerec.training.sharded import shard_reference
 
 
 class SFTTrainer(RankingTrainer):
@@ -125,13 +126,15 @@ class GRPOTrainer(RankingTrainer):
             self.likelihood = RowLikelihood(self.trie, normalize, self.share, self.args.device)
         self.buffer = RolloutBuffer(settings.num_iterations, self.args.gradient_accumulation_steps)
         self.ref_model = None
-        if ref_model is not None:
+        if ref_model is not None and self.is_fsdp_enabled:
+            self.ref_model = shard_reference(ref_model, self.accelerator).eval()
+        elif ref_model is not None:
             self.ref_model = ref_model.to(self.args.device).eval()
         self.moving_reference = self.ref_model is not None and settings.sync_ref_steps > 0
         if self.moving_reference:
             self.add_callback(
                 SyncReference(
-                    self.whole_model,
+                    self.model,
                     self.ref_model,
                     settings.sync_ref_steps,
                     settings.sync_ref_alpha,
@@ -172,6 +175,10 @@ class GRPOTrainer(RankingTrainer):
         else:
             no_tree = pack_trees([[0]], share=self.share).to(self.args.device)
             loss = zero_loss(model, no_tree)
+            if self.ref_model is not None:
+                # Where it is sharded, other processes wait for this forward too
+                with torch.no_grad():
+                    zero_loss(self.ref_model, no_tree)
         self._logged.append((len(rollouts.prompts), rollouts.metrics))
         self._logged.append((len(kept), metrics))
         return loss
@@ -250,7 +257,7 @@ class GRPOTrainer(RankingTrainer):
 
         return self.group_loss(model, reference, rollouts, kept, groups)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reference(
         self, model: nn.Module, batch: GroupBatch, with_children: bool = False
     ) -> GroupOutput:
@@ -286,16 +293,22 @@ class GRPOTrainer(RankingTrainer):
     def save_extras(self, staged: Path) -> None:
         """Add a reference that moves: it can be had from nowhere else."""
         if self.moving_reference:
-            base_causal_lm(self.ref_model).save_pretrained(staged / "ref_model")
+            plain = self.plain_model(self.ref_model)
+            if self.args.should_save:
+                base_causal_lm(plain).save_pretrained(staged / "ref_model")
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.moving_reference:
-            reference = base_causal_lm(self.ref_model)
-            saved = type(reference).from_pretrained(Path(resume_from_checkpoint) / "ref_model")
-            reference.load_state_dict(saved.state_dict())
+        if not self.moving_reference:
+            return
+        folder = Path(resume_from_checkpoint) / "ref_model"
+        if self.whole_copy is not None:
+            self.whole_copy.load(folder, self.ref_model)
+            return
+        reference = base_causal_lm(self.ref_model)
+        reference.load_state_dict(type(reference).from_pretrained(folder).state_dict())
 
 
 def weighted_means(rows: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:

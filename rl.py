@@ -42,6 +42,7 @@ from minionerec.training.checkpoints import CheckpointContents
 from minionerec.training.guard import GUARDED, Guard, unlike_sft
 from minionerec.training.hints import kept_hints
 from minionerec.training.rl_rows import rl_rows
+from minionerec.training.sharded import decoder_of
 from minionerec.training.weighted_rewards import weighted_rewards
 
 
@@ -84,12 +85,13 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         chosen_by=GUARDED,
     )
     validate, num_valid = stage_validator(policy, s.eval_rows, s.eval_beams, arguments.device)
-    before = validate(model.to(arguments.device))
+    decoder = decoder_of(model, arguments)
+    before = validate(decoder)
     guard = Guard(before, s.guard)
     unlike = unlike_sft(experiment, len(catalogue.samples.splits["valid"]))
     say(f"SFT model: validation {guard}{unlike}")
     reward, reward_models = weighted_rewards(catalogue)
-    hints = kept_hints(policy, rows, arguments.device, not dry_run)
+    hints = kept_hints(policy, decoder, rows, arguments.device, not dry_run)
     parents = [*policy.parents, *reward_models, *teachers]
     trainer = trainers.GRPOTrainer(
         model,
@@ -102,6 +104,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         settings=s,
         normalize=policy.normalize,
         reward=reward,
+        decoder=decoder,
         ref_model=reference,
         hints=hints,
     )
@@ -109,9 +112,9 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
 
     # Hand on whichever ranks the validation rows better
     improved = guard.beaten_by(trainer.state.best_metric)
-    whole = trainer.whole_model()
+    trained = trainer.plain_model(trainer.model)
     if trainer.is_world_process_zero():
-        chosen = backbone.merged(whole) if improved else policy.model_again(torch.float32)
+        chosen = backbone.merged(trained) if improved else policy.model_again(torch.float32)
         facts = {"improved_on_sft": improved, "sft_validation_NDCG@10": before["NDCG@10"]}
         sids = catalogue.sids.sha256
         with committed(path, "rl", settings, parents, **facts, sids_sha256=sids) as staging:

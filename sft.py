@@ -44,6 +44,7 @@ from minionerec.training import run, soft_labels
 from minionerec.training.callbacks import early_stopping
 from minionerec.training.checkpoints import CheckpointContents
 from minionerec.training.code_words import code_rows
+from minionerec.training.sharded import decoder_of
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
         validate,
         users_of(rows) if s.group_by_user else None,
         trie=policy.trie if policy.normalize == "trie" else None,
+        decoder=decoder_of(model, arguments),
         teacher_weight=recipe.weight_at,
         callbacks=early_stopping(s.patience),
     )
@@ -111,11 +113,11 @@ def train(experiment: Experiment, path: Path, dry_run: bool = False) -> None:
 
     # Save the best
     best = trainer.state.best_metric
-    whole = trainer.whole_model()
+    trained = trainer.plain_model(trainer.model)
     if trainer.is_world_process_zero():
         facts = {"sids_sha256": catalogue.sids.sha256, "sources": sources}
         with committed(path, "sft", settings, parents, **facts) as staging:
-            policy.save(backbone.merged(whole), staging)
+            policy.save(backbone.merged(trained), staging)
             plots.save_log(trainer, staging)
     processes.processes().wait_for_everyone()
     at, steps = trainer.state.best_global_step, trainer.state.global_step

@@ -3,10 +3,12 @@
 accelerate launch [...] tests/stages.py [--faults NAME,...] CONFIG:STAGE[:KEY=VALUE...] ...
 """
 
+import gc
 import os
 import signal
 import sys
 
+import torch
 from accelerate import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
 
@@ -17,6 +19,7 @@ import sft
 from minionerec.errors import UserError, one_line_errors
 from minionerec.experiment import parts
 from minionerec.model import ranking
+from minionerec.training.sharded import WholeCopy
 
 MAIN = {"sft": sft.main, "rl": rl.main, "evaluate": evaluate.main}
 SECOND = os.environ.get("RANK") == "1"
@@ -30,7 +33,9 @@ def fsdp_on_cpu() -> None:
 
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        # Only at first: later on accelerate itself has written FSDP there
+        if self._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+            self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     PartialState.__init__ = init
 
@@ -108,6 +113,50 @@ def show_sharding() -> None:
         return prepared
 
     trainers.RankingTrainer._prepare_for_training = prepare
+
+
+def show_gathers() -> None:
+    """Say of every time that the whole copy is gathered whose weights it is to have."""
+    asked, gathered = WholeCopy.at, WholeCopy.gather
+    steps = []
+
+    def at(self, step, sharded):
+        steps.append(step)
+        return asked(self, step, sharded)
+
+    def gather(self, sharded):
+        gathered(self, sharded)
+        if not SECOND:
+            print(f"gathered for step {steps[-1]}", flush=True)
+
+    WholeCopy.at, WholeCopy.gather = at, gather
+
+
+def show_held() -> None:
+    """Say after each micro-batch of the second step what all tensors of the first process take."""
+    original = trainers.RankingTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        if self.state.global_step == 1 and not SECOND:
+            held = held_bytes() / sum(p.numel() for p in self.model.parameters())
+            print(f"{self.contents.stage} holds {held:.2f} bytes a parameter", flush=True)
+        return loss
+
+    trainers.RankingTrainer.training_step = training_step
+
+
+def held_bytes() -> int:
+    """Of every storage that a tensor of this process reads, gradients included."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = {}
+    for tensor in tensors:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.device.type == "cpu":
+            storages[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+    return sum(storages.values())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m minionerec.experiment.accelerated [options of accelerate launch] SCRIPT ARGUMENTS...
 
-The launcher (``minionerec/experiment/launch.py``) starts several processes through this. They leave
+The launcher (``minionerec/experiment/launch.py``) starts several processes through this; they share
+what they import (``minionerec/experiment/workers.py``). They leave
 their messages where torchrun looks for them (``errors.one_line_errors``), and the one that
 tells the cause is printed here, without a traceback. Torchrun passes a signal on and waits half a
 minute for the stage to save its state.
@@ -15,6 +16,7 @@ if __name__ == "__main__":
 
     while_importing()
 
+import argparse
 import logging
 import os
 import signal
@@ -32,16 +34,44 @@ from minionerec.errors import (
     one_line_errors,
     show,
     stopped_by,
+    while_importing,
 )
+from minionerec.experiment import workers
+from minionerec.experiment.launch import read_accelerate_config
+
+OF_TORCHRUN = ("MULTI_GPU", "FSDP")  # kinds of launches that accelerate leaves to torchrun
 
 
 def main(words: list[str]) -> int:
     """Launch; returns the exit code."""
+    arguments = launch_command_parser().parse_args(words)
+    while_importing()
+    told = workers.fork(arguments.training_script, processes_here(arguments))
+    with one_line_errors():
+        if told is None:
+            return launch(arguments)
+        workers.run(told)
+    return 0
+
+
+def processes_here(arguments: argparse.Namespace) -> int:
+    """How many processes of the launch torchrun will start on this machine; 0 if another does."""
+    file = arguments.config_file
+    settings = read_accelerate_config(file) if file else {}
+    if not arguments.multi_gpu and settings.get("distributed_type") not in OF_TORCHRUN:
+        return 0
+    processes = arguments.num_processes or settings.get("num_processes") or 0
+    machines = arguments.num_machines or settings.get("num_machines") or 1
+    return processes // machines
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Let accelerate launch; returns the exit code."""
     # In this process alone: torchrun's account of what the stage itself reports
     logging.disable(logging.ERROR)
     os.environ[LAUNCHER] = "1"
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        launch_command(arguments)
     except ChildFailedError as error:
         failures = error.failures.items()
         return report({rank: (each.exitcode, each.message) for rank, each in failures})

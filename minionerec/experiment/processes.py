@@ -38,6 +38,15 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
+def shards_weights() -> bool:
+    """Whether the launch shares out the weights of what is trained (FSDP)."""
+    return _is_on("ACCELERATE_USE_FSDP")
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true")
+
+
 def check_launch(tune: str = "full") -> None:
     """Refuse a launch under which decoding or a checkpoint would not hold the whole model.
 
@@ -47,15 +56,14 @@ def check_launch(tune: str = "full") -> None:
     Raises:
         UserError: with a line for every setting to change.
     """
-    on = lambda key: os.environ.get(key, "").lower() in ("1", "true")  # noqa: E731
     problems = []
-    if on("ACCELERATE_USE_FSDP") and processes().distributed_type == DistributedType.MULTI_CPU:
+    if shards_weights() and processes().distributed_type == DistributedType.MULTI_CPU:
         problems.append(
             "accelerate configuration: distributed_type: got FSDP on the CPU, where accelerate "
             "shards nothing; use "
             "configs/accelerate/cpu_processes.yaml"
         )
-    if on("ACCELERATE_USE_FSDP"):
+    if shards_weights():
         for key, good in (
             ("FSDP_VERSION", "2"),
             ("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT"),
@@ -73,7 +81,10 @@ def check_launch(tune: str = "full") -> None:
                 f"that adapters train; use "
                 "configs/accelerate/ddp.yaml, adapters need little memory"
             )
-    if on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+    if (
+        _is_on("ACCELERATE_USE_DEEPSPEED")
+        and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    ):
         problems.append(
             "accelerate configuration: zero_stage: got 3, which shards the weights that "
             "decoding reads; expected at most 2, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -176,15 +176,13 @@ class SyncReference(TrainerCallback):
     """Pulls the reference towards the policy: ``ref = alpha * policy + (1 - alpha) * ref``.
 
     Args:
-        policy: gives the policy with all its weights.
-        reference: the model to move.
+        policy: the model that is trained.
+        reference: the model to move; sharded where the policy is, and in the same way.
         every: optimiser steps between two moves; 512 in the paper.
         alpha: share of the policy; .6 in the paper.
     """
 
-    def __init__(
-        self, policy: Callable[[], nn.Module], reference: nn.Module, every: int, alpha: float
-    ):
+    def __init__(self, policy: nn.Module, reference: nn.Module, every: int, alpha: float):
         self.policy = policy
         self.reference = reference
         self.every = every
@@ -196,7 +194,7 @@ class SyncReference(TrainerCallback):
         if state.global_step % self.every:
             return
         # In place: the optimiser never sees the reference, and its dtype may be lower
-        policy = base_causal_lm(self.policy()).parameters()
+        policy = base_causal_lm(self.policy).parameters()
         reference = base_causal_lm(self.reference).parameters()
         for new, old in zip(policy, reference, strict=True):
             old.mul_(1 - self.alpha).add_(new.to(old.dtype), alpha=self.alpha)

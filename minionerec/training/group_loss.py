@@ -111,11 +111,10 @@ class GroupLoss:
         if settings.has_kl:
             exact = settings.kl == "exact"
             before = reference(batch, exact)
-            # cloned: a tensor made in inference mode cannot be saved for the backward pass
             if exact and policy.children is not None and before.children is not None:
-                kl = batch.spread(exact_kl(policy.children, before.children.clone()))
+                kl = batch.spread(exact_kl(policy.children, before.children))
             else:
-                kl = k3_kl(policy.logps, before.logps.clone())  # (B, G, L)
+                kl = k3_kl(policy.logps, before.logps)  # (B, G, L)
         return grpo_loss(
             policy.logps,
             old_logps,
@@ -142,8 +141,7 @@ class GroupLoss:
         logps = (policy.logps * batch.mask).sum(-1)  # (B, G)
         ref_logps = torch.zeros_like(logps)
         if self.settings.objective == "sdpo":
-            # cloned, as above
-            before = reference(batch, False).logps.clone()
+            before = reference(batch, False).logps
             ref_logps = (before * batch.mask).sum(-1)
         loss = sdpo_loss(
             logps,

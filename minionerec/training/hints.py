@@ -104,6 +104,7 @@ def _hits(
 
 def kept_hints(
     policy: Policy,
+    decoder: nn.Module,
     rows: Sequence[Row],
     device: torch.device,
     keep: bool = True,
@@ -116,7 +117,8 @@ def kept_hints(
     checkpoint, other rows or another group size.
 
     Args:
-        policy: whose model is on the device already.
+        policy: of the checkpoint.
+        decoder: its model, or a copy of it, on the device.
         rows: to be rolled out.
         device: of the model.
         keep: write them down; a dry run writes nothing.
@@ -140,7 +142,7 @@ def kept_hints(
     codes = _read(file, digest)
     if codes is None:
         trie = policy.trie.to(device)
-        codes = least_hints(policy.model, rows, trie, num_beams, policy.normalize)
+        codes = least_hints(decoder, rows, trie, num_beams, policy.normalize)
         if keep and PartialState().is_main_process:
             # Under another name first, so that what has the name is whole
             staging = file.with_suffix(".new")

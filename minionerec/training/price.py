@@ -111,9 +111,16 @@ def operations(weights: Weights, tokens: float, passes: float = 0.0) -> float:
 
 
 def memory(
-    model: nn.Module, weights: Weights, tokens: int, *, bf16: bool, checkpointing: bool, copies: int
+    model: nn.Module,
+    weights: Weights,
+    tokens: int,
+    *,
+    bf16: bool,
+    checkpointing: bool,
+    copies: int,
+    shards: int = 1,
 ) -> tuple[float, float]:
-    """Bytes that stay, and bytes of the activations of one forward.
+    """Bytes of one process: those that stay, and the activations of one forward.
 
     Args:
         model: that is trained.
@@ -122,10 +129,13 @@ def memory(
         bf16: whether the forward autocasts to bfloat16, for which it copies the matrices.
         checkpointing: whether activations are computed again.
         copies: further models beside it, such as a reference.
+        shards: processes that share all this out (FSDP), each with a whole copy that decodes.
     """
-    states = FLOAT * (weights.total * (1 + copies) + (1 + ADAM) * weights.trained)
+    states = FLOAT * (weights.total * (1 + copies) + (1 + ADAM) * weights.trained) / shards
+    if shards > 1:
+        states += (2 if bf16 else FLOAT) * weights.total
     # Autocast keeps its copies of the matrices until the step is over
-    if bf16:
+    elif bf16:
         states += 2 * weights.body
     config = base_causal_lm(model).config.get_text_config()
     width = config.hidden_size
@@ -296,6 +306,7 @@ def of(trainer: Any) -> str:
         bf16=args.bf16,
         checkpointing=args.gradient_checkpointing,
         copies=trainer.copies(),
+        shards=args.world_size if trainer.whole_copy is not None else 1,
     )
     # Several passes over the same rollouts are steps, so that they are in the epochs already
     work = operations(weights, tokens.per_epoch, trainer.further_forwards())
@@ -311,10 +322,8 @@ def of(trainer: Any) -> str:
 
 
 def seconds_of_validation(trainer: Any, rows: int) -> float:
-    """How long a validation takes, from one of fewer rows; 0 under FSDP, which cannot try yet."""
-    if trainer.whole_copy is not None:
-        return 0.0
+    """How long a validation takes, from one of fewer rows."""
     start = time.perf_counter()
-    trainer.validate(trainer.model, VALIDATION_ROWS)
+    trainer.validate(trainer.whole_model(), VALIDATION_ROWS)
     seconds = time.perf_counter() - start
     return seconds * max(1.0, rows / VALIDATION_ROWS)

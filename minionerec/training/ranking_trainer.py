@@ -29,7 +29,7 @@ from minionerec.training.callbacks import EpochOrder, Narrator, StopSignal
 from minionerec.training.checkpoints import CheckpointContents, CheckpointKeeper
 from minionerec.training.finite import explained, refuse_spoilt
 from minionerec.training.price import next_to_lower
-from minionerec.training.sharded import WholeCopy
+from minionerec.training.sharded import WholeCopy, keep_results_in_float32
 
 Validate = Callable[..., dict[str, float]]
 
@@ -46,6 +46,7 @@ class RankingTrainer(Trainer):
         validate: gives the metrics of a model on the validation rows; every process takes its
             share.
         group_of_row: rows of one group stay together in a batch; None shuffles single rows.
+        decoder: of ``sharded.decoder_of``; needed where FSDP shards the model.
         kwargs: of the Trainer.
     """
 
@@ -62,6 +63,7 @@ class RankingTrainer(Trainer):
         contents: CheckpointContents,
         validate: Validate,
         group_of_row: np.ndarray | None = None,
+        decoder: nn.Module | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -77,7 +79,11 @@ class RankingTrainer(Trainer):
         self.contents = contents
         self.validate = validate
         self.checkpoints = CheckpointKeeper(Path(args.output_dir), contents)
-        self.whole_copy = WholeCopy(model, args.device) if self.is_fsdp_enabled else None
+        self.whole_copy = None
+        if self.is_fsdp_enabled:
+            self.whole_copy = WholeCopy(decoder)
+            if args.bf16:
+                keep_results_in_float32(self.accelerator)
         self.seeds = MicroBatchSeeds(args.seed, args.process_index, args.world_size)
         if group_of_row is None:
             group_of_row = np.broadcast_to(np.int64(-1), (len(rows),))
@@ -190,7 +196,21 @@ class RankingTrainer(Trainer):
 
         All processes must ask at the same time.
         """
-        return self.whole_copy.gather(self.model) if self.whole_copy else self.model
+        if self.whole_copy is None:
+            return self.model
+        return self.whole_copy.at(self.state.global_step, self.model)
+
+    def plain_model(self, model: nn.Module) -> nn.Module | None:
+        """A model as it is to be saved, with float32 weights; None in processes that save nothing.
+
+        All processes must ask at the same time.
+
+        Args:
+            model: the one that is trained, or its reference.
+        """
+        if self.whole_copy is None:
+            return model
+        return self.whole_copy.plain(model, self.args.should_save)
 
     # ---------------------------------------------------------------------------------- checkpoints
 
@@ -210,9 +230,9 @@ class RankingTrainer(Trainer):
             best = self.state.best_global_step
             best_path = self.checkpoints.path(best)
             self.state.best_model_checkpoint = str(best_path) if best else None
+            self.save_extras(staged)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
-                self.save_extras(staged)
                 self.checkpoints.complete(staged, self.state.log_history)
                 self.checkpoints.commit(staged, step)
         if self.args.should_save:
@@ -220,19 +240,19 @@ class RankingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def save_extras(self, staged: Path) -> None:
-        """Add what a subclass needs for an exact resume."""
+        """Add what a subclass needs for an exact resume; called in every process."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Under FSDP save the whole copy.
+        """Under FSDP save the plain model.
 
         The Trainer's way fails on shards of unequal size where weights are tied.
         """
         if self.whole_copy is None:
             super().save_model(output_dir, _internal_call)
             return
-        whole = self.whole_model()  # in every process, also those that do not save
-        if self.args.should_save:
-            whole.save_pretrained(output_dir)
+        plain = self.plain_model(self.model)
+        if plain is not None:
+            plain.save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -19,7 +19,7 @@ from minionerec.experiment.files import TIMING, append_log
 from minionerec.experiment.lineage import check_parents, check_sources
 from minionerec.experiment.manifest import read_manifest
 from minionerec.experiment.preflight import reporters
-from minionerec.experiment.processes import processes
+from minionerec.experiment.processes import processes, shards_weights
 from minionerec.experiment.run import say
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import partial_path, settings_difference, stage_path
@@ -56,11 +56,9 @@ def split_batch(section: str, batch_size: int, micro_batch_size: int) -> tuple[i
 def adapters_off_is_reference(experiment: Experiment) -> bool:
     """Whether RL's reference is the policy without its adapters: the SFT model below them.
 
-    Not so where the reference moves, or where FSDP shards the weights below the adapters.
+    Not so where the reference moves.
     """
-    has_adapters = experiment.model.tune != "full"
-    is_sharded = processes().distributed_type == "FSDP"
-    return has_adapters and not experiment.rl.sync_ref_steps and not is_sharded
+    return experiment.model.tune != "full" and not experiment.rl.sync_ref_steps
 
 
 def training_arguments(
@@ -120,6 +118,8 @@ def training_arguments(
         log_level_replica="error",
         # Every step uses every weight, also of a process without rows (``zero_loss``)
         ddp_find_unused_parameters=False,
+        # FSDP would else keep the whole gradient on every GPU until a step's last micro-batch
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": shards_weights()}},
         **specific,
     )
 

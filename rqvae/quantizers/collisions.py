@@ -19,17 +19,14 @@ item order; the others keep L codes, so no SID is a prefix of another. ``keep``:
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from functools import cached_property
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from minionerec.errors import UserError
+from rqvae.quantizers.free_room import FreeRoom, Sid, as_tuples
 from rqvae.quantizers.rqkmeans import Quantised, residual_before, squared_distances
-
-Sid = tuple[int, ...]
 
 
 def resolve_collisions(
@@ -50,11 +47,6 @@ def resolve_collisions(
     for item in np.flatnonzero(extra >= 0).tolist():
         sids[item] = (*sids[item], int(extra[item]))
     return sids, [*sizes, int(extra.max()) + 1]
-
-
-def as_tuples(codes: np.ndarray) -> list[Sid]:
-    """``(N, L)`` codes as one tuple of Python ints per item."""
-    return list(map(tuple, codes.tolist()))
 
 
 def prefix_ids(codes: np.ndarray) -> np.ndarray:
@@ -191,13 +183,16 @@ def spill_surplus(
     leave, which is an assignment on the difference of the two because every open code is taken.
     """
     movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
-    elsewhere = np.array([room.cheapest(item)[0] for item in movers])
+    _, first = np.unique(twin, return_index=True)
+    seekers = movers[first]  # equal items find the same places
+    room.look(seekers)
+    elsewhere = np.array([room.cheapest(item)[0] for item in seekers.tolist()])[twin]  # (m,)
     rows, columns = _cheapest_assignment(cost - elsewhere[:, None], own)
     rows, columns = _earlier_twin_first(rows, columns, cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
     leavers = np.setdiff1d(np.arange(len(movers)), rows)
-    for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))]:
-        _, sid = room.cheapest(movers[row])
+    for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))].tolist():
+        _, sid = room.cheapest(int(seekers[twin[row]]))
         room.take(sid)
         codes[movers[row]] = sid
 
@@ -272,90 +267,3 @@ def _earlier_twin_first(
     ordered = twin[by_twin]
     place = np.arange(len(twin)) - np.searchsorted(ordered, ordered)
     return by_twin[place < served[ordered]], columns[order]
-
-
-class FreeRoom:
-    """Which SIDs nobody has, for items that their prefix has no room for.
-
-    Only built when a prefix overflows.
-
-    Args:
-        quantised: codes and codebooks that say what an item's codes cost.
-        codes: ``(N, L)``, L at least 2.
-        taken: ``(M, L)`` distinct SIDs of items that are not among these.
-        overfull: the members of each overfull prefix; all its SIDs count as taken, theirs to share
-            out.
-        sizes: K of every level.
-    """
-
-    def __init__(
-        self,
-        quantised: Quantised,
-        codes: np.ndarray,
-        taken: np.ndarray,
-        overfull: list[np.ndarray],
-        sizes: list[int],
-    ) -> None:
-        self.quantised = quantised
-        self.sizes = sizes
-        self.used: Counter[Sid] = Counter()  # prefix of 0..L-2 codes -> SIDs taken below it
-        # prefix of L-2 codes -> pairs taken, k * K_L + k'
-        self.taken: defaultdict[Sid, list[int]] = defaultdict(list)
-        settled = np.ones(len(codes), bool)
-        settled[np.concatenate(overfull)] = False
-        full = {tuple(codes[members[0], :-1].tolist()) for members in overfull}
-        for sid in as_tuples(np.concatenate([codes[settled], taken])):
-            if sid[:-1] not in full:
-                self.take(sid)
-        for prefix in sorted(full):
-            for last in range(sizes[-1]):
-                self.take((*prefix, last))
-
-    def take(self, sid: Sid) -> None:
-        """Mark a free SID as taken."""
-        for depth in range(len(sid) - 1):
-            self.used[sid[:depth]] += 1
-        pair = sid[-2] * self.sizes[-1] + sid[-1]
-        self.taken[sid[:-2]].append(pair)
-
-    def has_room(self, prefix: Sid) -> bool:
-        """Whether a prefix of at most L-2 codes has a free SID below it."""
-        below = math.prod(self.sizes[len(prefix) :])
-        return self.used[prefix] < below
-
-    def cheapest(self, item: int) -> tuple[float, Sid]:
-        """``(squared error, SID)`` of the best free last codes under the nearest prefix.
-
-        The last two codes are chosen jointly. Only if everything under the item's first L-2 codes
-        is taken do codes further up change, as few as possible, each to the nearest code that has
-        room below it.
-        """
-        prefix = tuple(self.quantised.codes[item, :-2].tolist())
-        while not self.has_room(prefix):
-            prefix = prefix[:-1]
-        before = residual_before(self.quantised, len(prefix), np.array([item]))
-        residual = before[0].astype(np.float64)
-        while len(prefix) < len(self.sizes) - 2:
-            codebook = self.quantised.codebooks[len(prefix)]
-            distance = np.square(residual - codebook).sum(axis=1)
-            near = distance.argsort(kind="stable").tolist()
-            code = next(code for code in near if self.has_room((*prefix, code)))
-            prefix = (*prefix, code)
-            residual = residual - codebook[code]
-        first, second, between = self._last_two_levels
-        # ||r - a - b||^2 = ||r - a||^2 - 2 r.b + (||b||^2 + 2 a.b), whose last term no item changes
-        with_first = np.square(residual - first).sum(axis=1)  # (K_{L-1},)
-        with_second = 2 * (second @ residual)  # (K_L,)
-        error = with_first[:, None] - with_second + between  # (K_{L-1}, K_L)
-        error.ravel()[self.taken[prefix]] = np.inf
-        pair = int(error.argmin())
-        last_two = divmod(pair, self.sizes[-1])
-        return float(error.flat[pair]), (*prefix, *last_two)
-
-    @cached_property
-    def _last_two_levels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Both codebooks in float64, and ``(K_{L-1}, K_L)`` ``||b||^2 + 2 a.b`` of every pair."""
-        first = self.quantised.codebooks[-2].astype(np.float64)
-        second = self.quantised.codebooks[-1].astype(np.float64)
-        between = np.square(second).sum(axis=1) + 2 * first @ second.T
-        return first, second, between

@@ -21,7 +21,7 @@ def filled(value: float) -> nn.Module:
 
 def test_the_reference_moves_towards_the_policy_by_alpha_after_every_so_many_steps():
     policy, reference = filled(1.0), filled(0.0)
-    sync = SyncReference(lambda: policy, reference, every=2, alpha=0.25)
+    sync = SyncReference(policy, reference, every=2, alpha=0.25)
     found = []
     for step in range(1, 7):
         sync.on_step_end(None, SimpleNamespace(global_step=step), None)

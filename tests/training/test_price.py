@@ -67,6 +67,12 @@ def test_weights_operations_and_states_of_a_model_are_those_counted_by_hand():
     assert price.operations(weights, 10, passes=2) == 10 * body * 10
     states, _ = price.memory(model, weights, 1, bf16=False, checkpointing=False, copies=1)
     assert states == 4 * 5 * weights.total  # weights, a reference, gradients and two moments
+    # Four processes share all of it, and each has a copy that decodes
+    for bf16, size in ((False, 4), (True, 2)):
+        shared, _ = price.memory(
+            model, weights, 1, bf16=bf16, checkpointing=False, copies=1, shards=4
+        )
+        assert shared == (4 * 5 / 4 + size) * weights.total
     model.requires_grad_(False)
     model.get_input_embeddings().weight.requires_grad_(True)
     frozen = price.count_weights(model)
