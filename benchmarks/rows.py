@@ -21,9 +21,10 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import workload as w
-from minionerec.catalogue.prompts import TEMPLATES, Renderer
+from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import mixture
 from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.templates import TEMPLATES
 from minionerec.errors import one_line_errors
 from minionerec.experiment.settings import SFTSettings
 

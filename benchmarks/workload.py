@@ -28,10 +28,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from minionerec.catalogue.prompts import TEMPLATES, Renderer
+from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import Samples, build_samples
 from minionerec.catalogue.sids import SidTable
 from minionerec.catalogue.sources import embedded
+from minionerec.catalogue.templates import TEMPLATES
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.model.tree_attention import enable_trees

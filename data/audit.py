@@ -25,21 +25,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.catalogue.prompts import load_template
 from minionerec.catalogue.samples import load_samples
 from minionerec.catalogue.sids import LEVELS
+from minionerec.catalogue.templates import load_template
 from minionerec.errors import one_line_errors
 from minionerec.evaluation.audit_checks import audit
 from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts
 from minionerec.experiment.choices import TASKS
 from minionerec.experiment.commit import committed
 from minionerec.experiment.config import read_command_line
-from minionerec.experiment.files import load_array, remove, write_json
+from minionerec.experiment.files import map_array, remove, write_json
 from minionerec.experiment.lineage import is_done, open_stage
 from minionerec.experiment.lock import locked
 from minionerec.experiment.manifest import read_manifest
@@ -86,15 +85,15 @@ def write_audit(experiment: Experiment, path: Path) -> None:
 def read_evidence(experiment: Experiment, sources: dict[str, Path]) -> Evidence:
     """Everything that the checks look at."""
     samples = load_samples(sources["data"], experiment.data.max_history)
-    interactions = pd.read_parquet(
-        sources["data"] / "interactions.parquet",
-        columns=["user_id", "item_id", "timestamp", "split"],
-    )
+    # Texts as numbers of the distinct ones: an object for each cell would be gigabytes
+    texts = ["user_id", "item_id", "split"]
+    file = sources["data"] / "interactions.parquet"
+    table = pq.read_table(file, columns=[*texts, "timestamp"], read_dictionary=texts)
+    interactions = table.unify_dictionaries().to_pandas()
     split_rule = json.loads((sources["data"] / "stats.json").read_text(encoding="utf-8"))["split"]
     embeddings = None
     if "sids" in sources:
-        embeddings = load_array(sources["sids"] / "embeddings.npy")
-        embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        embeddings = map_array(sources["sids"] / "embeddings.npy")
     prompts = (
         read_prompts(experiment, sources["sft"]) if {"sids", "sft"} <= sources.keys() else None
     )

@@ -135,7 +135,13 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
     )
     if stage_path(experiment, "sids").exists():
         return experiment
-    rng = random.Random(0)
+    write_tiny_data(experiment, title)
+    write_tiny_sids(experiment)
+    return experiment
+
+
+def write_tiny_data(experiment: Experiment, title: str) -> None:
+    """The ``data`` stage of ``tiny_run``: four purchases in five go to the next item."""
     items = pd.DataFrame(
         {
             "item_id": [f"i{n}" for n in range(24)],
@@ -145,6 +151,7 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
             "categories": [[] for _ in range(24)],
         }
     )
+    rng = random.Random(0)
     rows = []
     for user in range(40):
         item = rng.randrange(24)
@@ -174,9 +181,15 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
                 ),
             },
         )
+
+
+def write_tiny_sids(experiment: Experiment) -> None:
+    """The ``sids`` stage of ``tiny_run``: item n has the codes n % 8 and n // 8."""
     sids = {f"i{n}": [n % 8, n // 8] for n in range(24)}
     sids_dir = stage_path(experiment, "sids")
-    with committed(sids_dir, "sids", settings_of(experiment, "sids"), [opened(data)]) as staging:
+    with committed(
+        sids_dir, "sids", settings_of(experiment, "sids"), [opened(stage_path(experiment, "data"))]
+    ) as staging:
         write_json(
             staging / "sids.json", {"sids": sids, "codebook_sizes": [8, 8], "method": "test"}
         )
@@ -198,7 +211,6 @@ def tiny_run(folder: Path, title: str = "thing", **sections) -> Experiment:
             staging / "embeddings.npy",
             np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32),
         )
-    return experiment
 
 
 def weights_digest(folder: Path) -> str:

@@ -104,6 +104,10 @@ class SampleList(Sequence[Sample]):
         """``(S,)`` item indexes."""
         return self.log.items[self.places]
 
+    def times(self) -> np.ndarray:
+        """``(S,)`` times of the targets."""
+        return self.log.timestamps[self.places]
+
     def histories(self) -> IntLists:
         """What came before each target."""
         first = self.log.starts[self.users()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from minionerec.catalogue.item_text import item_texts, shown_parts
-from minionerec.catalogue.prompts import Renderer, Template
+from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import (
     Sample,
     Samples,
@@ -22,6 +23,7 @@ from minionerec.catalogue.samples import (
     window_samples,
 )
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
+from minionerec.catalogue.templates import Template
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.experiment.files import load_array
@@ -96,7 +98,7 @@ class Catalogue:
             )
         return [self._index[item_id] for item_id in item_ids]
 
-    def texts(self) -> list[str]:
+    def texts(self) -> Iterator[str]:
         """All that prompts may show of every item: what a scratch tokenizer learns from."""
         return texts(self.items, self.experiment.sids.text)
 
@@ -146,16 +148,14 @@ def load_catalogue(
     return samples, load_sids(sids_dir / SIDS_FILE, samples.item_ids)
 
 
-def texts(items: pd.DataFrame, parts: Sequence[str] = ("title", "description")) -> list[str]:
+def texts(items: pd.DataFrame, parts: Sequence[str] = ("title", "description")) -> Iterator[str]:
     """What a scratch tokenizer learns from; ``parts`` is ``sids.text``."""
-    found = []
     added = [part for part in shown_parts(parts) if part != "title"]
-    further = item_texts(items, added) if added else [""] * len(items)
+    further = item_texts(items, added) if added else itertools.repeat("", len(items))
     columns = (items["title"], items["description"], further)
     for title, description, more in zip(*columns, strict=True):
         text = f"{title}\n{description}"
-        found.append(f"{text}\n{more}" if more else text)
-    return found
+        yield f"{text}\n{more}" if more else text
 
 
 def renderer(

@@ -6,11 +6,13 @@ description, which has a task of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from minionerec.catalogue.compact import MadeOnRead
+from minionerec.catalogue.sources.columns import BLOCK
 from minionerec.catalogue.sources.text import clean_text
 
 
@@ -33,6 +35,31 @@ def item_texts(
         written = [part_text(value) for value in values]
         texts.append(clean_text(" ".join(text for text in written if text)))
     return texts
+
+
+class Stripped(MadeOnRead[str]):
+    """The texts of a column without blanks around them; none is a Python object before it is read.
+
+    >>> list(Stripped(pd.Series([" Heat", "Toy Story"])))
+    ['Heat', 'Toy Story']
+    """
+
+    def __init__(self, column: pd.Series):
+        self._texts = column.array
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return len(self._texts)
+
+    def entry(self, number: int) -> str:
+        """One text."""
+        return self._texts[number].strip()
+
+    def __iter__(self) -> Iterator[str]:
+        """One text after the other."""
+        for start in range(0, len(self), BLOCK):
+            for text in self._texts[start : start + BLOCK].tolist():
+                yield text.strip()
 
 
 def part_text(value: Any) -> str:

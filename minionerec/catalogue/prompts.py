@@ -1,6 +1,7 @@
-"""The one place where prompts are worded.
+"""The one place where prompts are made.
 
-SFT, RL, evaluation and serving all render through ``Renderer``.
+SFT, RL, evaluation and serving all render through ``Renderer``; the wording is that of a template
+(``minionerec/catalogue/templates.py``).
 
 A prompt is ``before + content + after`` with ``content`` the history or the one item shown. Its
 token ids are those of one tokenizer call on the whole text, yet every piece (wording, SID, title)
@@ -12,26 +13,23 @@ wording can leak the target (the reference appends the answer to its title -> SI
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, lru_cache
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from minionerec.catalogue.compact import IntLists, IntRows
-from minionerec.catalogue.item_text import item_texts
-from minionerec.catalogue.sources.text import LONE_SURROGATE
+from minionerec.catalogue.item_text import Stripped, item_texts
+from minionerec.catalogue.templates import Template
 from minionerec.errors import UserError
-from minionerec.experiment.choices import TASKS
-from minionerec.experiment.files import read_json
+from minionerec.experiment.shared import made_once
 
-TEMPLATE_FILE = "prompt_template.json"
 MAX_DESCRIPTION_TOKENS = 128  # the part of a description that a prompt shows
+SEQUENCE_TASKS = ("sid_to_sid", "sids_to_title", "titles_to_sid")  # that show several items
 TEXTS_AT_ONCE = 4096  # that are tokenised together
 KEPT_PIECES = 200_000  # of SIDs, as lists
 CHECKED_PROMPTS = (
@@ -39,110 +37,15 @@ CHECKED_PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Template:
-    """Wording of all tasks; travels with every checkpoint."""
+class ItemPieces(NamedTuple):
+    """Which pieces of all items are meant: tasks share them."""
 
-    name: str
-    before: dict[str, str]  # task -> text in front of the content
-    after: dict[str, str]  # task -> text behind the content
-    sid_separator: str
-    title_separator: str
+    kind: str  # name, description, or completion: the title that a model must write
+    lead: str = ""  # in front of an item's text
+    tail: str = ""  # and behind it
 
 
-def _alpaca(instruction: str, label: str) -> tuple[str, str]:
-    """Instruction, input, response: the three-part layout of the paper's prompts."""
-    return f"### Instruction:\n{instruction}\n\n### Input:\n{label}: ", "\n\n### Response:\n"
-
-
-_ALPACA = {
-    "sid_to_sid": _alpaca(
-        "A user has interacted with these items in order. Predict the next item.", "Items"
-    ),
-    "sid_to_title": _alpaca("Give the title of this item.", "Item"),
-    "title_to_sid": _alpaca("Give the item that has this title.", "Title"),
-    "sids_to_title": _alpaca(
-        "A user has interacted with these items in order. Predict the title of the next item.",
-        "Items",
-    ),
-    "titles_to_sid": _alpaca(
-        "A user has interacted with items of these titles in order. Predict the next item.",
-        "Titles",
-    ),
-    "description_to_sid": _alpaca("Give the item that this text describes.", "Description"),
-}
-# The markers come first and nothing follows a history of SIDs, so that a user's earlier prompt is a
-# prefix of the later one.
-_COMPACT = {
-    "sid_to_sid": ("", ""),
-    "sid_to_title": ("item:", " title:"),
-    "title_to_sid": ("title: ", " item:"),
-    "sids_to_title": ("history:", " title:"),
-    "titles_to_sid": ("titles: ", " item:"),
-    "description_to_sid": ("text: ", " item:"),
-}
-
-
-def _template(
-    name: str, wording: dict[str, tuple[str, str]], sid_separator: str, title_separator: str
-) -> Template:
-    before, after = ({task: pair[i] for task, pair in wording.items()} for i in (0, 1))
-    return Template(name, before, after, sid_separator, title_separator)
-
-
-TEMPLATES = {
-    "alpaca": _template("alpaca", _ALPACA, ", ", "; "),
-    "compact": _template("compact", _COMPACT, "", "; "),
-}
-
-
-def save_template(template: Template, directory: Path) -> None:
-    """Write the wording beside the weights."""
-    (directory / TEMPLATE_FILE).write_text(json.dumps(asdict(template), indent=1))
-
-
-def load_template(directory: Path, default: str) -> Template:
-    """The wording a checkpoint was trained with, or the named one for a foreign checkpoint.
-
-    Raises:
-        UserError: the file is not a template.
-    """
-    file = directory / TEMPLATE_FILE
-    if not file.is_file():
-        return TEMPLATES[default]
-    try:
-        content = read_json(file.read_text(encoding="utf-8"))
-        problem = _problem(content)
-    except RecursionError:
-        problem = "it is nested too deeply"
-    except ValueError as error:
-        problem = f"{type(error).__name__}: {error}"
-    if problem:
-        raise UserError(
-            f"{file}: is not a prompt template ({problem}); train this checkpoint again"
-        )
-    return Template(**content)
-
-
-def _problem(content: Any) -> str:
-    """What keeps the content of a file from being a template; "" if nothing does."""
-    if not isinstance(content, dict):
-        return f"got a {type(content).__name__}, expected an object"
-    wanted = [field.name for field in fields(Template)]
-    if content.keys() != set(wanted):
-        return f"its keys are {', '.join(content)}, expected {', '.join(wanted)}"
-    texts = {name: content[name] for name in ("name", "sid_separator", "title_separator")}
-    for place in ("before", "after"):
-        wording = content[place]
-        if not isinstance(wording, dict) or wording.keys() != set(TASKS):
-            return f"{place}: expected a text for each of {', '.join(TASKS)}"
-        texts |= {f"{place}.{task}": text for task, text in wording.items()}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            return f"{name}: got a {type(text).__name__}, expected a text"
-        if LONE_SURROGATE.search(text):
-            return f"{name}: holds half of a character (a lone surrogate)"
-    return ""
+COMPLETIONS = ItemPieces("completion")
 
 
 class Renderer:
@@ -183,11 +86,36 @@ class Renderer:
             self._bos = self._eos
         self._pieces = cache(self._tokenize_pieces)
         self._pieces_are_exact = cache(self._check_pieces)
-        self._item_pieces = cache(self._tokenize_item_pieces)
+        self._of_items: dict[ItemPieces, IntLists] = {}
         self._longest_completion = cache(self._find_longest_completion)
         # A large catalogue's SIDs stay one table; lists are made of those that are asked for
         self._sid_piece = lru_cache(KEPT_PIECES)(self._make_sid_piece)
         self._sid_completion = lru_cache(KEPT_PIECES)(self._make_sid_completion)
+
+    def prepare(self, tasks: Iterable[str]) -> None:
+        """Tokenise what rows of these tasks show of items, for all processes of a machine at once.
+
+        All processes of a launch ask together; without it each tokenises what it comes across.
+        """
+        wanted: dict[ItemPieces, None] = {}  # tasks share many
+        for task in tasks:
+            if task.endswith("title"):
+                wanted[COMPLETIONS] = None
+            if self._shows_texts(task):
+                for place in ("middle", "last") if task in SEQUENCE_TASKS else ("last",):
+                    wanted[self._item_pieces_of(task, place)] = None
+        missing = [pieces for pieces in wanted if pieces not in self._of_items]
+
+        def arrays() -> list[np.ndarray]:
+            found = []
+            for pieces in missing:
+                lists = self._tokenize_item_pieces(pieces)
+                found += [lists.flat, lists.starts]
+            return found
+
+        made = made_once(arrays)
+        for number, pieces in enumerate(missing):
+            self._of_items[pieces] = IntLists(made[2 * number], made[2 * number + 1])
 
     def has_description(self, item: int) -> bool:
         """Whether ``description_to_sid`` has anything to show for this item."""
@@ -198,12 +126,11 @@ class Renderer:
 
         ``prompt`` is its token ids behind the start token, if there is one.
         """
-        texts = self._texts(task)
-        content = (
-            [texts[item] for item in shown]
-            if texts
-            else ["".join(self._sid_tokens(item)) for item in shown]
-        )
+        if self._shows_texts(task):
+            texts = self._texts(task)
+            content = [texts[item] for item in shown]
+        else:
+            content = ["".join(self._sid_tokens(item)) for item in shown]
         return (
             self.template.before[task]
             + self._separator(task).join(content)
@@ -256,11 +183,11 @@ class Renderer:
         The list is shared: do not change it.
         """
         if task.endswith("title"):
-            return self._title_completions[target]
+            return self._pieces_of_items(COMPLETIONS)[target]
         return self._sid_completion(target)
 
     def _whole(self, task: str, shown: Sequence[int]) -> list[int]:
-        return self._bos + self._encode(self.text(task, shown), as_text=bool(self._texts(task)))
+        return self._bos + self._encode(self.text(task, shown), as_text=self._shows_texts(task))
 
     def _from_pieces(self, task: str, shown: Sequence[int], room: int) -> list[int]:
         """The prompt put together from pieces, without the oldest items if they do not fit."""
@@ -295,19 +222,32 @@ class Renderer:
 
         A space in front of an item's text belongs to the item's piece.
         """
-        before, separator, texts = (
-            self.template.before[task],
-            self._separator(task),
-            self._texts(task),
-        )
-        lead = " " if texts and before.endswith(" ") and separator.endswith(" ") else ""
         if place == "before":
-            ids = self._bos + self._encode(before.removesuffix(lead), as_text=bool(texts))
-            return IntLists.of([ids])
-        tail = self.template.after[task] if place == "last" else separator.removesuffix(lead)
-        if texts:
-            return self._item_pieces(task == "description_to_sid", lead, tail)
-        return self._tokenize_behind(self._sid_tokens(0)[-1], [tail], False)
+            wording = self.template.before[task].removesuffix(self._lead(task))
+            return IntLists.of([self._bos + self._encode(wording, self._shows_texts(task))])
+        if self._shows_texts(task):
+            return self._pieces_of_items(self._item_pieces_of(task, place))
+        return self._tokenize_behind(self._sid_tokens(0)[-1], [self._tail(task, place)], False)
+
+    def _lead(self, task: str) -> str:
+        """What a piece begins with in front of an item's text."""
+        spaces = self.template.before[task].endswith(" ") and self._separator(task).endswith(" ")
+        return " " if spaces and self._shows_texts(task) else ""
+
+    def _tail(self, task: str, place: str) -> str:
+        """What follows an item in its piece."""
+        if place == "last":
+            return self.template.after[task]
+        return self._separator(task).removesuffix(self._lead(task))
+
+    def _item_pieces_of(self, task: str, place: str) -> ItemPieces:
+        kind = "description" if task == "description_to_sid" else "name"
+        return ItemPieces(kind, self._lead(task), self._tail(task, place))
+
+    def _pieces_of_items(self, pieces: ItemPieces) -> IntLists:
+        if pieces not in self._of_items:
+            self._of_items[pieces] = self._tokenize_item_pieces(pieces)
+        return self._of_items[pieces]
 
     def _check_pieces(self, task: str) -> bool:
         """Whether pieces give the ids of the whole text, tried on prompts from everywhere.
@@ -315,7 +255,7 @@ class Renderer:
         False for wording that leaves no place to cut and for tokenizers that merge across spaces:
             their prompts are tokenised whole.
         """
-        several = 4 if task in ("sid_to_sid", "sids_to_title", "titles_to_sid") else 1
+        several = 4 if task in SEQUENCE_TASKS else 1
         items = range(0, len(self._sids), max(1, len(self._sids) // (CHECKED_PROMPTS * several)))
         prompts = [items[i : i + several] for i in range(0, len(items), several)][:CHECKED_PROMPTS]
         return all(
@@ -323,10 +263,13 @@ class Renderer:
             for shown in prompts
         )
 
-    def _tokenize_item_pieces(self, of_descriptions: bool, lead: str, tail: str) -> IntLists:
-        """Every item's text between what stands before and behind it; tasks share them."""
-        texts = self._shortened if of_descriptions else self._named
-        return self._tokenize_behind("x", (f"{lead}{text}{tail}" for text in texts), True)
+    def _tokenize_item_pieces(self, pieces: ItemPieces) -> IntLists:
+        """Every item's text between what stands before and behind it."""
+        if pieces == COMPLETIONS:
+            return IntLists.of(ids + self._eos for ids in self._encoded(self._titles, as_text=True))
+        texts = self._shortened if pieces.kind == "description" else self._named
+        between = (f"{pieces.lead}{text}{pieces.tail}" for text in texts)
+        return self._tokenize_behind("x", between, True)
 
     def _tokenize_behind(self, start: str, texts: Iterable[str], as_text: bool) -> IntLists:
         """Texts as they are tokenised inside a prompt.
@@ -338,13 +281,9 @@ class Renderer:
             ids[skip:] for ids in self._encoded((start + text for text in texts), as_text)
         )
 
-    @cached_property
-    def _title_completions(self) -> IntLists:
-        return IntLists.of(ids + self._eos for ids in self._encoded(self._titles, as_text=True))
-
     def _find_longest_completion(self, of_titles: bool) -> int:
         if of_titles:
-            return self._title_completions.longest()
+            return self._pieces_of_items(COMPLETIONS).longest()
         return self._sids.table.shape[1] + len(self._eos)
 
     def _encoded(self, texts: Iterable[str], as_text: bool) -> Iterator[list[int]]:
@@ -383,10 +322,12 @@ class Renderer:
             self.template.sid_separator if task.startswith("sid") else self.template.title_separator
         )
 
-    def _texts(self, task: str) -> list[str]:
-        """What a task shows of each item; empty for the tasks that show SIDs."""
-        if task.startswith("sid"):
-            return []
+    def _shows_texts(self, task: str) -> bool:
+        """Whether a task shows texts of items, not their SIDs."""
+        return not task.startswith("sid")
+
+    def _texts(self, task: str) -> Sequence[str]:
+        """What a task that shows texts shows of each item."""
         return self._shortened if task == "description_to_sid" else self._named
 
     def _sid_tokens(self, item: int) -> list[str]:
@@ -395,18 +336,18 @@ class Renderer:
     # Texts are made when a task first shows them: a search over SIDs never does
 
     @cached_property
-    def _titles(self) -> list[str]:
-        return [text.strip() for text in self._items["title"].tolist()]
+    def _titles(self) -> Stripped:
+        return Stripped(self._items["title"])
 
     @cached_property
-    def _named(self) -> list[str]:
+    def _named(self) -> Sequence[str]:
         """What stands for an item where a prompt names it."""
         # Of the title alone the text as it is: it was cleaned when it was prepared
         return self._titles if len(self._shown) == 1 else item_texts(self._items, self._shown)
 
     @cached_property
-    def _descriptions(self) -> list[str]:
-        return [text.strip() for text in self._items["description"].tolist()]
+    def _descriptions(self) -> Stripped:
+        return Stripped(self._items["description"])
 
     @cached_property
     def _shortened(self) -> list[str]:

@@ -174,6 +174,7 @@ def mixture(
     rng = np.random.default_rng(seed)
     # Rows of codes are no rows of items (minionerec/training/code_words.py)
     tasks = [task for task, share in shares.items() if share and task not in CODE_TASKS]
+    renderer.prepare(tasks)
     parts: list[tuple[str, Sequence[int] | np.ndarray]] = []
     for task in tasks:
         found = numbers_of(task, samples, renderer, num_items)

@@ -58,7 +58,7 @@ def concentration(evidence: Evidence) -> Check:
 def ties(evidence: Evidence) -> Check:
     """Targets whose place after the history is an accident of the file: the time is the same."""
     rows = evidence.interactions
-    before = rows.groupby("user_id", sort=False)["timestamp"].shift()
+    before = rows.groupby("user_id", sort=False, observed=True)["timestamp"].shift()
     tied = (rows["timestamp"] == before).to_numpy()
     later = before.notna().to_numpy()  # not the user's first interaction
     test = later & (rows["split"] == "test").to_numpy()

@@ -5,17 +5,18 @@ Shapes: N items, n interactions in global order, B test rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.prompts import Template
-from minionerec.catalogue.samples import Sample, Samples, train_counts
-
-ROWS_AT_ONCE = 512  # of dense (rows, N) blocks: bounds memory
+from minionerec.catalogue.compact import IntLists, SampleList
+from minionerec.catalogue.samples import Samples, train_counts
+from minionerec.catalogue.templates import Template
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,46 @@ class Evidence:
     samples: Samples  # histories as prompts show them
     interactions: pd.DataFrame  # user_id, item_id, timestamp, split; (n,) rows in global order
     split_rule: str  # data.split: global_time, leave_one_out, own
-    embeddings: np.ndarray | None  # (N, D), rows of length 1
+    embeddings: np.ndarray | None  # (N, D)
     prompts: Prompts | None  # None until a checkpoint brings a tokenizer
 
-    @property
-    def test(self) -> Sequence[Sample]:
-        """The rows that the numbers will be about."""
-        return self.samples.splits["test"]
+    def rows(self, split: str) -> SampleList:
+        """The samples of a split as arrays, as ``samples.load_samples`` reads them.
 
-    @property
+        Raises:
+            TypeError: they are a list of samples.
+        """
+        rows = self.samples.splits[split]
+        if not isinstance(rows, SampleList):
+            raise TypeError(f"{split}: got a {type(rows).__name__}, expected a SampleList")
+        return rows
+
+    @cached_property
+    def test(self) -> SampleList:
+        """The rows that the numbers will be about."""
+        return self.rows("test")
+
+    @cached_property
     def targets(self) -> np.ndarray:
         """(B,) item indexes of the test targets."""
-        return np.array([sample.target for sample in self.test])
+        return self.test.targets()
 
-    @property
+    @cached_property
+    def histories(self) -> IntLists:
+        """What came before each test target."""
+        return self.test.histories()
+
+    @cached_property
+    def last(self) -> np.ndarray:
+        """(B,) the latest item of each history."""
+        return self.histories.flat[self.histories.starts[1:] - 1]
+
+    @cached_property
+    def title_keys(self) -> np.ndarray:
+        """(N,) a number per item; items whose titles have the same words have the same."""
+        return pd.factorize(self.samples.items["title"].map(title_key))[0]
+
+    @cached_property
     def train_counts(self) -> np.ndarray:
         """(N,) train interactions of each item."""
         return train_counts(self.samples.train_sequences, len(self.samples.items))
@@ -74,3 +101,12 @@ def grade(value: float, ok: float, problem: float) -> str:
     if value <= ok:
         return "ok"
     return "problem" if value > problem else "look"
+
+
+def title_key(title: str) -> str:
+    """A title's words, without case and punctuation.
+
+    >>> title_key('Bolt, M3 (10-pack)') == title_key('bolt m3 10 PACK')
+    True
+    """
+    return " ".join(re.findall(r"\w+", title.casefold()))

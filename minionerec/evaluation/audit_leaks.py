@@ -5,30 +5,35 @@ Shapes: N items, B test rows, P pairs of items, D width of an embedding.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from minionerec.catalogue.samples import Sample, fixed_subset
-from minionerec.evaluation.audit_evidence import ROWS_AT_ONCE, Check, Evidence, Prompts, grade
+from minionerec.catalogue.compact import SampleList
+from minionerec.catalogue.samples import fixed_subset
+from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts, grade
 
 SEQUENCE_TASKS = ("sid_to_sid", "sids_to_title", "titles_to_sid")
 NEAR = 0.95  # cosine above which two items count as the same thing listed twice
+NEAR_ROWS = (
+    10_000  # test rows whose targets are compared with all of train; each takes N D products
+)
+ITEMS_AT_ONCE = 4_096  # whose embeddings are looked at together: bounds memory
 PROMPTS = 2_000  # samples per sequence task, and items per item task, whose prompts are rendered
 
 
 def rows_in_train(evidence: Evidence) -> Check:
     """Held-out rows that training shows word for word."""
-    known = {(row.user_id, row.history, row.target) for row in evidence.samples.splits["train"]}
+    train = evidence.rows("train")
+    num_items = len(evidence.samples.items)
     found = {}
     sentences = []
     share = 0.0
     for name in ("valid", "test"):
-        rows = evidence.samples.splits[name]
-        found[name] = sum((row.user_id, row.history, row.target) in known for row in rows)
+        rows = evidence.rows(name)
+        found[name] = word_for_word(train, rows, num_items)
         sentences.append(f"{found[name]:,} of {len(rows):,} {name} rows")
         share = max(share, found[name] / max(len(rows), 1))
     return Check(
@@ -47,15 +52,33 @@ def rows_in_train(evidence: Evidence) -> Check:
     )
 
 
+def word_for_word(train: SampleList, rows: SampleList, num_items: int) -> int:
+    """How many of some rows a train row has too: user, history and target."""
+    in_train = train.users().astype(np.int64) * num_items + train.targets()
+    asked = rows.users().astype(np.int64) * num_items + rows.targets()
+    # Few rows have a target that their user had in train: only theirs are compared whole
+    same_target = np.flatnonzero(np.isin(in_train, asked))
+    known = set()
+    for row in SampleList(train.log, train.places[same_target]):
+        known.add((row.user_id, row.history, row.target))
+    likely = np.flatnonzero(np.isin(asked, in_train[same_target]))
+    found = 0
+    for row in SampleList(rows.log, rows.places[likely]):
+        found += (row.user_id, row.history, row.target) in known
+    return found
+
+
 def time_order(evidence: Evidence) -> Check:
     """Train interactions after a held-out one of the same user, by place and by time."""
     rows = evidence.interactions
     held_out = rows["split"].to_numpy() != "train"  # (n,)
     users = rows["user_id"]
     # By place: some interaction of the user so far was held out.
-    so_far = rows.assign(held=held_out).groupby("user_id", sort=False)["held"].cummax().to_numpy()
+    of_user = rows.assign(held=held_out).groupby("user_id", sort=False, observed=True)
+    so_far = of_user["held"].cummax().to_numpy()
     # By time: later than the user's first held-out one, NaN where there is none.
-    first = rows["timestamp"].where(held_out).groupby(users).transform("min").to_numpy()
+    held_out_times = rows["timestamp"].where(held_out)
+    first = held_out_times.groupby(users, observed=True).transform("min").to_numpy()
     later = rows["timestamp"].to_numpy() > first
     figures = {
         "by_place": int((so_far & ~held_out).sum()),
@@ -78,7 +101,7 @@ def future_in_train(evidence: Evidence) -> Check:
     """What training knows of the time after the first test target."""
     rows = evidence.interactions
     train = rows.loc[rows["split"] == "train", "timestamp"].to_numpy()
-    test = np.array([sample.timestamp for sample in evidence.test])
+    test = evidence.test.times()
     later = float((train > test.min()).mean())
     earlier = float((test < train.max()).mean())
     verdict = "ok"
@@ -112,17 +135,18 @@ def future_in_train(evidence: Evidence) -> Check:
 
 def near_duplicates(evidence: Evidence) -> Check:
     """Test targets that stand in the history, or in train, as another listing of the same thing."""
-    targets = evidence.targets  # (B,)
+    rows = np.array(fixed_subset(range(len(evidence.test)), NEAR_ROWS, seed=0))
+    targets = evidence.targets[rows]  # (R,) of the R rows that are looked at
     counts = evidence.train_counts  # (N,)
-    lengths = [len(sample.history) for sample in evidence.test]
-    rows = np.repeat(np.arange(len(targets)), lengths)  # the row of each shown item
-    shown = np.array([item for sample in evidence.test for item in sample.history])
-    in_history = np.zeros(len(targets), bool)
-    in_history[rows[are_near(evidence, shown, targets[rows])]] = True
+    histories = evidence.histories.take(rows)
+    owners = histories.owners()  # the row of each shown item
+    in_history = np.zeros(len(rows), bool)
+    in_history[owners[are_near(evidence, histories.flat, targets[owners])]] = True
     distinct, of_row = np.unique(targets, return_inverse=True)
     in_train = have_near_one(evidence, distinct, np.flatnonzero(counts))[of_row]
     cold = counts[targets] == 0
     figures = {
+        "rows": len(rows),
         "in_history": float(in_history.mean()),
         "in_train": float(in_train.mean()),
         "cold_rows": int(cold.sum()),
@@ -132,11 +156,14 @@ def near_duplicates(evidence: Evidence) -> Check:
     rule = "same words in the title; no embeddings yet"
     if figures["by_embedding"]:
         rule = f"same words in the title, or a cosine above {NEAR}"
+    of_which = "the test targets"
+    if len(rows) < len(evidence.test):
+        of_which = f"{len(rows):,} test targets drawn"
     return Check(
         name="near-duplicates of the target",
         verdict=grade(figures["in_history"], 0.01, 0.1),
         found=(
-            f"{figures['in_history']:.1%} of the test targets have another item in the history "
+            f"{figures['in_history']:.1%} of {of_which} have another item in the history "
             f"that is nearly the same ({rule}), {figures['in_train']:.1%} have one in train "
             f"({figures['cold_with_one_in_train']:,} of the {figures['cold_rows']:,} cold ones)"
         ),
@@ -154,45 +181,37 @@ def are_near(evidence: Evidence, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Different items, with the same title words or with embeddings closer than ``NEAR``.
     """
-    keys = title_keys(evidence)
+    keys = evidence.title_keys
     near = keys[a] == keys[b]
     embeddings = evidence.embeddings
     if embeddings is not None:
-        step = 8 * ROWS_AT_ONCE
-        for start in range(0, len(a), step):
-            block = slice(start, start + step)
-            cosine = np.einsum("pd,pd->p", embeddings[a[block]], embeddings[b[block]])
+        for start in range(0, len(a), ITEMS_AT_ONCE):
+            block = slice(start, start + ITEMS_AT_ONCE)
+            pairs = (unit(embeddings[a[block]]), unit(embeddings[b[block]]))
+            cosine = np.einsum("pd,pd->p", *pairs)
             near[block] |= cosine > NEAR
     return near & (a != b)
 
 
 def have_near_one(evidence: Evidence, items: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Whether each of ``items`` has a near-duplicate, itself aside, among ``others``."""
-    keys = title_keys(evidence)
+    keys = evidence.title_keys
     with_key = np.bincount(keys[others], minlength=keys.max() + 1)  # of the others
     found = with_key[keys[items]] > np.isin(items, others)
     embeddings = evidence.embeddings
     if embeddings is not None:
-        for start in range(0, len(items), ROWS_AT_ONCE):
-            block = items[start : start + ROWS_AT_ONCE]
-            close = embeddings[block] @ embeddings[others].T > NEAR
-            close &= block[:, None] != others
-            found[start : start + ROWS_AT_ONCE] |= close.any(axis=1)
+        own = unit(embeddings[items])
+        for start in range(0, len(others), ITEMS_AT_ONCE):
+            block = others[start : start + ITEMS_AT_ONCE]
+            close = own @ unit(embeddings[block]).T > NEAR
+            close &= items[:, None] != block
+            found |= close.any(axis=1)
     return found
 
 
-def title_keys(evidence: Evidence) -> np.ndarray:
-    """(N,) a number per item; items whose titles have the same words have the same."""
-    return pd.factorize(evidence.samples.items["title"].map(title_key))[0]
-
-
-def title_key(title: str) -> str:
-    """A title's words, without case and punctuation.
-
-    >>> title_key('Bolt, M3 (10-pack)') == title_key('bolt m3 10 PACK')
-    True
-    """
-    return " ".join(re.findall(r"\w+", title.casefold()))
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -257,9 +276,8 @@ def leaks_of_task(evidence: Evidence, prompts: Prompts, task: str) -> tuple[int,
 def questions(evidence: Evidence, task: str) -> Iterator[tuple[Sequence[int], int]]:
     """What a task's prompts show, and the item that they ask for; ``PROMPTS`` of them."""
     if task in SEQUENCE_TASKS:
-        rows: list[Sample] = []
-        for split in evidence.samples.splits.values():
-            rows += split
+        places = [evidence.rows(split).places for split in evidence.samples.splits]
+        rows = SampleList(evidence.test.log, np.concatenate(places))
         for row in fixed_subset(rows, PROMPTS, seed=0):
             yield row.history, row.target
     else:

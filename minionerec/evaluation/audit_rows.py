@@ -6,12 +6,14 @@ Shapes: N items, B test rows.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sparse
 
+from minionerec.catalogue.compact import IntLists
 from minionerec.catalogue.split import quantiles
 from minionerec.evaluation.audit_evidence import Check, Evidence, grade
-from minionerec.rankers.item_matrices import matrix_scores, transition_counts
-from minionerec.rankers.rules import repeat_scores
+from minionerec.rankers.item_matrices import matrix_head, matrix_scores, transition_counts
+from minionerec.rankers.rules import HEAD_OF_TEN, repeat_scores
 from minionerec.rankers.scores import popularity_order
 from minionerec.rankers.sparse_scores import places_of, target_ranks
 
@@ -21,8 +23,10 @@ from minionerec.rankers.sparse_scores import places_of, target_ranks
 
 def repeats(evidence: Evidence) -> Check:
     """Targets that the user had before."""
-    shown = np.mean([sample.target in sample.history for sample in evidence.test])
-    last = np.mean([sample.history[-1] == sample.target for sample in evidence.test])
+    owners = evidence.histories.owners()  # the row of each shown item
+    again = evidence.histories.flat == evidence.targets[owners]
+    shown = (np.bincount(owners[again], minlength=len(evidence.targets)) > 0).mean()
+    last = (evidence.last == evidence.targets).mean()
     rows = evidence.interactions
     anew = ~rows.duplicated(["user_id", "item_id"]).to_numpy()  # the user's first of this item
     later = rows.duplicated("user_id").to_numpy()  # not the user's first interaction
@@ -78,9 +82,10 @@ def cold_targets(evidence: Evidence) -> Check:
 def users_without_train(evidence: Evidence) -> Check:
     """Test users of whom training has nothing."""
     rows = evidence.interactions
-    users = {sample.user_id for sample in evidence.test}
-    known = set(rows.loc[rows["split"] == "train", "user_id"])
-    without = len(users - known)
+    tested = np.unique(evidence.test.users()).tolist()
+    users = pd.Index([evidence.test.log.user_ids[user] for user in tested])
+    known = rows.loc[rows["split"] == "train", "user_id"].unique()
+    without = int((~users.isin(known)).sum())
     share = without / len(users)
     return Check(
         name="test users without train",
@@ -96,7 +101,7 @@ def users_without_train(evidence: Evidence) -> Check:
 
 def histories(evidence: Evidence) -> Check:
     """How much a test prompt tells."""
-    lengths = np.array([len(sample.history) for sample in evidence.test])
+    lengths = np.diff(evidence.histories.starts)
     single = float((lengths == 1).mean())
     spread = quantiles(lengths)
     return Check(
@@ -131,8 +136,7 @@ def branching(evidence: Evidence) -> Check:
     if used.any():
         bits = float(-(graph.data * np.log2(share)).sum() / totals.sum())
         mean_successors = float(successors[used].mean())
-    last = np.array([sample.history[-1] for sample in evidence.test])
-    known = float(np.asarray(graph[last, evidence.targets] > 0).mean())
+    known = float(np.asarray(graph[evidence.last, evidence.targets] > 0).mean())
     return Check(
         name="branching of transitions",
         verdict=grade(1 - known, 0.95, 0.99),
@@ -177,18 +181,21 @@ def zero_cost(evidence: Evidence) -> Check:
 
 
 def rule_ranks(evidence: Evidence) -> dict[str, np.ndarray]:
-    """Rules that cost nothing: name -> ``(B,)`` how many items each puts before the target."""
+    """Rules that cost nothing: name -> ``(B,)`` how many items each puts before the target.
+
+    A rank of ten and more may be any other such number.
+    """
     order = popularity_order(evidence.train_counts)
     graph = transitions(evidence)
-    histories = [sample.history for sample in evidence.test]
-    last = [history[-1:] for history in histories]
+    last = IntLists(evidence.last, np.arange(len(evidence.last) + 1))
     repeat = repeat_scores(len(order))
     markov = matrix_scores(lambda: graph, window=1)
+    head = matrix_head(lambda: graph, window=1, items=order[:HEAD_OF_TEN])
     targets = evidence.targets
     return {
         "popularity": places_of(order)[targets],
-        "repeat": target_ranks(repeat, histories, targets, order),
-        "Markov": target_ranks(markov, last, targets, order),
+        "repeat": target_ranks(repeat, evidence.histories, targets, order),
+        "Markov": target_ranks(markov, last, targets, order, head),
     }
 
 

@@ -25,9 +25,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minionerec.catalogue.prompts import Template, save_template
 from minionerec.catalogue.rows import Row, Rows
 from minionerec.catalogue.sids import SIDS_FILE, SidTable, load_sids
+from minionerec.catalogue.templates import Template, save_template
 from minionerec.errors import UserError
 from minionerec.experiment.files import fingerprints, sha256_file
 from minionerec.experiment.problems import did_you_mean

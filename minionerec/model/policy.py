@@ -24,16 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.masks import Mask, MaskBuilder
-from minionerec.catalogue.prompts import (
+from minionerec.catalogue.prompts import Renderer
+from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.sids import SIDS_FILE
+from minionerec.catalogue.templates import (
     TEMPLATE_FILE,
     TEMPLATES,
-    Renderer,
     Template,
     load_template,
     save_template,
 )
-from minionerec.catalogue.samples import Sample
-from minionerec.catalogue.sids import SIDS_FILE
 from minionerec.catalogue.trie import SidTrie
 from minionerec.errors import UserError
 from minionerec.experiment.files import read_json, sha256_json, write_json

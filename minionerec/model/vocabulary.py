@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from minionerec.catalogue.sids import SidTable
+from minionerec.experiment.shared import made_once
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the catalogue's text; every string can be encoded and decoded back."""
+    """A byte-level BPE over the catalogue's text; every string can be encoded and decoded back.
+
+    All processes of a launch ask together; one of each machine reads the texts.
+    """
+    (written,) = made_once(lambda: [_learnt(texts, vocab_size)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(written.tobytes().decode()),
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _learnt(texts: Iterable[str], vocab_size: int) -> np.ndarray:
+    """The tokenizer as the bytes of its file."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -25,12 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    return np.frombuffer(tokenizer.to_str().encode(), np.uint8)
 
 
 def extend_vocabulary(

@@ -9,7 +9,7 @@ the one of TS-Rec's semantic-aware initialisation; controls are ``random`` (the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def start_from_words(
 
 
 def words_of_codes(
-    texts: Sequence[str], codes: Sequence[Sequence[int]], level: int, codebook_size: int
+    texts: Iterable[str], codes: Sequence[Sequence[int]], level: int, codebook_size: int
 ) -> list[list[str]]:
     """The words that set each code of one level apart from the others, best first.
 

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from minionerec.catalogue.compact import runs
 from minionerec.catalogue.split import stable_order
+from minionerec.experiment.shared import made_once
 
 
 class GroupedSampler(Sampler[int]):
@@ -45,19 +46,23 @@ class GroupedSampler(Sampler[int]):
         self._epoch = epoch
 
     def order(self) -> np.ndarray:
-        """``(rows,)`` int32 the numbers of the rows in the order of this epoch."""
+        """``(rows,)`` int32 the numbers of the rows in the order of this epoch.
+
+        All processes of a launch ask for the same epochs: one of each machine draws.
+        """
         if self._order is None:
-            # Depends on nothing but seed and epoch: not on what was drawn before an interruption
-            rng = np.random.default_rng((self._seed, self._epoch))
-            if self._rows is None:
-                rows = np.arange(self._length, dtype=np.int32)
-                self._order = rng.permutation(rows)
-            else:
-                groups = rng.permutation(len(self._sizes))
-                starts = np.cumsum(self._sizes) - self._sizes
-                places = runs(starts[groups], self._sizes[groups])
-                self._order = self._rows[places]
+            (self._order,) = made_once(lambda: [self._draw()])
         return self._order
+
+    def _draw(self) -> np.ndarray:
+        # Depends on nothing but seed and epoch: not on what was drawn before an interruption
+        rng = np.random.default_rng((self._seed, self._epoch))
+        if self._rows is None:
+            return rng.permutation(np.arange(self._length, dtype=np.int32))
+        groups = rng.permutation(len(self._sizes))
+        starts = np.cumsum(self._sizes) - self._sizes
+        places = runs(starts[groups], self._sizes[groups])
+        return self._rows[places]
 
     def __len__(self) -> int:
         return self._length

@@ -176,7 +176,8 @@ def squared_distances(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     distances = points @ codebook.T  # (N, K)
     # In place: of many points each further table is as large as a level's work itself
     distances *= -2
-    distances += (points**2).sum(axis=1)[:, None]
+    for block in blocks(points):
+        distances[block] += (points[block] ** 2).sum(axis=1)[:, None]
     distances += (codebook**2).sum(axis=1)
     return distances
 

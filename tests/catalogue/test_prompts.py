@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.workload import qwen_like_tokenizer, read_amazon
 from minionerec.catalogue import rows as rows_of_tasks
-from minionerec.catalogue.prompts import TEMPLATES, Renderer, Template, load_template, save_template
+from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import mixture
 from minionerec.catalogue.samples import Sample, build_samples
+from minionerec.catalogue.templates import TEMPLATES, Template, load_template, save_template
 from minionerec.errors import UserError
 from minionerec.experiment.choices import TASKS
 from minionerec.model.vocabulary import train_tokenizer

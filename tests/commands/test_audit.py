@@ -15,9 +15,10 @@ import pytest
 
 from data import audit
 from minionerec.catalogue import inputs
-from minionerec.catalogue.prompts import TEMPLATES, Renderer
-from minionerec.catalogue.samples import Samples, build_samples
-from minionerec.evaluation import audit_checks
+from minionerec.catalogue.prompts import Renderer
+from minionerec.catalogue.samples import Samples, build_samples, fixed_subset
+from minionerec.catalogue.templates import TEMPLATES
+from minionerec.evaluation import audit_checks, audit_leaks
 from minionerec.evaluation.audit_evidence import Evidence, Prompts
 from minionerec.experiment.commit import committed
 from minionerec.experiment.manifest import opened
@@ -122,6 +123,7 @@ def test_near_duplicates_of_a_target_are_found_by_title_words_and_by_cosine():
     by_title = audit_checks.near_duplicates(world(*worlds["sequences"], titles=worlds["titles"]))
     assert by_title.verdict == "problem"
     assert by_title.figures == {
+        "rows": 4,
         "in_history": 0.5,
         "in_train": 0.5,
         "cold_rows": 4,
@@ -142,6 +144,17 @@ def test_near_duplicates_of_a_target_are_found_by_title_words_and_by_cosine():
     assert (
         audit_checks.near_duplicates(world("a|x|a")).figures["in_train"] == 0
     )  # an item is no duplicate of itself
+
+
+def test_of_many_test_rows_a_sample_is_compared_with_train_and_the_sentence_says_so(monkeypatch):
+    monkeypatch.setattr(audit_leaks, "NEAR_ROWS", 2)
+    evidence = world("a|x|b", "a|x|b", "c|x|d", "e|x|f", titles={"a": "Bolt, M3", "b": "bolt m3"})
+    found = audit_checks.near_duplicates(evidence)
+    drawn = fixed_subset([1.0, 1.0, 0.0, 0.0], 2, seed=0)  # whether the targets have one
+    assert found.figures["rows"] == 2
+    assert found.figures["in_history"] == sum(drawn) / 2
+    assert "of 2 test targets drawn have" in found.found
+    assert "of the test targets have" in audit_checks.near_duplicates(world("a|x|b")).found
 
 
 def prompts(leaking: bool) -> Prompts:

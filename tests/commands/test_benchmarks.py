@@ -9,10 +9,14 @@ import os
 import re
 import subprocess
 import sys
+from operator import gt
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import ceiling
+from minionerec.catalogue.sources import embedded
 from minionerec.catalogue.sources.tables import load
 from minionerec.experiment.config import read_command_line
 from minionerec.experiment.settings import DataSettings
@@ -127,6 +131,37 @@ def test_growth_runs_the_stages_at_every_size_and_ends_with_their_costs(tmp_path
         assert re.fullmatch(rf"\| {stage} \| {cost} \| {cost} \|", line)
     again = run(*words, "--sizes", 2000, code=2).strip()
     assert again.endswith(f"{tmp_path}/2000/data: is there already; --redo makes it again")
+
+
+def test_a_place_is_how_many_items_are_likelier_than_the_chosen_one():
+    chances = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]])
+    assert ceiling.places(chances, np.array([0, 2])).tolist() == [2, 0]
+
+
+def test_the_generator_itself_gives_the_chances_of_the_taste_that_a_buyer_has():
+    """And a taste is one of all combinations, each once, whose chances add up to 1."""
+    rng = np.random.default_rng(0)
+    catalogue = embedded.make_catalogue(rng)
+    buyers = embedded.make_buyers(len(catalogue.items), rng).of(np.arange(3))
+    now = np.full(3, embedded.load(0).interactions["timestamp"].max())
+    every = ceiling.tastes()
+    assert len(set(every)) == len(every)
+    chances = ceiling.chances_by_taste(catalogue, buyers, now)
+    assert np.allclose(chances.sum(axis=2), 1)
+    truth = embedded.next_item_chances(catalogue, buyers, now)
+    for user in range(3):
+        own = (buyers.line[user], buyers.scale[user], tuple(buyers.likes[user]))
+        assert np.array_equal(chances[every.index(own), user], truth[user])
+
+
+@pytest.mark.slow
+def test_knowing_the_tastes_is_the_most_that_a_ranking_can_know(tmp_path):
+    flags = ["--config", "configs/quickstart.yaml", "--output_dir", tmp_path]
+    run("data/prepare.py", *flags)
+    lines = run("benchmarks/ceiling.py", "--run", tmp_path / "quickstart").splitlines()
+    known, inferred = ([float(word) for word in line.split()[2:]] for line in lines[-2:])
+    assert all(map(gt, known, inferred))
+    assert lines[0].startswith("1,670 test rows")
 
 
 # Stands for the interpreter: writes down what it is to run and makes the folders that it would

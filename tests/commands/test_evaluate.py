@@ -18,7 +18,7 @@ import yaml
 import evaluate
 from minionerec import summary
 from minionerec.catalogue import inputs
-from minionerec.catalogue.prompts import TEMPLATES
+from minionerec.catalogue.templates import TEMPLATES
 from minionerec.errors import UserError
 from minionerec.evaluation import run as evaluation_run
 from minionerec.experiment import commit, parts

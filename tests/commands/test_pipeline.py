@@ -261,7 +261,7 @@ def checkpoint_that_likes(sku: str, shop: Path) -> Path:
     import torch
 
     from minionerec.catalogue import inputs
-    from minionerec.catalogue.prompts import load_template
+    from minionerec.catalogue.templates import load_template
     from minionerec.model import backbone
 
     folder = shop / "likes"

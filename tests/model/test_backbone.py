@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import evaluate
 import sft
-from minionerec.catalogue.prompts import TEMPLATES
 from minionerec.catalogue.sids import load_sids
+from minionerec.catalogue.templates import TEMPLATES
 from minionerec.errors import UserError
 from minionerec.experiment.files import write_json
 from minionerec.experiment.settings import ModelSettings

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.encoder import save_encoder
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.catalogue.prompts import TEMPLATES
+from minionerec.catalogue.templates import TEMPLATES
 from minionerec.errors import UserError
 from minionerec.experiment.settings import Experiment
 from minionerec.experiment.stages import stage_path

@@ -48,7 +48,7 @@ def test_every_code_that_an_item_has_gets_a_row_with_its_words_each_way(opened):
 
 def test_the_words_are_those_of_the_codes_own_items(opened):
     catalogue, policy = opened
-    texts = catalogue.texts()
+    texts = list(catalogue.texts())
     for prompt, completion in shown(rows_of(opened, {"words_to_code": 1.0}), policy):
         level, code = re.match(r"<([ab])_(\d)>", completion).groups()
         own = [
