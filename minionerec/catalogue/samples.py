@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from minionerec.catalogue import mapped
 from minionerec.catalogue.compact import IntLists, Sample, SampleList
@@ -48,15 +49,29 @@ def load_samples(data_dir: Path, max_history: int) -> Samples:
         UserError: an item id occurs twice, or an interaction has an unknown item or split (the row
             is named).
     """
-    items = pd.read_parquet(data_dir / "items.parquet")
-    _refuse(
-        data_dir / "items.parquet", items["item_id"], items["item_id"].duplicated(), "every id once"
-    )
+    items = read_items(data_dir)
+    ids = items["item_id"]
+    if len(pc.unique(pa.array(ids))) < len(ids):  # pandas would make an object of every id
+        _refuse(data_dir / "items.parquet", ids, ids.duplicated(), "every id once")
     arrays = mapped.read(data_dir)
     if arrays is None:
         arrays = _read_tables(data_dir, items)
     pa.default_memory_pool().release_unused()  # Arrow keeps what it read with otherwise
     return Samples(items, arrays.samples(max_history), arrays.train_sequences())
+
+
+def read_items(data_dir: Path) -> pd.DataFrame:
+    """The items as Arrow holds them: of a million lists of categories none is a Python object."""
+    file = pq.ParquetFile(data_dir / "items.parquet")
+    columns = {}
+    # All at once need three times what they are in the end
+    for name in file.schema_arrow.names:
+        columns[name] = file.read([name]).column(name)
+    return pa.table(columns).to_pandas(types_mapper=_kept_in_arrow)
+
+
+def _kept_in_arrow(kind: pa.DataType) -> pd.ArrowDtype | None:
+    return pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
 
 
 def _read_tables(data_dir: Path, items: pd.DataFrame) -> UserArrays:

@@ -27,6 +27,11 @@ def some_of(histories: Histories, rows: np.ndarray) -> Histories:
     return [histories[row] for row in rows.tolist()]
 
 
+def rows_at_once(num_items: int) -> int:
+    """How many rows of dense scores are made together: fewer of a large catalogue."""
+    return min(ROWS_AT_ONCE, max(1, BLOCK_NUMBERS // num_items))
+
+
 def popularity_order(counts: np.ndarray) -> np.ndarray:
     """``(N,)`` item indexes, most train interactions first, equal counts in item order."""
     return np.argsort(-counts, kind="stable")
@@ -80,7 +85,7 @@ def rank_by_scores(
     """
     all_items = []
     all_scores = []
-    step = min(ROWS_AT_ONCE, max(1, BLOCK_NUMBERS // len(order)))
+    step = rows_at_once(len(order))
     for start in range(0, len(histories), step):
         block = slice(start, start + step)
         scores = scores_of(histories[block])

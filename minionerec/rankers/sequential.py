@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minionerec.catalogue.samples import Sample, Samples, windows
 from minionerec.errors import UserError
@@ -29,11 +30,12 @@ from minionerec.experiment.settings import BaselineSettings
 from minionerec.rankers.baseline import Inputs, Ranking, parameters_of, printer
 from minionerec.rankers.fitting import Log, Trained, cut_batches, fit, try_all
 from minionerec.rankers.networks import NETWORKS, NextItemModel
-from minionerec.rankers.scores import rank_by_scores
+from minionerec.rankers.scores import rank_by_scores, rows_at_once
 
 # Settings of which every combination is trained
 TRIED = ("hidden_size", "layers", "dropout", "learning_rate")
 
+LOGITS_AT_ONCE = 2**28  # of a training step: bounds memory at some GB
 IGNORED = -100  # target of a padded position, torch's ignore_index
 
 
@@ -170,14 +172,31 @@ def train_step(
     model.train()
     items, targets = batch(rows, model.bias.device)  # (B, T), (B, T)
     known = targets != IGNORED
-    # Logits only where there is a target: (targets, N) instead of (B, T, N).
-    logits = model.logits(model.hidden(items)[known])
-    loss = F.cross_entropy(logits, targets[known])
+    # Logits only where there is a target: (targets, N) instead of (B, T, N)
+    loss = mean_cross_entropy(model, model.hidden(items)[known], targets[known])
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
+
+
+def mean_cross_entropy(model: NextItemModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Of the targets ``(n,)`` behind the vectors ``(n, D)``, over the whole catalogue.
+
+    Of many items a part of the logits after the other, made again on the way back: all of a batch
+    and their gradients are 10 GB at a million items.
+    """
+
+    def summed(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(hidden), targets, reduction="sum")
+
+    step = max(1, LOGITS_AT_ONCE // len(model.bias))
+    if len(targets) <= step:
+        return F.cross_entropy(model.logits(hidden), targets)
+    parts = zip(hidden.split(step), targets.split(step), strict=True)
+    sums = [checkpoint(summed, *part, use_reentrant=False) for part in parts]
+    return torch.stack(sums).sum() / len(targets)
 
 
 def batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -217,13 +236,12 @@ def score(model: NextItemModel, histories: Sequence[Sequence[int]]) -> Tensor:
     return scores
 
 
-def mean_ndcg_at_10(
-    model: NextItemModel, samples: Sequence[Sample], rows_at_once: int = 512
-) -> float:
+def mean_ndcg_at_10(model: NextItemModel, samples: Sequence[Sample]) -> float:
     """NDCG@10 of the samples' targets over the catalogue, as ``places.ndcg_at_k`` defines it."""
     total = 0.0
-    for start in range(0, len(samples), rows_at_once):
-        rows = samples[start : start + rows_at_once]
+    step = rows_at_once(len(model.bias))
+    for start in range(0, len(samples), step):
+        rows = samples[start : start + step]
         scores = score(model, [sample.history for sample in rows])  # (B, N)
         targets = torch.tensor([sample.target for sample in rows], device=scores.device)
         of_target = scores.gather(1, targets[:, None])  # (B, 1)

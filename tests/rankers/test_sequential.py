@@ -12,7 +12,7 @@ from minionerec.catalogue.samples import Sample, Samples
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import row_metrics
 from minionerec.experiment.settings import BaselineSettings
-from minionerec.rankers import fitting, sequential
+from minionerec.rankers import fitting, scores, sequential
 from minionerec.rankers.networks import NETWORKS
 
 NUM_ITEMS, MAX_HISTORY = 9, 4
@@ -114,13 +114,31 @@ def test_the_loss_is_the_mean_surprise_at_every_next_item(kind):
     assert loss == pytest.approx(np.mean(surprise), rel=1e-5)
 
 
+def test_the_loss_and_its_gradient_are_the_same_in_parts_as_at_once(monkeypatch):
+    """Of a catalogue whose logits are made part by part: two targets at a time, one in the last."""
+    rows = [[0, 1, 2], [3, 4], [5, 6, 7]]  # five targets
+    found = []
+    for numbers in (2**28, 2 * NUM_ITEMS):
+        monkeypatch.setattr(sequential, "LOGITS_AT_ONCE", numbers)
+        model = untrained("sasrec")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        torch.manual_seed(0)  # of the dropout
+        loss = sequential.train_step(model, optimizer, rows)
+        found.append((loss, [weight.grad.clone() for weight in model.parameters()]))
+    (at_once, gradients), (in_parts, others) = found
+    assert in_parts == pytest.approx(at_once, rel=1e-6)
+    for gradient, other in zip(gradients, others, strict=True):
+        assert torch.allclose(gradient, other, atol=1e-7)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+
+
 def test_padding_carries_no_target():
     items, targets = sequential.batch([[1, 2], [3, 4, 5]], torch.device("cpu"))
     assert items.tolist() == [[1, 0], [3, 4]]
     assert targets.tolist() == [[2, sequential.IGNORED], [4, 5]]
 
 
-def test_validation_ndcg_is_that_of_the_metrics(trained):
+def test_validation_ndcg_is_that_of_the_metrics(trained, monkeypatch):
     model, samples = untrained(trained[3], seed=3), trained[2].splits["valid"]
     ranked = sequential.score(model, [sample.history for sample in samples]).argsort(
         dim=1, descending=True
@@ -135,7 +153,8 @@ def test_validation_ndcg_is_that_of_the_metrics(trained):
     ]
     expected = row_metrics(records)[0]["NDCG@10"].mean()
     assert sequential.mean_ndcg_at_10(model, samples) == pytest.approx(expected)
-    assert sequential.mean_ndcg_at_10(model, samples, rows_at_once=7) == pytest.approx(expected)
+    monkeypatch.setattr(scores, "BLOCK_NUMBERS", 7 * NUM_ITEMS)  # seven rows at once
+    assert sequential.mean_ndcg_at_10(model, samples) == pytest.approx(expected)
 
 
 def test_the_weights_returned_are_those_of_the_best_validation_epoch(trained):
