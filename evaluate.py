@@ -111,7 +111,7 @@ def evaluate(experiment: Experiment, path: Path) -> None:
         settings = settings_of(experiment, "evaluate")
         with committed(path, "evaluate", settings, policy.parents, **facts) as staging:
             write_json(staging / "metrics.json", metrics)
-            ranked.lines.write(staging / "predictions.jsonl")
+            ranked.lines.write_all(staging)
         print(evaluation_report(path.name, metrics), flush=True)
     state.wait_for_everyone()
 

@@ -32,6 +32,7 @@ import numpy as np
 from minionerec.catalogue.samples import Samples, load_samples, seen_items, train_counts
 from minionerec.catalogue.sids import SIDS_FILE, load_sids
 from minionerec.errors import UserError, one_line_errors
+from minionerec.evaluation import prediction_files
 from minionerec.evaluation.cost import cost
 from minionerec.evaluation.metrics import KS
 from minionerec.evaluation.rows import as_table, rows_of_samples
@@ -103,9 +104,8 @@ def run_method(method: str, inputs: Inputs, output: Output, parents: list[Parent
         if ranking.log:
             write_log(ranking.log, staging)
         metrics = measure(ranking, inputs)
-        with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
-            for row in records(ranking, inputs.samples):
-                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = records(ranking, inputs.samples)
+        prediction_files.write(staging, prediction_files.with_lines(rows))
         write_json(
             staging / "metrics.json",
             metrics | {"method": method, "split": "test", **ranking.facts, "cost": spent},
@@ -113,7 +113,7 @@ def run_method(method: str, inputs: Inputs, output: Output, parents: list[Parent
 
 
 def records(ranking: Ranking, samples: Samples) -> Iterator[dict[str, Any]]:
-    """Lines of ``predictions.jsonl``."""
+    """Rows of ``predictions.jsonl``."""
     item_ids = samples.item_ids
     rows = zip(samples.splits["test"], ranking.items, ranking.scores, strict=True)
     for sample, items, scores in rows:

@@ -18,7 +18,8 @@ BLOCK_ROWS = 2**20
 def blocks(length: int) -> Iterator[slice]:
     """The rows of a column of this length, one block after the other."""
     for start in range(0, length, BLOCK_ROWS):
-        yield slice(start, min(start + BLOCK_ROWS, length))
+        end = min(start + BLOCK_ROWS, length)
+        yield slice(start, end)
 
 
 def gathered(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -26,8 +27,9 @@ def gathered(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if rows.dtype == bool:
         return values[rows]
     found = np.empty(len(rows), values.dtype)
-    for some in blocks(len(rows)):
-        found[some] = values[rows[some]]
+    for block in blocks(len(rows)):
+        some = rows[block]
+        found[block] = values[some]
     return found
 
 
@@ -45,7 +47,8 @@ def counts(codes: np.ndarray, length: int, keep: np.ndarray | None = None) -> np
             some = some[keep[rows]]
         if len(some):
             of_block = np.bincount(some)
-            found[: len(of_block)] += of_block
+            size = len(of_block)
+            found[:size] += of_block
     return found
 
 
@@ -61,10 +64,12 @@ def first_rows(codes: np.ndarray, length: int) -> np.ndarray:
     array([1, 3, 0, 3])
     """
     found = np.full(length, len(codes))
-    for rows in reversed(list(blocks(len(codes)))):
+    last_first = list(blocks(len(codes)))[::-1]
+    for rows in last_first:
         # Of several rows with one code numpy keeps the last that it writes
         backwards = np.arange(rows.start, rows.stop)[::-1]
-        found[codes[rows][::-1]] = backwards
+        of_block = codes[rows][::-1]
+        found[of_block] = backwards
     return found
 
 
@@ -82,12 +87,14 @@ def by_first_rows(codes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarra
     """
     first = first_rows(codes, length)
     used = np.flatnonzero(first < len(codes))
-    used = used[np.argsort(first[used])]
-    if np.array_equal(used, np.arange(len(used))):
+    order = np.argsort(first[used])
+    used = used[order]
+    numbers = np.arange(len(used), dtype=np.int32)
+    if np.array_equal(used, numbers):
         return codes.astype(np.int32, copy=False), used
-    number = np.empty(length, dtype=np.int32)
-    number[used] = np.arange(len(used), dtype=np.int32)
-    return gathered(number, codes), used
+    new_code = np.empty(length, dtype=np.int32)
+    new_code[used] = numbers
+    return gathered(new_code, codes), used
 
 
 def stable_order(values: np.ndarray) -> np.ndarray:

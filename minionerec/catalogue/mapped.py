@@ -101,13 +101,15 @@ def _made(
     yield "timestamps", gathered(timestamps, order).astype(np.int64, copy=False)
     place = np.empty(len(order), dtype=np.int32)
     for rows in blocks(len(order)):
-        place[order[rows]] = np.arange(rows.start, rows.stop, dtype=np.int32)
+        some = order[rows]
+        place[some] = np.arange(rows.start, rows.stop, dtype=np.int32)
     del order
     sizes = counts(users, num_users)
     starts = np.cumsum(sizes) - sizes
     yield "starts", starts
     # The first interaction of a user is no target (``split.is_target``)
-    is_target = place > gathered(starts.astype(np.int32), users)
+    first = starts.astype(np.int32)
+    is_target = place > gathered(first, users)
     for number, name in enumerate(SPLITS):
         yield name, place[is_target & (split == number)]
     del place, is_target

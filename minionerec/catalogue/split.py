@@ -46,7 +46,9 @@ def positions(users: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
     place = np.empty(len(users), dtype=np.int32)
     for block in blocks(len(order)):
         rows = order[block]
-        place[rows] = np.arange(block.start, block.stop) - starts[users[rows]]
+        of_users = users[rows]
+        numbers = np.arange(block.start, block.stop)
+        place[rows] = numbers - starts[of_users]
     return place
 
 
@@ -175,7 +177,8 @@ def leak_report(
         in_order = users[rows]
         earlier_split = rank[1:] < rank[:-1]
         same_user = in_order[1:] == in_order[:-1]
-        backwards += int(np.count_nonzero(earlier_split & same_user))
+        is_backwards = earlier_split & same_user
+        backwards += int(np.count_nonzero(is_backwards))
     if backwards:
         raise UserError(
             f"data.split: {backwards} interactions come right after one of a later split of "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import Sample
 from minionerec.errors import UserError
-from minionerec.evaluation.predictions import Predictions
+from minionerec.evaluation import prediction_files
 from minionerec.experiment.manifest import Parent
 from minionerec.rankers import crossfit, experts, fusion
 from minionerec.rankers.experts import Expert
@@ -72,8 +71,7 @@ def read_model_lists(file: Path, samples: Sequence[Sample], item_ids: Sequence[s
     Raises:
         UserError: they rank other rows.
     """
-    with open(file, "rb") as lines:
-        records = Predictions(map(json.loads, lines))
+    records = prediction_files.read(file)
     ranked = [(record["user_id"], record["target_item_id"]) for record in records]
     wanted = [(sample.user_id, item_ids[sample.target]) for sample in samples]
     if ranked != wanted:
@@ -114,17 +112,13 @@ def unite(
 
 def records(
     items: np.ndarray, scores: np.ndarray, samples: Sequence[Sample], item_ids: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Lines of ``predictions.jsonl``; scores are mixed probabilities."""
-    found = []
+) -> Iterator[dict[str, Any]]:
+    """Rows of ``predictions.jsonl``; scores are mixed probabilities."""
     for sample, row, row_scores in zip(samples, items, scores, strict=True):
         there = row >= 0
-        found.append(
-            {
-                "user_id": sample.user_id,
-                "target_item_id": item_ids[sample.target],
-                "item_ids": [item_ids[item] for item in row[there]],
-                "scores": [round(float(score), 6) for score in row_scores[there]],
-            }
-        )
-    return found
+        yield {
+            "user_id": sample.user_id,
+            "target_item_id": item_ids[sample.target],
+            "item_ids": [item_ids[item] for item in row[there]],
+            "scores": [round(float(score), 6) for score in row_scores[there]],
+        }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from minionerec.catalogue.inputs import Catalogue
-from minionerec.evaluation import fused
+from minionerec.evaluation import fused, prediction_files
 from minionerec.evaluation.cost import cost
 from minionerec.evaluation.run import measure_lists
 from minionerec.experiment.commit import committed
@@ -54,7 +53,5 @@ def fuse(experiment: Experiment, path: Path) -> dict[str, Any]:
     parents = [*catalogue.parents, own, *networks]
     with committed(target, "fusion", settings_of(experiment, "fusion"), parents) as staging:
         write_json(staging / "metrics.json", metrics)
-        with open(staging / "predictions.jsonl", "w", encoding="utf-8") as handle:
-            for record in records:
-                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+        prediction_files.write(staging, prediction_files.with_lines(records))
     return metrics

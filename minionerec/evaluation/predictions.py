@@ -6,58 +6,88 @@ Shapes: n rows, T items of all lists.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
+
+import numpy as np
 
 from minionerec.catalogue.compact import MadeOnRead
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Rows and what they name by its number."""
+
+    users: np.ndarray  # (n,) int32 number of the user
+    targets: np.ndarray  # (n,) int32 number of the item
+    items: np.ndarray  # (T,) int32
+    scores: np.ndarray  # (T,) float64
+    ends: np.ndarray  # (n + 1,) int64 where each list ends
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
+
+
 class Predictions(MadeOnRead[Row]):
     """Looks like a list of rows; a row is made when it is asked for, and changing it changes none.
 
     >>> row = {"user_id": "u", "target_item_id": "a", "item_ids": ["b", "a"], "scores": [2.0, 1.0]}
-    >>> rows = Predictions([row, {**row, "item_ids": [], "scores": []}])
+    >>> rows = Predictions.of([row, {**row, "item_ids": [], "scores": []}])
     >>> rows[0] == row, rows[1]["item_ids"], len(rows)
     (True, [], 2)
     """
 
-    def __init__(self, rows: Iterable[Row]):
-        users: dict[str, int] = {}
-        items: dict[str, int] = {}
-        self._users = array("i")  # (n,) number of the user
-        self._targets = array("i")  # (n,) number of the item
-        self._items = array("i")  # (T,)
-        self._scores = array("d")  # (T,)
-        self._ends = array("q", [0])  # (n + 1,) where each list ends
+    def __init__(self, columns: Columns):
+        self.columns = columns
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Predictions:
+        """From rows, each of which is let go before the next is asked for."""
+        # A name that is not known yet gets the next number
+        user_numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        item_numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        users = array("i")
+        targets = array("i")
+        items = array("i")
+        scores = array("d")
+        ends = array("q", [0])
         for row in rows:
-            user = users.setdefault(row["user_id"], len(users))
-            self._users.append(user)
-            target = items.setdefault(row["target_item_id"], len(items))
-            self._targets.append(target)
-            for item in row["item_ids"]:
-                number = items.setdefault(item, len(items))
-                self._items.append(number)
-            self._scores.extend(row["scores"])
-            self._ends.append(len(self._items))
-        self._user_ids = list(users)
-        self._item_ids = list(items)
+            users.append(user_numbers[row["user_id"]])
+            targets.append(item_numbers[row["target_item_id"]])
+            items.extend(map(item_numbers.__getitem__, row["item_ids"]))
+            scores.extend(row["scores"])
+            ends.append(len(items))
+        columns = Columns(
+            np.asarray(users),
+            np.asarray(targets),
+            np.asarray(items),
+            np.asarray(scores),
+            np.asarray(ends),
+            list(user_numbers),
+            list(item_numbers),
+        )
+        return cls(columns)
 
     def __len__(self) -> int:
         """How many rows there are."""
-        return len(self._users)
+        return len(self.columns.users)
 
     def entry(self, number: int) -> Row:
         """One row."""
-        start = self._ends[number]
-        end = self._ends[number + 1]
+        all_rows = self.columns
+        start = all_rows.ends[number]
+        end = all_rows.ends[number + 1]
         listed = slice(start, end)
-        user = self._users[number]
-        target = self._targets[number]
+        user = all_rows.users[number]
+        target = all_rows.targets[number]
+        item_ids = all_rows.item_ids
         return {
-            "user_id": self._user_ids[user],
-            "target_item_id": self._item_ids[target],
-            "item_ids": [self._item_ids[item] for item in self._items[listed]],
-            "scores": self._scores[listed].tolist(),
+            "user_id": all_rows.user_ids[user],
+            "target_item_id": item_ids[target],
+            "item_ids": [item_ids[item] for item in all_rows.items[listed].tolist()],
+            "scores": all_rows.scores[listed].tolist(),
         }

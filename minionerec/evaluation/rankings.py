@@ -19,6 +19,7 @@ import numpy as np
 
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, Values, row_metrics
+from minionerec.evaluation.prediction_files import copy_of
 from minionerec.evaluation.predictions import Predictions, Row
 from minionerec.evaluation.statistics import row_keys
 from minionerec.experiment.files import read_json, sha256_file
@@ -152,7 +153,7 @@ def read_predictions(file: Path) -> Predictions:
     Raises:
         UserError: naming the first line that is not a row.
     """
-    rows = Predictions(checked_rows(file))
+    rows = copy_of(file) or Predictions.of(checked_rows(file))
     if not rows:
         raise UserError(f"{file}: is empty; expected a line per test row")
     return rows

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minionerec.evaluation import prediction_files
 from minionerec.evaluation.predictions import Predictions
 from minionerec.evaluation.statistics import compare
 from minionerec.experiment.lineage import check_parents, require_own_name, require_stage
@@ -40,9 +41,8 @@ class Result:
         """The rows of ``predictions.jsonl``; empty where there is no such file."""
         file = self.directory / "predictions.jsonl"
         if not file.is_file():
-            return Predictions([])
-        with open(file, "rb") as lines:
-            return Predictions(map(json.loads, lines))
+            return Predictions.of([])
+        return prediction_files.read(file)
 
 
 class Comparison(NamedTuple):

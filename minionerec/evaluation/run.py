@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import train_counts
 from minionerec.errors import UserError
+from minionerec.evaluation import prediction_files
 from minionerec.evaluation.cost import cost, peak_memory_mb
 from minionerec.evaluation.metrics import SidOf
 from minionerec.evaluation.ranking import ranked_items, record, sid_of
@@ -59,6 +60,11 @@ class Lines:
         with open(target, "w", encoding="utf-8", newline="") as handle:
             for line in self:
                 handle.write(f"{line}\n")
+
+    def write_all(self, folder: Path) -> None:
+        """Write them as ``predictions.jsonl``, and what they say as its copy."""
+        rows = ((line, json.loads(line)) for line in self)
+        prediction_files.write(folder, rows)
 
 
 class Ranked(NamedTuple):

@@ -21,6 +21,7 @@ from minionerec.catalogue.samples import Sample, Samples, build_samples, load_sa
 from minionerec.catalogue.sids import load_sids
 from minionerec.errors import UserError
 from minionerec.evaluation.metrics import KEYS, row_metrics
+from minionerec.evaluation.prediction_files import copy_of
 from minionerec.evaluation.scoring import score_predictions
 from minionerec.experiment.baselines import BASELINES
 from minionerec.experiment.commit import committed
@@ -433,10 +434,9 @@ def test_the_stage_writes_predictions_from_which_its_metrics_can_be_recomputed_a
     path = config.parent / "runs" / "ring" / "baselines"
     samples = load_samples(path.parent / "data", 10)
     for method in ALL:
-        rows = [
-            json.loads(line)
-            for line in (path / method / "predictions.jsonl").read_text().splitlines()
-        ]
+        file = path / method / "predictions.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert list(copy_of(file)) == rows
         metrics = json.loads((path / method / "metrics.json").read_text())
         again = score_predictions(rows, None, samples.item_ids, {}, bootstrap_samples=0)
         assert [metrics.get(key) for key in KEYS] == [again.get(key) for key in KEYS]

@@ -13,6 +13,7 @@ from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.samples import load_samples, seen_items
 from minionerec.errors import UserError
 from minionerec.evaluation import fused
+from minionerec.evaluation.prediction_files import copy_of
 from minionerec.evaluation.results import results
 from minionerec.experiment import config
 from minionerec.experiment.lineage import is_done, is_finished
@@ -48,7 +49,10 @@ def with_settings(experiment, **changes):
 
 
 def read(path):
-    return [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
+    file = path / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert list(copy_of(file)) == rows
+    return rows
 
 
 def test_a_fusion_is_written_beside_the_models_ranking_and_leaves_it_as_it_was(world):

@@ -34,18 +34,18 @@ def some_rows(count: int, width: int, seed: int = 0) -> list[dict]:
 def test_rows_come_back_as_they_were():
     """One by one, from the end, in slices; also empty lists, and the metrics that follow."""
     rows = some_rows(100, 6)
-    kept = Predictions(rows)
+    kept = Predictions.of(rows)
     assert list(kept) == rows and kept[-1] == rows[-1] and kept[3:9:2] == rows[3:9:2]
     assert [kept[number] for number in range(100)] == rows and len(kept) == 100
     for found, expected in zip(row_metrics(kept), row_metrics(rows), strict=True):
         assert {key: found[key].tolist() for key in found} == {
             key: expected[key].tolist() for key in expected
         }
-    assert not Predictions([])
+    assert not Predictions.of([])
 
 
 def test_a_row_that_is_changed_changes_nothing_that_is_kept():
-    kept = Predictions(some_rows(3, 4))
+    kept = Predictions.of(some_rows(3, 4))
     kept[0]["item_ids"].append("more")
     assert "more" not in kept[0]["item_ids"]
 
@@ -60,14 +60,14 @@ def test_two_rankings_compare_as_their_rows_do():
             row["item_ids"][2] = target
     shuffled = sorted(b, key=lambda row: row["target_item_id"])
     expected = compare(a, b, samples=100)
-    assert compare(Predictions(a), Predictions(shuffled), samples=100) == expected
+    assert compare(Predictions.of(a), Predictions.of(shuffled), samples=100) == expected
     assert expected["HR@10"]["a"] != expected["HR@10"]["b"]
 
 
 def test_a_row_of_fifty_items_takes_less_than_a_kilobyte():
     lines = [json.dumps(row) for row in some_rows(2000, 50)]
     tracemalloc.start()
-    kept = Predictions(map(json.loads, lines))
+    kept = Predictions.of(map(json.loads, lines))
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(kept) == 2000 and size / 2000 < 700

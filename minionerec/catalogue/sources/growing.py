@@ -87,7 +87,7 @@ class Numbers:
     def whole(self) -> pa.ChunkedArray:
         """All rows, as one chunk that numpy need not copy."""
         array = pa.array(
-            self.numbers,
+            self.numbers[: self.rows],
             self._stored,
             mask=self._is_null,
         )

@@ -57,8 +57,9 @@ def convert_items(
     notes += table.note_missing_ids(read, "item_id", ids)
     notes += table.note_shortened_ids(read, "item_id", ids)
     missing = [""] * len(ids)
+    all_ids = pa.chunked_array([ids.whole()])
     items = {
-        "item_id": as_series(Cells(pa.chunked_array([ids.whole()]))),
+        "item_id": as_series(Cells(all_ids)),
         "title": as_series(titles),
         "description": as_series(found["description"].values or missing),
         "brand": as_series(found["brand"].values or missing),
