@@ -72,7 +72,7 @@ def rank_all(experiment: Experiment, path: Path) -> None:
         )
     sids = load_sids(sids_dir / SIDS_FILE, samples.item_ids) if sids_dir else None
     unwanted = (
-        {split: seen_items(data_dir, split) for split in ("valid", "test")}
+        {split: seen_items(samples.splits[split]) for split in ("valid", "test")}
         if experiment.evaluate.exclude_history
         else None
     )

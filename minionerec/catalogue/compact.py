@@ -111,7 +111,14 @@ class SampleList(Sequence[Sample]):
     def histories(self) -> IntLists:
         """What came before each target."""
         first = self.log.starts[self.users()]
-        first = np.maximum(first, self.places - self.log.max_history)
+        return self._between(np.maximum(first, self.places - self.log.max_history))
+
+    def seen(self) -> IntLists:
+        """All that each target's user had before it, oldest first."""
+        return self._between(self.log.starts[self.users()])
+
+    def _between(self, first: np.ndarray) -> IntLists:
+        """The items from these places of the log up to each target."""
         lengths = self.places - first
         ends = np.cumsum(lengths)
         flat = self.log.items[runs(first, lengths)]

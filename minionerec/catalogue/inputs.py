@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from minionerec.catalogue.compact import IntLists
 from minionerec.catalogue.item_text import item_texts, shown_parts
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.samples import (
@@ -114,9 +115,9 @@ class Catalogue:
             return window_samples(self.samples.train_sequences, longest, experiment.seed)
         return self.samples.splits["train"]
 
-    def seen(self, split: str) -> list[frozenset[int]]:
+    def seen(self, split: str) -> IntLists:
         """For every sample of a split the items that its user had before, all of them."""
-        return seen_items(self.data.path, split)
+        return seen_items(self.samples.splits[split])
 
     def trie(self, tokenizer: PreTrainedTokenizerBase) -> SidTrie:
         """The SIDs as a tokenizer's tokens."""

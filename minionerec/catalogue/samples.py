@@ -22,7 +22,6 @@ from minionerec.catalogue import mapped
 from minionerec.catalogue.compact import IntLists, Sample, SampleList
 from minionerec.catalogue.mapped import UserArrays
 from minionerec.catalogue.sources.source import SPLITS
-from minionerec.catalogue.split import is_target
 from minionerec.errors import UserError
 
 T = TypeVar("T")
@@ -183,27 +182,15 @@ def windows(
     return [window for window in shuffled if len(window) > 1]
 
 
-def seen_items(data_dir: Path, split: str) -> list[frozenset[int]]:
-    """For every sample of a split, in their order, all that its user had before.
+def seen_items(samples: Sequence[Sample]) -> IntLists:
+    """For every sample all that its user had before, not only what a prompt shows.
 
-    Not only what a prompt shows.
+    Raises:
+        TypeError: they are a list of samples, which know no more than their histories.
     """
-    ids = pd.read_parquet(data_dir / "items.parquet", columns=["item_id"])["item_id"]
-    index = {item_id: i for i, item_id in enumerate(ids)}
-    rows = pd.read_parquet(
-        data_dir / "interactions.parquet", columns=["user_id", "item_id", "split"]
-    )
-    users = pd.factorize(rows["user_id"])[0]
-    of_split = (rows["split"] == split).to_numpy()
-    wanted = is_target(users) & of_split
-    before: dict[str, set[int]] = {}
-    found = []
-    for user_id, item_id, is_wanted in zip(rows["user_id"], rows["item_id"], wanted, strict=True):
-        seen = before.setdefault(user_id, set())
-        if is_wanted:
-            found.append(frozenset(seen))
-        seen.add(index[item_id])
-    return found
+    if not isinstance(samples, SampleList):
+        raise TypeError(f"got a {type(samples).__name__} of samples, expected a SampleList")
+    return samples.seen()
 
 
 def open_histories(

@@ -211,6 +211,7 @@ class SidTrie:
         """
         items: list[int] = []
         item_scores: list[float] = []
+        left_out = set(left_out)  # of a history, which may be long and is a list
         for leaf, score in zip(leaves, scores, strict=True):
             if leaf < 0:
                 continue

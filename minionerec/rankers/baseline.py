@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from minionerec.catalogue.compact import IntLists
 from minionerec.catalogue.samples import Samples, train_counts
 from minionerec.catalogue.sids import SidTable
 from minionerec.experiment.baselines import BASELINES
@@ -30,7 +31,7 @@ class Inputs(NamedTuple):
     experiment: Experiment
     depth: int  # items to rank for every test row; a smaller catalogue is ranked whole
     # Split -> per row the items that must not be ranked; None: all may be.
-    unwanted: dict[str, list[frozenset[int]]] | None = None
+    unwanted: dict[str, IntLists] | None = None
 
     def embeddings(self) -> np.ndarray:
         """``(N, D)`` float32 text embeddings of the items, from stage 1."""
@@ -48,7 +49,7 @@ class Inputs(NamedTuple):
         """What the test rows show."""
         return [sample.history for sample in self.samples.splits["test"]]
 
-    def unwanted_of(self, split: str) -> list[frozenset[int]] | None:
+    def unwanted_of(self, split: str) -> IntLists | None:
         """Per row of a split the items that must not be ranked."""
         return None if self.unwanted is None else self.unwanted[split]
 

@@ -42,10 +42,10 @@ from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import say
 from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
+from minionerec.rankers.scores import rows_at_once
 from minionerec.rankers.scores import top_k as best_of_scores
 
 TASK = "sid_to_sid"  # of rows that show one item
-ROWS_AT_ONCE = 512  # dense (rows, N) score blocks: bounds memory
 
 
 class Recipe(NamedTuple):
@@ -284,8 +284,9 @@ def teacher_labels(
     """
     items = np.full((len(histories), recipe.top_k), -1, dtype=np.int64)
     weights = np.zeros((len(histories), recipe.top_k))
-    for start in range(0, len(histories), ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
+    step = rows_at_once(teacher[0].num_items)
+    for start in range(0, len(histories), step):
+        block = slice(start, start + step)
         shown = histories[block]
         # Leave-one-out: the row's own transition is no evidence for its own label
         own = None if targets is None else targets[block]

@@ -98,9 +98,12 @@ def test_what_a_user_had_before_is_all_of_it_in_the_order_of_the_samples(tmp_pat
     )
     table.to_parquet(tmp_path / "interactions.parquet")
     pd.DataFrame({"item_id": list("abc"), "title": ""}).to_parquet(tmp_path / "items.parquet")
-    assert seen_items(tmp_path, "test") == [{1}, {0, 1}]
-    assert seen_items(tmp_path, "valid") == [{0, 1}]
-    assert [sample.user_id for sample in load_samples(tmp_path, 1).splits["test"]] == ["v", "u"]
+    splits = load_samples(tmp_path, 1).splits
+    assert seen_items(splits["test"]) == [[1], [0, 1, 1]]
+    assert seen_items(splits["valid"]) == [[0, 1]]
+    assert [sample.user_id for sample in splits["test"]] == ["v", "u"]
+    with pytest.raises(TypeError, match="got a list of samples, expected a SampleList"):
+        seen_items(list(splits["test"]))
 
 
 def test_a_user_with_one_interaction_has_no_sample_but_counts_as_train_data():
@@ -139,7 +142,7 @@ def test_a_first_interaction_is_nobodys_target_from_stage_0_to_the_samples(tmp_p
     table.to_parquet(tmp_path / "interactions.parquet")
     pd.DataFrame({"item_id": items, "title": ""}).to_parquet(tmp_path / "items.parquet")
     for name in expected:
-        assert len(seen_items(tmp_path, name)) == expected[name]
+        assert len(seen_items(splits[name])) == expected[name]
         assert all(len(sample.history) for sample in splits[name])
 
 

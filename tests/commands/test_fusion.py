@@ -109,8 +109,9 @@ def test_what_is_excluded_is_excluded_from_a_fusion_too(world, tmp_path):
     evaluate.evaluate(experiment, path)
     evaluate.fuse(experiment, path)
     data_dir = stage_path(experiment, "data")
-    ids = load_samples(data_dir, 5).item_ids
-    seen = seen_items(data_dir, "test")
+    samples = load_samples(data_dir, 5)
+    ids = samples.item_ids
+    seen = seen_items(samples.splits["test"])
     for record, items in zip(read(fusion_path(experiment)), seen, strict=True):
         assert not {ids[item] for item in items} & set(record["item_ids"])
 
