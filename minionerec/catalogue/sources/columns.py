@@ -279,6 +279,7 @@ def members(ids: pd.Series, of: pd.Series) -> np.ndarray:
     known = pa.array(of, pa.large_string())
     found = pc.is_in(own.texts, value_set=known)
     flags = found.to_numpy(zero_copy_only=False)
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it looked up with otherwise
     return gathered(flags, own.codes)
 
 
@@ -290,4 +291,5 @@ def places_of(ids: pd.Series, of: pd.Series) -> np.ndarray:
     known = pa.array(of, pa.large_string())
     found = pc.index_in(own.texts, value_set=known)
     places = found.fill_null(-1).to_numpy()
+    pa.default_memory_pool().release_unused()
     return gathered(places, own.codes)
