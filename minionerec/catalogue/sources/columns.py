@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from minionerec.catalogue.arrays import by_first_rows, gathered
 from minionerec.catalogue.compact import MadeOnRead
+from minionerec.catalogue.sources import growing
 
 BLOCK = 65_536  # cells that are Python objects at a time
 PLAIN_ID = r"^[!-~]([ -~]*[!-~])?$"
@@ -169,7 +170,10 @@ def joined(blocks: Sequence[pa.Array | Sequence[Any]]) -> Sequence[Any]:
     packed_cells = sum(map(len, arrays))
     all_cells = sum(map(len, blocks))
     if len(kinds) == 1 and packed_cells == all_cells:
-        return Cells(pa.chunked_array(arrays))
+        whole = growing.column_of(kinds.pop(), all_cells)
+        for array in arrays:
+            whole.append(array)
+        return Cells(whole.whole())
     column: list[Any] = []
     for block in blocks:
         column.extend(block.to_pylist() if isinstance(block, pa.Array) else block)
