@@ -97,12 +97,14 @@ def prepared(folder: Path, size: int) -> Path:
 
 def take_turn(child: subprocess.Popen) -> Turn:
     """Let a training make its next micro-batches."""
+    if child.stdin is None or child.stdout is None:
+        raise ValueError("a training is spoken to through pipes")
     child.stdin.write("go\n")
     child.stdin.flush()
     for line in child.stdout:
         if line.startswith("turn "):
-            seconds, *counts = line.split()[1:]
-            return Turn(float(seconds), *map(int, counts))
+            seconds, rows, tokens, labels = line.split()[1:]
+            return Turn(float(seconds), int(rows), int(tokens), int(labels))
     sys.exit("a training has ended; what it said is above")
 
 
@@ -136,7 +138,7 @@ class Paced(minionerec_trainer.SFTTrainer):
 def train(config: str, words: list[str]) -> None:
     """The training of one size, as ``sft.py`` does it."""
     flags = dict(zip([word.removeprefix("--") for word in words[::2]], words[1::2], strict=True))
-    minionerec_trainer.SFTTrainer = Paced
+    minionerec_trainer.SFTTrainer = Paced  # type: ignore[misc]
     experiment = read_experiment(config, flags)
     sft.train(experiment, path_of(experiment, "sft"))
 
