@@ -43,7 +43,6 @@ from minionerec.experiment.run import say
 from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import rows_at_once
-from minionerec.rankers.scores import top_k as best_of_scores
 
 TASK = "sid_to_sid"  # of rows that show one item
 
@@ -291,18 +290,21 @@ def teacher_labels(
         # Leave-one-out: the row's own transition is no evidence for its own label
         own = None if targets is None else targets[block]
         dealt = None if folds is None else folds[block]
-        probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N)
-        # What is never recommended must not be taught either: it would take weight from the rest
-        if exclude_history:
-            for row, history in enumerate(shown):
-                probabilities[row, list(history)] = 0.0
-        everything = np.arange(probabilities.shape[1])
-        best = best_of_scores(probabilities, everything, recipe.top_k)  # (B, K)
-        # Renormalised over the K: what the rest of the catalogue had is shared out among them
-        value = np.take_along_axis(probabilities, best, axis=1)
-        # A teacher may know fewer than K items: the other places stay empty
-        items[block] = np.where(value > 0, best, -1)
-        weights[block] = normalised(value**recipe.sharpness)
+        probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N) sparse
+        for row, history in enumerate(shown):
+            entries = slice(probabilities.indptr[row], probabilities.indptr[row + 1])
+            known = probabilities.indices[entries]
+            value = probabilities.data[entries]
+            # What is never recommended must not be taught: it would take weight from the rest
+            if exclude_history:
+                value[np.isin(known, history)] = 0.0
+            # The best first, of equals the earlier item; a teacher may know fewer than K
+            best = np.lexsort((known, -value))[: recipe.top_k]
+            best = best[value[best] > 0]
+            items[start + row, : len(best)] = known[best]
+            weights[start + row, : len(best)] = value[best]
+    # Renormalised over the K: what the rest of the catalogue had is shared out among them
+    weights = normalised(weights**recipe.sharpness)
     return Labels(items, weights)
 
 
