@@ -42,7 +42,6 @@ CHOSEN_BY = 5_000  # validation rows, where there are more
 # Items of a catalogue whose whole table is made: sums in another order would make other ties at the
 # end of a list, and with them other labels than the published ones
 SMALL = 16_384
-ITEMS_AT_ONCE = 16_384  # whose vectors are float64 at a time
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
 
 
@@ -191,9 +190,9 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
 
     @cache
     def vectors() -> Tensor:
-        """``(N, D)`` on the first GPU if there is one; not before they are asked for."""
+        """``(N, D)`` float32 on the first GPU if there is one; not before they are asked for."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.from_numpy(unit).to(device)
+        return torch.from_numpy(unit).float().to(device)
 
     def best(
         histories: Sequence[Sequence[int]],
@@ -203,9 +202,8 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
         """The nearest ``LENGTH``; the others' weights cancel out."""
         latest = item_matrices.latest_items(histories, len(unit), window)  # (B, N) sparse
         total = np.asarray(latest.sum(axis=1)).clip(min=1e-12)  # (B, 1)
-        mean = torch.from_numpy((latest @ unit) / total).to(vectors().device)  # (B, D) float64
-        parts = [mean @ part.double().T for part in vectors().split(ITEMS_AT_ONCE)]
-        cosine = torch.cat(parts, dim=1)  # (B, N)
+        mean = torch.from_numpy((latest @ unit) / total)  # (B, D)
+        cosine = mean.to(vectors()) @ vectors().T  # (B, N)
         for row, history in enumerate(histories):
             if not again:
                 cosine[row, list(history)] = -torch.inf
@@ -394,6 +392,13 @@ def build(
                     text_knn(embeddings, window=window, again=False, temperature=temperature)
                 )
     return found
+
+
+def at_temperature(text: Expert, embeddings_file: Path, temperature: float) -> Expert:
+    """A ``text_knn`` of ``build`` with another temperature; nothing is chosen again."""
+    embeddings = read_embeddings(embeddings_file, text.num_items)
+    window = int(text.made_with["window"])
+    return text_knn(embeddings, window=window, again=False, temperature=temperature)
 
 
 def read_embeddings(file: Path, num_items: int) -> np.ndarray:

@@ -36,7 +36,7 @@ import numpy as np
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.samples import Sample, fixed_subset
 from minionerec.errors import UserError
 from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import say
@@ -152,7 +152,13 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
             "lower it"
         )
     exclude = experiment.evaluate.exclude_history
-    unwanted = catalogue.seen("valid") if exclude else None
+    # Choices by thousands of rows are as good as by all
+    splits = catalogue.samples.splits
+    valid = fixed_subset(splits["valid"], experts.CHOSEN_BY, seed=0)
+    samples = replace(catalogue.samples, splits={**splits, "valid": valid})
+    unwanted = None
+    if exclude:
+        unwanted = fixed_subset(catalogue.seen("valid"), experts.CHOSEN_BY, seed=0)
     embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
     temperature = recipe.temperature
     # Networks are trained by themselves, once, each without a part of the rows
@@ -162,8 +168,7 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
         networks[name], parent = crossfit.cross_fitted(catalogue, name)
         parents.append(parent)
     if not weights:
-        valid = catalogue.samples.splits["valid"]
-        lists = mixing.rankers_lists(catalogue.samples, valid, embeddings_file, unwanted)
+        lists = mixing.rankers_lists(samples, valid, embeddings_file, unwanted)
         best = mixing.tried({}, lists, valid, num_items=num_items, by="log p")[0]
         weights = best.weights
         temperature = best.temperature
@@ -174,7 +179,7 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
     shares = {name: weight for name, weight in weights.items() if weight}
     rules = experts.build(
         crossfit.parts(weights)[0],
-        catalogue.samples,
+        samples,
         embeddings_file=embeddings_file,
         temperature=temperature,
         unwanted=unwanted,
