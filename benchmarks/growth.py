@@ -155,14 +155,15 @@ def report(turns: list[list[Turn]]) -> None:
             f"{size:>12,} interactions: {steps:.3f} steps and {tokens:,.0f} tokens a CPU second, "
             f"{length:.1f} tokens and {labels:.1f} labels a row"
         )
-    pairs = list(zip(*turns, strict=True))
-    per_step = statistics.median(small.seconds / large.seconds for small, large in pairs)
-    per_token = statistics.median(
-        small.seconds / small.tokens / (large.seconds / large.tokens) for small, large in pairs
-    )
-    print(f"ratio: {per_step:.3f} a step, {per_token:.3f} a token")
-    whole = sum(small.seconds for small, _ in pairs) / sum(large.seconds for _, large in pairs)
-    print(f"all turns together: {whole:.3f} a step")
+    per_step = []
+    per_token = []
+    for small, large in zip(*turns, strict=True):
+        ratio = small.seconds / large.seconds
+        per_step.append(ratio)
+        per_token.append(ratio * large.tokens / small.tokens)
+    steps = statistics.median(per_step)
+    tokens = statistics.median(per_token)
+    print(f"ratio: {steps:.3f} a step, {tokens:.3f} a token")
 
 
 if __name__ == "__main__":
