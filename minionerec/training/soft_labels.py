@@ -43,6 +43,7 @@ from minionerec.experiment.run import say
 from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import rows_at_once
+from minionerec.rankers.sparse_scores import best_entries
 
 TASK = "sid_to_sid"  # of rows that show one item
 
@@ -296,18 +297,14 @@ def teacher_labels(
         own = None if targets is None else targets[block]
         dealt = None if folds is None else folds[block]
         probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N) sparse
-        for row, history in enumerate(shown):
-            entries = slice(probabilities.indptr[row], probabilities.indptr[row + 1])
-            known = probabilities.indices[entries]
-            value = probabilities.data[entries]
-            # What is never recommended must not be taught: it would take weight from the rest
-            if exclude_history:
-                value[np.isin(known, history)] = 0.0
-            # The best first, of equals the earlier item; a teacher may know fewer than K
-            best = np.lexsort((known, -value))[: recipe.top_k]
-            best = best[value[best] > 0]
-            items[start + row, : len(best)] = known[best]
-            weights[start + row, : len(best)] = value[best]
+        # What is never recommended must not be taught either: it would take weight from the rest
+        if exclude_history:
+            for row, history in enumerate(shown):
+                entries = slice(probabilities.indptr[row], probabilities.indptr[row + 1])
+                is_shown = np.isin(probabilities.indices[entries], history)
+                probabilities.data[entries][is_shown] = 0.0
+        # A teacher may know fewer than K items: the other places stay empty
+        items[block], weights[block] = best_entries(probabilities, recipe.top_k)
     # Renormalised over the K: what the rest of the catalogue had is shared out among them
     weights = normalised(weights**recipe.sharpness)
     return Labels(items, weights)
