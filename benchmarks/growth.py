@@ -1,139 +1,179 @@
-"""What a stage costs as the data grows: CPU seconds and peak memory of every command.
+"""Steps of SFT a second on a large table against a small one: what does a step cost that grows?
 
-    python benchmarks/growth.py --out big                          # 0.1, 1 and 10 million
-    python benchmarks/growth.py --out big --sizes 100000,1000000 --stages data,sids
+    python benchmarks/growth.py --folder F                                # 0.1 and 10 million
+    python benchmarks/growth.py --folder F --sft.tasks "{sid_to_sid: 1}"  # and any other setting
 
-The synthetic tables of ``benchmarks/tables.py``, twenty interactions a user and ten an item, with
-vectors of 384 numbers in place of an encoder's; no user and no item is left out. A command that
-needs earlier stages finds them where an earlier call has made them. Tables and stages stay in the
-folder; ``--redo`` makes the measured ones again.
+Makes both tables (``benchmarks/tables.py``) and their stages 0 and 1 in the folder, unless they are
+there, and starts ``sft.py``'s training on each in a process of its own. The two take turns, some
+micro-batches each, so that whatever else the machine does meets both; CPU seconds are compared, and
+the median of the turns counts. A micro-batch is a step (``sft.batch_size`` 64).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import shutil
+import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import fire
+import yaml
+from torch import Tensor
 
-from minionerec.errors import UserError, one_line_errors
+import minionerec_trainer
+import sft
+from benchmarks import tables
+from minionerec.errors import one_line_errors
+from minionerec.experiment.config import read_experiment
+from minionerec.experiment.stages import path_of
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH = 384  # of a vector
-SCRIPTS = {
-    "data": "data/prepare.py",
-    "audit": "data/audit.py",
-    "embeddings": "rqvae/embed_items.py",
-    "sids": "rqvae/build_sids.py",
-    "markov": "baselines/run.py",
+SIZES = (100_000, 10_000_000)
+VECTORS = 32  # numbers of each item's vector
+ROWS = 64
+TURNS, STEPS = 40, 2  # of each size; micro-batches of a turn
+SETTINGS: dict[str, Any] = {
+    "name": "growth",
+    "data": {"source": "tables"},
+    "sids": {"method": "rqkmeans", "codebook_sizes": [128, 128, 128]},
+    "sft": {"batch_size": ROWS, "micro_batch_size": ROWS},
 }
-FLAGS = {"markov": ["--baselines.methods", "markov"]}
-FOLDERS = {"markov": "baselines/markov"}  # of a stage whose folder has another name
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one command took: CPU seconds, and the most memory it held, in bytes."""
+class Turn(NamedTuple):
+    """Some micro-batches of one size."""
 
-    seconds: float
-    memory: int
-
-    def __str__(self) -> str:
-        return f"{self.seconds:.1f} s, {self.memory / 1e6:,.0f} MB"
+    seconds: float  # of the CPU
+    rows: int
+    tokens: int  # of the packed trees, which the forward reads
+    labels: int  # places that predict something, each a row of logits
 
 
-def main(
-    out: str,
-    sizes: tuple[int, ...] | int = (100_000, 1_000_000, 10_000_000),
-    stages: tuple[str, ...] | str = tuple(SCRIPTS),
-    redo: bool = False,
-) -> None:
-    """Run the stages at every size and print a table.
+def main(folder: Path, words: list[str]) -> None:
+    """Prepare both sizes, let them take turns and print what a step costs.
 
     Args:
-        out: folder for tables and stages.
-        sizes: how many interactions.
-        stages: of data, audit, embeddings, sids and markov, in this order.
-        redo: remove what these stages have made before.
-
-    Raises:
-        UserError: there is no such stage, or a command ends with an error.
+        folder: for tables and runs, 2 GB.
+        words: further settings of SFT, as ``sft.py`` takes them.
     """
-    sizes = (sizes,) if isinstance(sizes, int) else sizes
-    stages = (stages,) if isinstance(stages, str) else stages
-    for stage in stages:
-        if stage not in SCRIPTS:
-            raise UserError(f"--stages: got '{stage}', expected some of {', '.join(SCRIPTS)}")
-    header = " | ".join(f"{size:,} interactions" for size in sizes)
-    rows = [f"| stage | {header} |", f"|---{'|---' * len(sizes)}|"]
-    for size in sizes:
-        make_tables(Path(out), size)
-    for stage in stages:
-        costs = [str(measure(stage, Path(out), size, redo)) for size in sizes]
-        rows.append(f"| {stage} | {' | '.join(costs)} |")
-        print(rows[-1], flush=True)
-    print("\n".join(["", *rows]))
+    children = []
+    for size in SIZES:
+        config = prepared(folder.resolve() / str(size), size)
+        command = [sys.executable, "-m", "benchmarks.growth", "--train", str(config), *words]
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        children.append(child)
+    turns: list[list[Turn]] = [[] for _ in SIZES]
+    for number in range(TURNS + 1):
+        for child, found in zip(children, turns, strict=True):
+            turn = take_turn(child)
+            if number:  # the first one allocates
+                found.append(turn)
+    for child in children:
+        child.kill()  # a signal would be answered with a checkpoint
+        child.wait()
+    report(turns)
 
 
-def make_tables(out: Path, size: int) -> None:
-    """Write the synthetic tables of a size unless they are there."""
-    folder = tables_of(out, size)
-    if (folder / "vectors.json").is_file():
-        return
-    script = ROOT / "benchmarks" / "tables.py"
-    words = ["--out", str(folder), "--interactions", str(size), "--vectors", str(WIDTH)]
-    cost_of([str(script), *words])
+def prepared(folder: Path, size: int) -> Path:
+    """The configuration of one size, with stages 0 and 1 made."""
+    source = folder / "tables"
+    if not (source / "vectors.json").exists():  # the last file that is written
+        tables.main(str(source), size, vectors=VECTORS)
+    settings = SETTINGS | {"output_dir": str(folder)}
+    settings["data"] = settings["data"] | {"path": str(source)}
+    settings["sids"] = settings["sids"] | {"embeddings": str(source / "vectors.npy")}
+    config = folder / "growth.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    for script in ("data/prepare.py", "rqvae/embed_items.py", "rqvae/build_sids.py"):
+        command = [sys.executable, str(ROOT / script), "--config", str(config)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return config
 
 
-def tables_of(out: Path, size: int) -> Path:
-    """Where the tables of a size lie."""
-    return out / "tables" / str(size)
+def take_turn(child: subprocess.Popen) -> Turn:
+    """Let a training make its next micro-batches."""
+    if child.stdin is None or child.stdout is None:
+        raise ValueError("a training is spoken to through pipes")
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    for line in child.stdout:
+        if line.startswith("turn "):
+            seconds, rows, tokens, labels = line.split()[1:]
+            return Turn(float(seconds), int(rows), int(tokens), int(labels))
+    sys.exit("a training has ended; what it said is above")
 
 
-def measure(stage: str, out: Path, size: int, redo: bool) -> Cost:
-    """Run a stage on the tables of a size.
+class Paced(minionerec_trainer.SFTTrainer):
+    """Waits for a word on stdin before each turn, and says behind it what it cost."""
 
-    Raises:
-        UserError: it is there already, or the command ends with an error.
-    """
-    tables = tables_of(out, size)
-    made = out / str(size) / FOLDERS.get(stage, stage)
-    if redo:
-        shutil.rmtree(made, ignore_errors=True)
-    if made.exists():
-        raise UserError(f"{made}: is there already; --redo makes it again")
-    settings = out / f"{size}.yaml"
-    settings.write_text(
-        f"name: '{size}'\n"
-        f"output_dir: {out.resolve()}\n"
-        f"data: {{source: tables, path: {tables.resolve()}, k_core: 1}}\n"
-        "sids:\n"
-        f"  embeddings: {tables.resolve() / 'vectors.npy'}\n"
-        "  codebook_sizes: [0, 0, 0]\n"
-    )
-    script = str(ROOT / SCRIPTS[stage])
-    return cost_of([script, "--config", str(settings), *FLAGS.get(stage, [])])
+    done = 0
+    rows = 0
+    tokens = 0
+    labels = 0
+    since = 0.0
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """One micro-batch."""
+        if self.done % STEPS == 0:
+            if self.done:
+                seconds = time.process_time() - self.since
+                print("turn", seconds, self.rows, self.tokens, self.labels, flush=True)
+            self.rows = self.tokens = self.labels = 0
+            sys.stdin.readline()
+            self.since = time.process_time()
+        self.done += 1
+        self.rows += self.args.per_device_train_batch_size
+        self.tokens += inputs["tree"].input_ids.numel()
+        self.labels += len(inputs["slots"])
+        return super().training_step(model, inputs, *args, **kwargs)
 
 
-def cost_of(words: list[str]) -> Cost:
-    """Run a Python script to its end.
+def train(config: str, words: list[str]) -> None:
+    """The training of one size, as ``sft.py`` does it."""
+    flags = dict(zip([word.removeprefix("--") for word in words[::2]], words[1::2], strict=True))
+    minionerec_trainer.SFTTrainer = Paced  # type: ignore[misc]
+    experiment = read_experiment(config, flags)
+    sft.train(experiment, path_of(experiment, "sft"))
 
-    Raises:
-        UserError: it ends with an error, which it has printed.
-    """
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code:
-        raise UserError(f"{' '.join(words)}: ended with exit code {code}")
-    unit = 1 if sys.platform == "darwin" else 1024  # of ``ru_maxrss``
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+def report(turns: list[list[Turn]]) -> None:
+    """Micro-batches and tokens a CPU second of each size, and the medians of the turns' ratios."""
+    for size, found in zip(SIZES, turns, strict=True):
+        steps = statistics.median(STEPS / turn.seconds for turn in found)
+        tokens = statistics.median(turn.tokens / turn.seconds for turn in found)
+        rows = sum(turn.rows for turn in found)
+        length = sum(turn.tokens for turn in found) / rows
+        labels = sum(turn.labels for turn in found) / rows
+        print(
+            f"{size:>12,} interactions: {steps:.3f} steps and {tokens:,.0f} tokens a CPU second, "
+            f"{length:.1f} tokens and {labels:.1f} labels a row"
+        )
+    per_step = []
+    per_token = []
+    for small, large in zip(*turns, strict=True):
+        ratio = small.seconds / large.seconds
+        per_step.append(ratio)
+        per_token.append(ratio * large.tokens / small.tokens)
+    steps = statistics.median(per_step)
+    tokens = statistics.median(per_token)
+    print(f"ratio: {steps:.3f} a step, {tokens:.3f} a token")
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, help="for tables and runs, 2 GB")
+    parser.add_argument("--train", help="of one of the two processes: its settings")
+    given, further = parser.parse_known_args()
     with one_line_errors():
-        fire.Fire(main)
+        if given.train:
+            train(given.train, further)
+        else:
+            main(given.folder, further)

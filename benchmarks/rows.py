@@ -43,25 +43,32 @@ def one_call_per_row(
 
     Too long ones lose their oldest item.
     """
-    titles, names = (
-        items["title"].tolist(),
-        ["".join(tokenizer.convert_ids_to_tokens(sid)) for sid in sids],
-    )
-    longest = {True: 1 + max(len(ids) for ids in tokenizer(titles)["input_ids"]), False: 1 + LEVELS}
+    titles = items["title"].tolist()
+    names = []
+    for sid in sids:
+        tokens = tokenizer.convert_ids_to_tokens(sid)
+        names.append("".join(tokens))
+    longest_title = max(map(len, tokenizer(titles)["input_ids"]))
     rows = []
     for task in SFTSettings().tasks:
-        to_title = task.endswith("title")
-        pairs = (
-            [((i,), i) for i in range(len(items))]
-            if task in ITEM_TASKS
-            else [(s.history, s.target) for s in samples]
-        )
+        answers = names
+        room = MAX_TOKENS - LEVELS - 1
+        if task.endswith("title"):
+            answers = titles
+            room = MAX_TOKENS - longest_title - 1
+        pairs: list[tuple[tuple[int, ...], int]] = []
+        if task in ITEM_TASKS:
+            for item in range(len(items)):
+                pairs.append(((item,), item))
+        else:
+            for sample in samples:
+                pairs.append((sample.history, sample.target))
         for shown, target in pairs:
             prompt = tokenizer(renderer.text(task, shown))["input_ids"]
-            while len(prompt) > MAX_TOKENS - longest[to_title] and len(shown) > 1:
+            while len(prompt) > room and len(shown) > 1:
                 shown = shown[1:]
                 prompt = tokenizer(renderer.text(task, shown))["input_ids"]
-            completion = tokenizer(titles[target] if to_title else names[target])["input_ids"]
+            completion = tokenizer(answers[target])["input_ids"]
             rows.append((prompt, completion + [tokenizer.eos_token_id]))
     return rows
 

@@ -28,6 +28,7 @@ WORDS = (
     "steel blue large compact garden cordless water resistant filter drill handle light wall "
     "outdoor cable double storage box replacement adjustable wooden frame silent heavy duty"
 ).split()
+SPREAD = 6_180_339  # no factor of 10: a number of up to ten million items comes once
 START = 1_400_000_000  # seconds: 2014
 SECONDS = 150_000_000  # nearly five years
 PART = 1_000_000  # rows that are drawn and written at a time
@@ -102,7 +103,8 @@ def items(count: int, rng: np.random.Generator) -> pa.Table:
     titles = []
     for number in range(count):
         words = [WORDS[word] for word in drawn[number, : lengths[number]]]
-        titles.append(f"{' '.join(words)} {number}")
+        # Seven digits of all kinds, so that titles of any number of items are equally long
+        titles.append(f"{' '.join(words)} {number * SPREAD % 10**7:07d}")
     brands = [WORDS[word].title() for word in drawn[:, 0]]
     categories = [[WORDS[first], WORDS[second]] for first, second in drawn[:, :2]]
     ids = numbered("B", np.arange(count))

@@ -256,17 +256,22 @@ class Renderer:
             their prompts are tokenised whole.
         """
         several = 4 if task in SEQUENCE_TASKS else 1
-        items = range(0, len(self._sids), max(1, len(self._sids) // (CHECKED_PROMPTS * several)))
-        prompts = [items[i : i + several] for i in range(0, len(items), several)][:CHECKED_PROMPTS]
-        return all(
-            self._whole(task, shown) == self._from_pieces(task, shown, sys.maxsize)
-            for shown in prompts
-        )
+        step = max(1, len(self._sids) // (CHECKED_PROMPTS * several))
+        items = range(0, len(self._sids), step)
+        for number in range(CHECKED_PROMPTS):
+            start = number * several
+            shown = items[start : start + several]
+            if not shown:
+                break
+            if self._whole(task, shown) != self._from_pieces(task, shown, sys.maxsize):
+                return False
+        return True
 
     def _tokenize_item_pieces(self, pieces: ItemPieces) -> IntLists:
         """Every item's text between what stands before and behind it."""
         if pieces == COMPLETIONS:
-            return IntLists.of(ids + self._eos for ids in self._encoded(self._titles, as_text=True))
+            encoded = self._encoded(self._titles, as_text=True)
+            return IntLists.of(ids + self._eos for ids in encoded)
         texts = self._shortened if pieces.kind == "description" else self._named
         between = (f"{pieces.lead}{text}{pieces.tail}" for text in texts)
         return self._tokenize_behind("x", between, True)
@@ -277,9 +282,9 @@ class Renderer:
         Some tokenizers treat the beginning of a text differently.
         """
         skip = len(self._encode(start, as_text))
-        return IntLists.of(
-            ids[skip:] for ids in self._encoded((start + text for text in texts), as_text)
-        )
+        behind = (start + text for text in texts)
+        encoded = self._encoded(behind, as_text)
+        return IntLists.of(ids[skip:] for ids in encoded)
 
     def _find_longest_completion(self, of_titles: bool) -> int:
         if of_titles:
@@ -352,11 +357,13 @@ class Renderer:
     @cached_property
     def _shortened(self) -> list[str]:
         """Descriptions cut to at most ``MAX_DESCRIPTION_TOKENS`` tokens."""
-        ids = self._encoded(self._descriptions, as_text=True)
-        return [
-            self._cut(text, found) if len(found) > MAX_DESCRIPTION_TOKENS else text
-            for text, found in zip(self._descriptions, ids, strict=True)
-        ]
+        encoded = self._encoded(self._descriptions, as_text=True)
+        shortened = []
+        for text, ids in zip(self._descriptions, encoded, strict=True):
+            if len(ids) > MAX_DESCRIPTION_TOKENS:
+                text = self._cut(text, ids)
+            shortened.append(text)
+        return shortened
 
     def _cut(self, text: str, ids: list[int]) -> str:
         """The beginning of a text.

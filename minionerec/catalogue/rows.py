@@ -174,7 +174,8 @@ def mixture(
     rng = np.random.default_rng(seed)
     # Rows of codes are no rows of items (minionerec/training/code_words.py)
     tasks = [task for task, share in shares.items() if share and task not in CODE_TASKS]
-    renderer.prepare(tasks)
+    with _no_garbage_collection():
+        renderer.prepare(tasks)
     parts: list[tuple[str, Sequence[int] | np.ndarray]] = []
     for task in tasks:
         found = numbers_of(task, samples, renderer, num_items)
@@ -196,9 +197,10 @@ def mixture(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection while rows are built.
+    """Pause garbage collection while rows are built and titles tokenised.
 
-    Rows are many, hold no cycles and stay: looking for garbage among them took a third of the time.
+    Lists are many and hold no cycles: looking for garbage among them, and all that was imported,
+    took a third of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

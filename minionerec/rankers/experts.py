@@ -20,14 +20,17 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sparse
+import torch
+from torch import Tensor
 
 from minionerec.catalogue.rows import NO_TARGET
-from minionerec.catalogue.samples import Samples, train_counts
+from minionerec.catalogue.samples import Samples, fixed_subset, train_counts
 from minionerec.errors import UserError
 from minionerec.experiment.files import load_array
 from minionerec.experiment.stages import COMMANDS
@@ -35,6 +38,10 @@ from minionerec.rankers import item_matrices, rules
 from minionerec.rankers.scores import popularity_order
 
 LENGTH = 100  # items of a list, where rankers are mixed
+CHOSEN_BY = 5_000  # validation rows, where there are more
+# Items of a catalogue whose whole table is made: sums in another order would make other ties at the
+# end of a list, and with them other labels than the published ones
+SMALL = 16_384
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
 
 
@@ -51,6 +58,19 @@ class Probabilities(Protocol):
         """See ``Expert.probabilities``."""
 
 
+class BestOnes(Protocol):
+    """As ``Probabilities``, without all but the best ``LENGTH`` of every row and their equals."""
+
+    def __call__(
+        self,
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None = None,
+        folds: Sequence[int] | None = None,
+        /,
+    ) -> sparse.csr_matrix:
+        """See ``Expert.best``."""
+
+
 class Expert(NamedTuple):
     """One ranker of a mix.
 
@@ -62,12 +82,15 @@ class Expert(NamedTuple):
             With targets it is asked leave-one-out, but for rows of ``NO_TARGET``; only networks
             have folds.
         made_with: the choices it was made with, for people.
+        best: ``best_of`` its probabilities without a table of all items; None: there is no other
+            way for this ranker.
     """
 
     name: str
     num_items: int
     probabilities: Probabilities
     made_with: dict[str, float]
+    best: BestOnes | None = None
 
 
 def popularity(counts: np.ndarray) -> Expert:
@@ -165,12 +188,37 @@ def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: f
                 weights[row] = 0.0
         return normalised(weights)
 
-    return Expert(
-        "text_knn",
-        len(unit),
-        probabilities,
-        {"window": window, "again": again, "temperature": temperature},
-    )
+    @cache
+    def vectors() -> Tensor:
+        """``(N, D)`` float32 on the first GPU if there is one; not before they are asked for."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.from_numpy(unit).float().to(device)
+
+    def best(
+        histories: Sequence[Sequence[int]],
+        _targets: Sequence[int] | None = None,
+        _folds: Sequence[int] | None = None,
+    ) -> sparse.csr_matrix:
+        """The nearest ``LENGTH``; the others' weights cancel out."""
+        latest = item_matrices.latest_items(histories, len(unit), window)  # (B, N) sparse
+        total = np.asarray(latest.sum(axis=1)).clip(min=1e-12)  # (B, 1)
+        mean = torch.from_numpy((latest @ unit) / total)  # (B, D)
+        cosine = mean.to(vectors()) @ vectors().T  # (B, N)
+        for row, history in enumerate(histories):
+            if not again:
+                cosine[row, list(history)] = -torch.inf
+            if not history:
+                cosine[row] = -torch.inf
+        length = min(LENGTH, len(unit))
+        least = cosine.topk(length, dim=1).values[:, -1:]  # (B, 1)
+        rows, items = torch.nonzero((cosine >= least) & (cosine > -torch.inf), as_tuple=True)
+        weights = torch.exp((cosine[rows, items] - 1.0) / temperature)
+        ends = np.searchsorted(rows.cpu().numpy(), np.arange(len(histories) + 1))
+        table = (weights.cpu().numpy(), items.cpu().numpy(), ends)
+        return rows_normalised(sparse.csr_matrix(table, shape=cosine.shape))
+
+    made_with = {"window": window, "again": again, "temperature": temperature}
+    return Expert("text_knn", len(unit), probabilities, made_with, best)
 
 
 def mix(
@@ -179,14 +227,20 @@ def mix(
     histories: Sequence[Sequence[int]],
     targets: Sequence[int] | None = None,
     folds: Sequence[int] | None = None,
-) -> np.ndarray:
+) -> sparse.csr_matrix:
     """``(B, N)`` weighted sum of the experts' probabilities over their best ``LENGTH`` items.
 
     A rule that gives every item a little would else have hardly anything left for its best.
     """
-    total = np.zeros((len(histories), experts[0].num_items))
+    num_items = experts[0].num_items
+    total = sparse.csr_matrix((len(histories), num_items))
     for expert, weight in zip(experts, weights, strict=True):
-        total += weight * best_of(expert.probabilities(histories, targets, folds), LENGTH)
+        if expert.best and num_items > SMALL:
+            found = expert.best(histories, targets, folds)
+        else:
+            probabilities = expert.probabilities(histories, targets, folds)
+            found = sparse.csr_matrix(best_of(probabilities, LENGTH))
+        total += weight * found
     return total
 
 
@@ -200,6 +254,33 @@ def best_of(probabilities: np.ndarray, length: int) -> np.ndarray:
         return probabilities
     least = -np.partition(-probabilities, length - 1, axis=1)[:, length - 1 : length]  # (B, 1)
     return normalised(np.where(probabilities >= least, probabilities, 0.0))
+
+
+def best_scores(scores: sparse.csr_matrix, length: int) -> sparse.csr_matrix:
+    """As ``best_of`` the normalised scores, none of which is negative; changes them.
+
+    >>> scores = sparse.csr_matrix([[2.0, 1.0, 1.0, 0.0], [0.0, 3.0, 0.0, 1.0]])
+    >>> best_scores(scores, 2).toarray().tolist()
+    [[0.5, 0.25, 0.25, 0.0], [0.0, 0.75, 0.0, 0.25]]
+    """
+    scores.eliminate_zeros()
+    scores = rows_normalised(
+        scores
+    )  # first, as ``best_of``: it makes equal what rounding told apart
+    sizes = np.diff(scores.indptr)
+    for row in np.flatnonzero(sizes > length).tolist():
+        values = scores.data[scores.indptr[row] : scores.indptr[row + 1]]
+        least = np.partition(values, len(values) - length)[len(values) - length]
+        values[values < least] = 0.0
+    scores.eliminate_zeros()
+    return rows_normalised(scores)
+
+
+def rows_normalised(scores: sparse.csr_matrix) -> sparse.csr_matrix:
+    """As ``normalised``, in place."""
+    total = np.asarray(scores.sum(axis=1)).ravel()  # (B,)
+    scores.data /= np.repeat(total, np.diff(scores.indptr))
+    return scores
 
 
 def normalised(scores: np.ndarray) -> np.ndarray:
@@ -216,7 +297,24 @@ def _counting(
     made_with: dict[str, float],
 ) -> Expert:
     """Scores of ``rules.item_to_item``; ``own``: what a transition has added to which items."""
-    rule = rules.item_to_item(lambda: matrix, window)
+    scores_of = item_matrices.matrix_scores(lambda: matrix, window)
+
+    def counted(
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None,
+    ) -> sparse.csr_matrix:
+        """``(B, N)`` scores, without what the rows themselves have added."""
+        scores = scores_of(histories)
+        for row, target in enumerate(targets or ()):
+            if target == NO_TARGET:
+                continue
+            entries = slice(scores.indptr[row], scores.indptr[row + 1])
+            items = scores.indices[entries]
+            values = scores.data[entries]
+            for item, added in own(histories[row], target).items():
+                left = values[items == item] - added
+                values[items == item] = np.where(left > ROUNDING, left, 0.0)
+        return scores
 
     def probabilities(
         histories: Sequence[Sequence[int]],
@@ -224,16 +322,17 @@ def _counting(
         _folds: Sequence[int] | None = None,
     ) -> np.ndarray:
         """``(B, N)``: what follows each history."""
-        scores = rule.scores(histories)  # (B, N)
-        for row, target in enumerate(targets or ()):
-            if target == NO_TARGET:
-                continue
-            for item, added in own(histories[row], target).items():
-                left = scores[row, item] - added
-                scores[row, item] = left if left > ROUNDING else 0.0
-        return normalised(scores)
+        return normalised(counted(histories, targets).toarray())
 
-    return Expert(name, matrix.shape[0], probabilities, made_with)
+    def best(
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int] | None = None,
+        _folds: Sequence[int] | None = None,
+    ) -> sparse.csr_matrix:
+        """The ``LENGTH`` that follow each history most."""
+        return best_scores(counted(histories, targets), LENGTH)
+
+    return Expert(name, matrix.shape[0], probabilities, made_with, best)
 
 
 def build(
@@ -260,8 +359,12 @@ def build(
     counts = train_counts(sequences, num_items)
     order = popularity_order(counts)
 
+    valid = fixed_subset(samples.splits["valid"], CHOSEN_BY, seed=0)
+    if unwanted is not None:
+        unwanted = fixed_subset(unwanted, CHOSEN_BY, seed=0)
+
     def chosen(candidates: Sequence[rules.Rule]) -> dict[str, float]:
-        best, _ = rules.choose(candidates, samples.splits["valid"], order, unwanted)
+        best, _ = rules.choose(candidates, valid, order, unwanted)
         return candidates[best].made_with
 
     found = []
@@ -289,6 +392,13 @@ def build(
                     text_knn(embeddings, window=window, again=False, temperature=temperature)
                 )
     return found
+
+
+def at_temperature(text: Expert, embeddings_file: Path, temperature: float) -> Expert:
+    """A ``text_knn`` of ``build`` with another temperature; nothing is chosen again."""
+    embeddings = read_embeddings(embeddings_file, text.num_items)
+    window = int(text.made_with["window"])
+    return text_knn(embeddings, window=window, again=False, temperature=temperature)
 
 
 def read_embeddings(file: Path, num_items: int) -> np.ndarray:

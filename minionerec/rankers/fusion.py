@@ -21,8 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minionerec.rankers import experts
 from minionerec.rankers.experts import Expert
-from minionerec.rankers.scores import rank_by_scores
+from minionerec.rankers.scores import rank_by_scores, rows_at_once
+from minionerec.rankers.sparse_scores import best_entries
 
 NO_ITEM = -1
 
@@ -56,6 +58,14 @@ def from_expert(
     unwanted: Sequence[Collection[int]] | None = None,
 ) -> Lists:
     """An expert's k best items of each history, none of them unwanted, equal ones in item order."""
+    is_enough = unwanted is None and k <= experts.LENGTH
+    if expert.best and expert.num_items > experts.SMALL and is_enough:
+        found = []
+        step = rows_at_once(expert.num_items)
+        for start in range(0, len(histories), step):
+            found.append(best_entries(expert.best(histories[start : start + step]), k))
+        items, weights = map(np.concatenate, zip(*found, strict=True))
+        return Lists(items, weights)
     items, weights = rank_by_scores(
         expert.probabilities,
         histories,

@@ -55,21 +55,25 @@ def rankers_lists(
     rules: dict[str, Lists] = {}
     for network in networks:
         rules[network.name] = fusion.from_expert(network, histories, length, unwanted)
+    made = experts.build(
+        names,
+        samples,
+        embeddings_file=embeddings_file,
+        temperature=TEMPERATURES[0],
+        unwanted=unwanted,
+    )
+    # Only the texts have a temperature
+    texts = [expert for expert in made if expert.name == "text_knn"]
+    for expert in made:
+        if expert not in texts:
+            rules[expert.name] = fusion.from_expert(expert, histories, length, unwanted)
     found: dict[float, dict[str, Lists]] = {}
     for temperature in TEMPERATURES:
-        # only the texts have a temperature: the rules are asked once
-        made = experts.build(
-            [name for name in names if name not in rules],
-            samples,
-            embeddings_file=embeddings_file,
-            temperature=temperature,
-            unwanted=unwanted,
-        )
-        ranked = {}
-        for expert in made:
-            ranked[expert.name] = fusion.from_expert(expert, histories, length, unwanted)
-        rules |= {name: lists for name, lists in ranked.items() if name != "text_knn"}
-        found[temperature] = rules | ranked
+        found[temperature] = dict(rules)
+        for text in texts:
+            warmed = experts.at_temperature(text, embeddings_file, temperature)
+            lists = fusion.from_expert(warmed, histories, length, unwanted)
+            found[temperature][text.name] = lists
     return found
 
 

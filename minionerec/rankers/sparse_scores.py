@@ -212,6 +212,31 @@ def _bar(
         row[places[places < len(row)]] = -np.inf
 
 
+def best_entries(table: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest entries above 0 of every row, of equal ones the earlier item.
+
+    >>> table = sparse.csr_matrix([[0.0, 2.0, 3.0, 2.0], [1.0, 0.0, 0.0, 0.0]])
+    >>> items, values = best_entries(table, 2)
+    >>> items.tolist(), values.tolist()
+    ([[2, 1], [0, -1]], [[3.0, 2.0], [1.0, 0.0]])
+
+    Returns:
+        ``(B, k)`` item indexes, best first, and their ``(B, k)`` values; -1 and 0 behind the last.
+    """
+    shape = (table.shape[0], k)
+    items = np.full(shape, -1, dtype=np.int64)
+    values = np.zeros(shape)
+    for row in range(len(items)):
+        entries = slice(table.indptr[row], table.indptr[row + 1])
+        known = table.indices[entries]
+        value = table.data[entries]
+        best = np.lexsort((known, -value))[:k]
+        best = best[value[best] > 0]
+        items[row, : len(best)] = known[best]
+        values[row, : len(best)] = value[best]
+    return items, values
+
+
 def places_of(order: np.ndarray) -> np.ndarray:
     """``(N,)`` where each item stands in an order."""
     place = np.empty(len(order), dtype=np.int64)

@@ -36,14 +36,14 @@ import numpy as np
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
 from minionerec.catalogue.rows import Label, Row
-from minionerec.catalogue.samples import Sample
+from minionerec.catalogue.samples import Sample, fixed_subset
 from minionerec.errors import UserError
 from minionerec.experiment.manifest import Parent
 from minionerec.experiment.run import say
 from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import rows_at_once
-from minionerec.rankers.scores import top_k as best_of_scores
+from minionerec.rankers.sparse_scores import best_entries
 
 TASK = "sid_to_sid"  # of rows that show one item
 
@@ -153,7 +153,13 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
             "lower it"
         )
     exclude = experiment.evaluate.exclude_history
-    unwanted = catalogue.seen("valid") if exclude else None
+    # Choices by thousands of rows are as good as by all
+    splits = catalogue.samples.splits
+    valid = fixed_subset(splits["valid"], experts.CHOSEN_BY, seed=0)
+    samples = replace(catalogue.samples, splits={**splits, "valid": valid})
+    unwanted = None
+    if exclude:
+        unwanted = fixed_subset(catalogue.seen("valid"), experts.CHOSEN_BY, seed=0)
     embeddings_file = catalogue.sids_stage.path / "embeddings.npy"
     temperature = recipe.temperature
     # Networks are trained by themselves, once, each without a part of the rows
@@ -163,8 +169,7 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
         networks[name], parent = crossfit.cross_fitted(catalogue, name)
         parents.append(parent)
     if not weights:
-        valid = catalogue.samples.splits["valid"]
-        lists = mixing.rankers_lists(catalogue.samples, valid, embeddings_file, unwanted)
+        lists = mixing.rankers_lists(samples, valid, embeddings_file, unwanted)
         best = mixing.tried({}, lists, valid, num_items=num_items, by="log p")[0]
         weights = best.weights
         temperature = best.temperature
@@ -175,7 +180,7 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
     shares = {name: weight for name, weight in weights.items() if weight}
     rules = experts.build(
         crossfit.parts(weights)[0],
-        catalogue.samples,
+        samples,
         embeddings_file=embeddings_file,
         temperature=temperature,
         unwanted=unwanted,
@@ -291,18 +296,17 @@ def teacher_labels(
         # Leave-one-out: the row's own transition is no evidence for its own label
         own = None if targets is None else targets[block]
         dealt = None if folds is None else folds[block]
-        probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N)
+        probabilities = mix(teacher, shares, shown, own, dealt)  # (B, N) sparse
         # What is never recommended must not be taught either: it would take weight from the rest
         if exclude_history:
             for row, history in enumerate(shown):
-                probabilities[row, list(history)] = 0.0
-        everything = np.arange(probabilities.shape[1])
-        best = best_of_scores(probabilities, everything, recipe.top_k)  # (B, K)
-        # Renormalised over the K: what the rest of the catalogue had is shared out among them
-        value = np.take_along_axis(probabilities, best, axis=1)
+                entries = slice(probabilities.indptr[row], probabilities.indptr[row + 1])
+                is_shown = np.isin(probabilities.indices[entries], history)
+                probabilities.data[entries][is_shown] = 0.0
         # A teacher may know fewer than K items: the other places stay empty
-        items[block] = np.where(value > 0, best, -1)
-        weights[block] = normalised(value**recipe.sharpness)
+        items[block], weights[block] = best_entries(probabilities, recipe.top_k)
+    # Renormalised over the K: what the rest of the catalogue had is shared out among them
+    weights = normalised(weights**recipe.sharpness)
     return Labels(items, weights)
 
 

@@ -120,7 +120,7 @@ def teacher_scores(catalogue: Catalogue, weights: Mapping[str, float], device: s
 
     def score(histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
         # Leave-one-out: what the row itself has added to the counts is taken out
-        mixed = experts.mix(teacher, list(shares.values()), histories, targets)  # (B, N)
+        mixed = experts.mix(teacher, list(shares.values()), histories, targets).toarray()  # (B, N)
         for row, history in enumerate(histories):
             # Nothing is known of a row that shows no history: all items are worth the same
             if not history:

@@ -1,9 +1,12 @@
 """Rankers as probabilities: leave-one-out counts against counting again without the row."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from minionerec.rankers import experts
+from minionerec.catalogue.rows import NO_TARGET
+from minionerec.catalogue.samples import Sample, Samples
+from minionerec.rankers import experts, rules
 
 NUM_ITEMS = 9
 
@@ -116,3 +119,45 @@ def test_an_empty_history_tells_the_lookups_nothing():
         assert expert.probabilities([()]).tolist() == [[0.0, 0.0, 0.0]]
     both = experts.mix([text, chain], [0.5, 0.5], [(0,)])
     assert both.sum() == pytest.approx(1.0)
+
+
+def test_the_best_of_a_large_catalogue_are_those_of_its_whole_table(monkeypatch):
+    """Asked leave-one-out and without, with histories of equal items, empty ones and equal texts."""
+    monkeypatch.setattr(experts, "LENGTH", 3)
+    sequences = random_sequences(7, users=40)
+    embeddings = np.random.default_rng(3).normal(size=(NUM_ITEMS, 4))
+    embeddings[5] = embeddings[2]  # the same text
+    made = [
+        experts.markov(sequences, NUM_ITEMS, reach=3, backward=0.5, window=3),
+        experts.item_knn(sequences, NUM_ITEMS, shrinkage=2.0, window=3),
+        experts.text_knn(embeddings, window=2, again=False, temperature=0.1),
+        experts.popularity(np.arange(NUM_ITEMS)),
+    ]
+    histories = [history for _, history, _ in rows_of(sequences)] + [(), (4, 4)]
+    targets = [target for _, _, target in rows_of(sequences)] + [NO_TARGET, 1]
+    for expert in made:
+        for own in (None, targets):
+            mixes = []
+            for small in (NUM_ITEMS, NUM_ITEMS - 1):
+                monkeypatch.setattr(experts, "SMALL", small)
+                mixes.append(experts.mix([expert], [1.0], histories, own).toarray())
+            np.testing.assert_allclose(mixes[1], mixes[0], atol=1e-6)
+            assert (np.count_nonzero(mixes[1], axis=1) < NUM_ITEMS).any()
+
+
+def test_what_is_left_open_is_chosen_by_a_sample_of_many_validation_rows(monkeypatch, tmp_path):
+    sequences = [[0, 1, 2], [0, 1, 2], [3, 1, 4], [3, 1, 4]]
+    valid = [Sample("u", (0, 1), 2, 0), Sample("u", (3, 1), 4, 0)] * 50
+    items = pd.DataFrame({"item_id": [str(item) for item in range(5)]})
+    seen = []
+    monkeypatch.setattr(experts, "CHOSEN_BY", 2)
+    choose = rules.choose
+
+    def choosing(candidates, rows, *rest):
+        seen.append(len(rows))
+        return choose(candidates, rows, *rest)
+
+    monkeypatch.setattr(rules, "choose", choosing)
+    samples = Samples(items, {"valid": valid}, sequences)
+    experts.build(["markov"], samples, embeddings_file=tmp_path / "none", temperature=0.1)
+    assert seen == [2]

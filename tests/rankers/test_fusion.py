@@ -70,6 +70,23 @@ def test_an_experts_list_has_no_unwanted_item():
     assert (found.weights[:, :2] > 0).all()
 
 
+def test_lists_of_a_large_catalogue_are_those_of_a_small_one_once_they_are_united(monkeypatch):
+    """Weights are probabilities over the whole catalogue in one and over the list in the other."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, 12, 6).tolist() for _ in range(30)]
+    markov = experts.markov(sequences, 12, reach=2, backward=0.5, window=2)
+    texts = experts.text_knn(rng.normal(size=(12, 4)), window=2, again=False, temperature=0.1)
+    histories = [tuple(sequence[:3]) for sequence in sequences] + [(11,)]
+    monkeypatch.setattr(experts, "LENGTH", 4)
+    united = []
+    for small in (12, 11):
+        monkeypatch.setattr(experts, "SMALL", small)
+        lists = [fusion.from_expert(expert, histories, 4) for expert in (markov, texts)]
+        united.append(fusion.union(lists))
+    np.testing.assert_array_equal(united[0].items, united[1].items)
+    np.testing.assert_allclose(united[0].shares, united[1].shares, atol=1e-6)
+
+
 def test_a_fusion_with_all_weight_on_one_ranker_is_that_ranker():
     first, second = random_lists(1), random_lists(2)
     items, _ = fusion.fuse(fusion.union([first, second]), (1.0, 0.0), 12)

@@ -47,7 +47,7 @@ def test_it_is_what_the_mix_holds_of_an_item_in_shares_of_its_favourite(tmp_path
         list(TEACHER.values()),
         [sample.history for sample in samples],
         [sample.target for sample in samples],
-    )
+    ).toarray()
     expected -= expected.min(axis=1, keepdims=True)
     np.testing.assert_allclose(
         found, 0.5 * expected / expected.max(axis=1, keepdims=True), rtol=1e-4, atol=1e-6
@@ -95,7 +95,7 @@ def test_without_a_target_the_teacher_alone_rewards_and_leaves_nothing_out(tmp_p
         embeddings_file=catalogue.sids_stage.path / "embeddings.npy",
         temperature=0.07,
     )
-    expected = experts.mix(teacher, list(TEACHER.values()), histories)
+    expected = experts.mix(teacher, list(TEACHER.values()), histories).toarray()
     expected -= expected.min(axis=1, keepdims=True)
     expected /= expected.max(axis=1, keepdims=True)
     np.testing.assert_allclose(found["collaborative"], expected, rtol=1e-4, atol=1e-6)
