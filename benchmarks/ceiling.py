@@ -90,7 +90,11 @@ def rounds(
         yield users, items, purchases["timestamp"].to_numpy()
 
 
-def chances_by_taste(catalogue: Catalogue, buyers: Buyers, now: np.ndarray) -> np.ndarray:
+def chances_by_taste(
+    catalogue: Catalogue,
+    buyers: Buyers,
+    now: np.ndarray,
+) -> np.ndarray:
     """``(T, U, N)``: the next purchase if the buyers had each of the T tastes."""
     count = len(now)
     found = []

@@ -48,7 +48,7 @@ def prepare(experiment: Experiment, path: Path) -> None:
     choose = prepared.keep_as_is if own else prepared.apply_filters
     items, interactions, dropped = choose(source, experiment.data)
     # What was read is let go: the tables are the largest that this process holds
-    source = source._replace(items=items, interactions=interactions)
+    source = source._replace(items=items)
     interactions = prepared.assign_splits(interactions, experiment.data, own)
     stats = prepared.describe(items, interactions, dropped, source, experiment.data, own)
     settings = settings_of(experiment, "data")

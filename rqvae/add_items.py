@@ -298,7 +298,11 @@ def forget_scratch(target: Experiment) -> None:
 
 
 def free_sids(
-    quantised: Quantised, final_sizes: list[int], sizes: list[int], old_sids: list[Sid], policy: str
+    quantised: Quantised,
+    final_sizes: list[int],
+    sizes: list[int],
+    old_sids: list[Sid],
+    policy: str,
 ) -> list[Sid]:
     """SIDs of the new items: the nearest free ones.
 
@@ -332,7 +336,10 @@ def free_sids(
 
 
 def further_codes(
-    codes: list[Sid], old_sids: list[Sid], num_levels: int, num_further: int
+    codes: list[Sid],
+    old_sids: list[Sid],
+    num_levels: int,
+    num_further: int,
 ) -> dict[int, Sid]:
     """Rows of new items whose group has a further code left, and the SID that they get.
 
@@ -434,7 +441,11 @@ def neighbour(codes: np.ndarray, sid: Sid) -> tuple[int, int]:
 
 
 def write_data(
-    target: Experiment, parent: Parent, old: pd.DataFrame, new: pd.DataFrame, new_sids: list[Sid]
+    target: Experiment,
+    parent: Parent,
+    old: pd.DataFrame,
+    new: pd.DataFrame,
+    new_sids: list[Sid],
 ) -> Parent:
     """Commit ``runs/<NAME>/data``: the same interactions, the longer catalogue."""
     final = stage_path(target, "data")

@@ -130,7 +130,10 @@ def this_launch() -> PartialState:
 
 
 def embed_texts(
-    experiment: Experiment, items: Path, scratch: Path, state: PartialState
+    experiment: Experiment,
+    items: Path,
+    scratch: Path,
+    state: PartialState,
 ) -> tuple[TextStore, float]:
     """Embed the texts of ``items.parquet`` into parts in ``scratch``.
 

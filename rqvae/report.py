@@ -141,7 +141,10 @@ def collision_rates(codes: np.ndarray, popularity: np.ndarray) -> Figures:
 
 
 def prefix_meaning(
-    codes: np.ndarray, items: pd.DataFrame, pairs: np.ndarray, seed: int
+    codes: np.ndarray,
+    items: pd.DataFrame,
+    pairs: np.ndarray,
+    seed: int,
 ) -> list[Figures]:
     """Per prefix depth: category purity and next-item neighbour rate, each with its control."""
     names = [path[-1] if len(path) else "" for path in items["categories"]]  # the narrowest
@@ -271,7 +274,10 @@ def thin(count: int, points: int = CURVE_POINTS) -> list[int]:
 
 
 def largest_prefixes(
-    codes: np.ndarray, depth: int, titles: pd.Series, top: int = LARGEST
+    codes: np.ndarray,
+    depth: int,
+    titles: pd.Series,
+    top: int = LARGEST,
 ) -> list[Figures]:
     """The ``top`` prefixes of ``depth`` codes with the most items, with their first titles."""
     ids = prefix_ids(codes)[:, depth - 1]
@@ -291,7 +297,10 @@ def largest_prefixes(
 
 
 def duplicate_listings(
-    items: pd.DataFrame, texts: Sequence[str], sids: Sequence[Sid], show: int = LISTINGS
+    items: pd.DataFrame,
+    texts: Sequence[str],
+    sids: Sequence[Sid],
+    show: int = LISTINGS,
 ) -> Figures:
     """Items with the same text, as it is embedded.
 

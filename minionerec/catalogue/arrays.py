@@ -33,6 +33,19 @@ def gathered(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return found
 
 
+def inverse(order: np.ndarray) -> np.ndarray:
+    """``(n,)`` int32 the place of each row in an order.
+
+    >>> inverse(np.array([2, 0, 1])).tolist()
+    [1, 2, 0]
+    """
+    place = np.empty(len(order), dtype=np.int32)
+    for block in blocks(len(order)):
+        rows = order[block]
+        place[rows] = np.arange(block.start, block.stop, dtype=np.int32)
+    return place
+
+
 def counts(codes: np.ndarray, length: int, keep: np.ndarray | None = None) -> np.ndarray:
     """``(length,)`` how often each code occurs, among the rows that a ``(n,)`` mask keeps.
 

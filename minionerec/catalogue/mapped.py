@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from minionerec.catalogue.arrays import blocks, by_first_rows, counts, gathered, stable_order
+from minionerec.catalogue.arrays import by_first_rows, counts, gathered, inverse, stable_order
 from minionerec.catalogue.compact import IntLists, SampleList, UserLog
 from minionerec.catalogue.sources.columns import Cells
 from minionerec.catalogue.sources.source import SPLITS
@@ -93,16 +93,13 @@ def _made(
     timestamps: np.ndarray,
     split: np.ndarray,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays one after the other, so that whoever writes them need not hold two."""
+    """The arrays one after the other, so that whoever writes them holds one at a time."""
     # User after user; ``place`` leads from a row to where it stands then
     order = stable_order(users)
     yield "users", gathered(users, order).astype(np.int32, copy=False)
     yield "items", gathered(items, order).astype(np.int32, copy=False)
     yield "timestamps", gathered(timestamps, order).astype(np.int64, copy=False)
-    place = np.empty(len(order), dtype=np.int32)
-    for rows in blocks(len(order)):
-        some = order[rows]
-        place[some] = np.arange(rows.start, rows.stop, dtype=np.int32)
+    place = inverse(order)
     del order
     sizes = counts(users, num_users)
     starts = np.cumsum(sizes) - sizes
@@ -137,6 +134,7 @@ def write(
     folder.mkdir()
     for name, array in _made(users, len(user_ids), items, timestamps, split):
         np.save(folder / f"{name}.npy", array)
+        del array  # before the next one is made
     table = pa.table({"user_id": user_ids})
     with pa.ipc.new_file(str(folder / USER_IDS), table.schema) as writer:
         writer.write_table(table)

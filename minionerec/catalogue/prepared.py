@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from minionerec.catalogue import mapped, split
 from minionerec.catalogue.arrays import (
-    blocks,
     by_first_rows,
     counts,
     gathered,
@@ -25,6 +24,7 @@ from minionerec.catalogue.arrays import (
 )
 from minionerec.catalogue.sources import amazon, embedded, filters, minionerec_csv, tables
 from minionerec.catalogue.sources.columns import (
+    BLOCK,
     Ids,
     arrow_column,
     codes_of,
@@ -102,7 +102,8 @@ def apply_filters(
 def _titles_are_kept(titles: pd.Series, max_words: int) -> np.ndarray:
     """``(N,)`` bool; few titles are Python objects at a time."""
     good = np.empty(len(titles), dtype=bool)
-    for rows in blocks(len(titles)):
+    for start in range(0, len(titles), BLOCK):
+        rows = slice(start, start + BLOCK)
         some = titles.iloc[rows].tolist()
         good[rows] = [filters.title_is_kept(title, max_words) for title in some]
     return good

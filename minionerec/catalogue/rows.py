@@ -120,8 +120,13 @@ class Rows(MadeOnRead[Row]):
                 found.append(np.full(len(whole), -1))
             else:
                 found.append(of_sample[whole])
-        # Rendered rows behind the others are of codes, and of no user
-        found.append(np.full(len(self.more), -1))
+        # Rendered rows behind the others: of codes and of no user, or where a user's train rows end
+        number_of = {}
+        if any(row.user_id for row in self.more):
+            for sample, user in zip(self.samples, of_sample.tolist(), strict=True):
+                number_of[sample.user_id] = user
+        rendered = [number_of.get(row.user_id, -1) for row in self.more]
+        found.append(np.array(rendered, dtype=np.int64))
         return np.concatenate(found)
 
 

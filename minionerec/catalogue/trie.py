@@ -84,7 +84,12 @@ class SidTrie:
             found[below] = True
         return found
 
-    def _number_leaves(self, order: np.ndarray, node_of_row: np.ndarray, num_nodes: int) -> None:
+    def _number_leaves(
+        self,
+        order: np.ndarray,
+        node_of_row: np.ndarray,
+        num_nodes: int,
+    ) -> None:
         """The tables that say which items a leaf has.
 
         Rows are the items in the order of their SIDs.
@@ -315,7 +320,11 @@ class _Rows(NamedTuple):
     ]  # (level, rows) -> codes, -1 behind shorter SIDs
 
 
-def _sort_rows(table: np.ndarray, sizes: Sequence[int], has_short_sids: bool) -> _Rows:
+def _sort_rows(
+    table: np.ndarray,
+    sizes: Sequence[int],
+    has_short_sids: bool,
+) -> _Rows:
     """Sort ``(N, L)`` codes below ``sizes``.
 
     A SID and its item number in one integer sort far faster than columns do.

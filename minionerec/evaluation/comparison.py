@@ -28,7 +28,10 @@ INTERVAL_SEED = 42
 
 
 def compared(
-    methods: Sequence[Method], reference: Method, keys: Sequence[str], samples: int
+    methods: Sequence[Method],
+    reference: Method,
+    keys: Sequence[str],
+    samples: int,
 ) -> dict[str, Any]:
     """What is printed and written.
 
@@ -54,7 +57,10 @@ def compared(
 
 
 def summary(
-    method: Method, keys: Sequence[str], users: Sequence[str], samples: int
+    method: Method,
+    keys: Sequence[str],
+    users: Sequence[str],
+    samples: int,
 ) -> dict[str, Any]:
     """One method's means, deviations over seeds, and intervals."""
     wanted = {*TABLE_KEYS, *keys}

@@ -111,7 +111,10 @@ def unite(
 
 
 def records(
-    items: np.ndarray, scores: np.ndarray, samples: Sequence[Sample], item_ids: Sequence[str]
+    items: np.ndarray,
+    scores: np.ndarray,
+    samples: Sequence[Sample],
+    item_ids: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     """Rows of ``predictions.jsonl``; scores are mixed probabilities."""
     for sample, row, row_scores in zip(samples, items, scores, strict=True):

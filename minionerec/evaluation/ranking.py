@@ -37,7 +37,10 @@ def predictions(
 
 
 def ranked_items(
-    leaves: np.ndarray, scores: np.ndarray, trie: SidTrie, unwanted: Unwanted | None = None
+    leaves: np.ndarray,
+    scores: np.ndarray,
+    trie: SidTrie,
+    unwanted: Unwanted | None = None,
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Item indexes and scores of row after row; of a SID that several items share all of them."""
     for number in range(len(leaves)):
@@ -49,7 +52,10 @@ def ranked_items(
 
 
 def record(
-    sample: Sample, items: Sequence[int], scores: Sequence[float], item_ids: Sequence[str]
+    sample: Sample,
+    items: Sequence[int],
+    scores: Sequence[float],
+    item_ids: Sequence[str],
 ) -> dict[str, Any]:
     """One line of ``predictions.jsonl``."""
     return {
@@ -66,7 +72,10 @@ def sid_of(sids: SidTable) -> dict[str, tuple[int, ...]]:
 
 
 def stage_validator(
-    policy: Policy, num_rows: int, num_beams: int, device: torch.device
+    policy: Policy,
+    num_rows: int,
+    num_beams: int,
+    device: torch.device,
 ) -> tuple[Callable[..., dict[str, float]], int]:
     """``validator`` on the fixed sample of validation rows that a stage looks at, and its size.
 

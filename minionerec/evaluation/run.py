@@ -88,7 +88,11 @@ def facts_of(policy: Policy) -> dict[str, Any]:
 
 
 def rank_in_parts(
-    ranker: Ranker, item_ids: list[str], folder: Path, facts: dict[str, Any], batch_size: int
+    ranker: Ranker,
+    item_ids: list[str],
+    folder: Path,
+    facts: dict[str, Any],
+    batch_size: int,
 ) -> tuple[Ranked | None, dict[str, Any]]:
     """Rank what no earlier run of the same evaluation has ranked, every process a share of it.
 
@@ -244,7 +248,10 @@ def measure(policy: Policy, items: np.ndarray) -> dict[str, Any]:
 
 
 def measure_lists(
-    catalogue: Catalogue, items: np.ndarray, groups: SidOf | None, num_choices: int
+    catalogue: Catalogue,
+    items: np.ndarray,
+    groups: SidOf | None,
+    num_choices: int,
 ) -> dict[str, Any]:
     """What is measured on any ranking of the split that ``evaluate.split`` names.
 

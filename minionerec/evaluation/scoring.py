@@ -162,7 +162,11 @@ def score_rows(
 
 
 def intervals_of(
-    values: Values, names: Mapping[str, np.ndarray], users: Users, samples: int, seed: int
+    values: Values,
+    names: Mapping[str, np.ndarray],
+    users: Users,
+    samples: int,
+    seed: int,
 ) -> tuple[dict[str, list[float]], Intervals]:
     """95 % bootstrap intervals of the metrics and of their slices, all from the same draws.
 

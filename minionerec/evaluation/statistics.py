@@ -29,7 +29,10 @@ Users = Sequence[str] | np.ndarray  # whose row it is: names, or numbers in the 
 
 
 def bootstrap_intervals(
-    values: Mapping[str, np.ndarray], users: Users, samples: int, seed: int
+    values: Mapping[str, np.ndarray],
+    users: Users,
+    samples: int,
+    seed: int,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of row means when users are drawn anew, each with all its rows.
 

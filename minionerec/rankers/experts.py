@@ -112,7 +112,12 @@ def popularity(counts: np.ndarray) -> Expert:
 
 
 def markov(
-    sequences: Sequence[Sequence[int]], num_items: int, *, reach: int, backward: float, window: int
+    sequences: Sequence[Sequence[int]],
+    num_items: int,
+    *,
+    reach: int,
+    backward: float,
+    window: int,
 ) -> Expert:
     """``item_matrices.transition_counts``, looked up by the latest ``window`` items.
 
@@ -143,7 +148,11 @@ def markov(
 
 
 def item_knn(
-    sequences: Sequence[Sequence[int]], num_items: int, *, shrinkage: float, window: int
+    sequences: Sequence[Sequence[int]],
+    num_items: int,
+    *,
+    shrinkage: float,
+    window: int,
 ) -> Expert:
     """``item_matrices.item_cosine``, looked up by the latest ``window`` items.
 
@@ -166,7 +175,13 @@ def item_knn(
     return _counting("item_knn", matrix, window, own, {"shrinkage": shrinkage, "window": window})
 
 
-def text_knn(embeddings: np.ndarray, *, window: int, again: bool, temperature: float) -> Expert:
+def text_knn(
+    embeddings: np.ndarray,
+    *,
+    window: int,
+    again: bool,
+    temperature: float,
+) -> Expert:
     """Texts count nothing: nothing is taken out; without ``again`` the history gets no weight."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(min=1e-12)  # (N, D)
 
@@ -394,7 +409,11 @@ def build(
     return found
 
 
-def at_temperature(text: Expert, embeddings_file: Path, temperature: float) -> Expert:
+def at_temperature(
+    text: Expert,
+    embeddings_file: Path,
+    temperature: float,
+) -> Expert:
     """A ``text_knn`` of ``build`` with another temperature; nothing is chosen again."""
     embeddings = read_embeddings(embeddings_file, text.num_items)
     window = int(text.made_with["window"])

@@ -108,7 +108,11 @@ def union(lists: Sequence[Lists]) -> Union:
     return Union(items, shares)
 
 
-def fuse(candidates: Union, weights: Sequence[float], k: int) -> tuple[np.ndarray, np.ndarray]:
+def fuse(
+    candidates: Union,
+    weights: Sequence[float],
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """The k best items by the weighted sum of their probabilities.
 
     Args:
@@ -131,7 +135,11 @@ def fuse(candidates: Union, weights: Sequence[float], k: int) -> tuple[np.ndarra
     )
 
 
-def ranks(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> np.ndarray:
+def ranks(
+    candidates: Union,
+    weights: Sequence[float],
+    targets: np.ndarray,
+) -> np.ndarray:
     """``(n,)`` how many items ``fuse`` puts before each target; very many if no list names it."""
     scores = np.tensordot(np.asarray(weights, dtype=float), candidates.shares, axes=1)  # (n, U)
     is_target = candidates.items == targets[:, None]
@@ -141,7 +149,11 @@ def ranks(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> n
     return np.where(own[:, 0] > 0, before, np.iinfo(np.int64).max)
 
 
-def shares_of(candidates: Union, weights: Sequence[float], targets: np.ndarray) -> np.ndarray:
+def shares_of(
+    candidates: Union,
+    weights: Sequence[float],
+    targets: np.ndarray,
+) -> np.ndarray:
     """``(n,)`` weighted sum of the probabilities of each target; 0 where no list names it."""
     is_target = candidates.items == targets[:, None]
     own = np.where(is_target, candidates.shares, 0.0).sum(axis=2)  # (R, n)

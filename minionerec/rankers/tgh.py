@@ -105,7 +105,11 @@ def rings(edges: sparse.csr_matrix, source: int, depth: int) -> list[np.ndarray]
 
 
 def ordered_rings(
-    graph: Graph, source: int, depth: int, alpha: float, places: np.ndarray
+    graph: Graph,
+    source: int,
+    depth: int,
+    alpha: float,
+    places: np.ndarray,
 ) -> list[np.ndarray]:
     """The rings, each with its best item first; equals in the order of ``places`` ``(N,)``."""
     found = []
@@ -173,7 +177,10 @@ def _place(
 
 
 def candidates(
-    sequences: Sequence[Sequence[int]], embeddings: np.ndarray, order: np.ndarray, again: bool
+    sequences: Sequence[Sequence[int]],
+    embeddings: np.ndarray,
+    order: np.ndarray,
+    again: bool,
 ) -> list[Rule]:
     """Every variant with every ``alpha``."""
     graph = build_graph(sequences, embeddings)

@@ -128,7 +128,10 @@ def encode(model: T5ForConditionalGeneration, ids: Tensor, levels: int) -> Tenso
 
 
 def decode(
-    model: T5ForConditionalGeneration, blocks: Tensor, states: Tensor, seen: Tensor
+    model: T5ForConditionalGeneration,
+    blocks: Tensor,
+    states: Tensor,
+    seen: Tensor,
 ) -> Tensor:
     """Hidden states of the decoder for many blocks per history, which do not see each other.
 
@@ -346,7 +349,10 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Te
 
 
 def validator(
-    model: T5ForConditionalGeneration, samples: Samples, sids: SidTable, seed: int
+    model: T5ForConditionalGeneration,
+    samples: Samples,
+    sids: SidTable,
+    seed: int,
 ) -> Callable[[], float] | None:
     """NDCG@10 of ``VALID_ROWS`` validation samples, counted per item; None where there are none."""
     rows = fixed_subset(samples.splits["valid"], VALID_ROWS, seed)

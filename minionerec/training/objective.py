@@ -91,7 +91,11 @@ def grpo_mean(per_token: Tensor, mask: Tensor, groups: Tensor | float) -> Tensor
     return (per_completion.sum(-1) / completions).sum() / groups
 
 
-def dr_grpo_mean(per_token: Tensor, mask: Tensor, groups: Tensor | float) -> Tensor:
+def dr_grpo_mean(
+    per_token: Tensor,
+    mask: Tensor,
+    groups: Tensor | float,
+) -> Tensor:
     """As ``grpo_mean``, but every completion's sum is divided by L (arXiv:2503.20783).
 
     A completion's own length would make the tokens of a short one weigh more. With SIDs of one

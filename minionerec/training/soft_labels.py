@@ -35,7 +35,7 @@ import numpy as np
 
 from minionerec.catalogue.inputs import Catalogue
 from minionerec.catalogue.prompts import Renderer
-from minionerec.catalogue.rows import Label, Row
+from minionerec.catalogue.rows import Label, Row, Rows
 from minionerec.catalogue.samples import Sample, fixed_subset
 from minionerec.errors import UserError
 from minionerec.experiment.manifest import Parent
@@ -44,6 +44,7 @@ from minionerec.rankers import crossfit, experts, mixing
 from minionerec.rankers.experts import Expert, mix, normalised
 from minionerec.rankers.scores import rows_at_once
 from minionerec.rankers.sparse_scores import best_entries
+from minionerec.training.taught_rows import Labels, TaughtRows, answers, num_labelled
 
 TASK = "sid_to_sid"  # of rows that show one item
 
@@ -87,13 +88,6 @@ class Recipe(NamedTuple):
         return self.weight + (self.final_weight - self.weight) * max(0.0, 2.0 * progress - 1.0)
 
 
-class Labels(NamedTuple):
-    """A teacher's best items for every row; weights add up to 1, or to 0 if it knows none."""
-
-    items: np.ndarray  # (rows, K) item indexes, -1 where there are fewer
-    weights: np.ndarray  # (rows, K)
-
-
 class Teacher(NamedTuple):
     """The mix of rankers that ``sft.teacher`` names, ready to be asked."""
 
@@ -103,7 +97,9 @@ class Teacher(NamedTuple):
     folds: dict[str, int] | None  # which of the networks has not learned a user's rows
     parents: list[Parent]  # directories of the networks
 
-    def beside(self, rows: Sequence[Row], recipe: Recipe, renderer: Renderer) -> list[Row]:
+    def beside(
+        self, rows: Sequence[Row], recipe: Recipe, renderer: Renderer
+    ) -> list[Row] | TaughtRows:
         """The rows with its answers beside their own; it is asked without what they added to it."""
         return with_labels(
             rows,
@@ -199,7 +195,7 @@ def teacher_of(catalogue: Catalogue, recipe: Recipe, weights: Mapping[str, float
 
 def taught(
     catalogue: Catalogue, rows: Sequence[Row], renderer: Renderer, recipe: Recipe
-) -> tuple[list[Row], list[Parent]]:
+) -> tuple[list[Row] | TaughtRows, list[Parent]]:
     """The rows with the labels of ``sft.teacher``, and behind them those of single items.
 
     Returns:
@@ -324,7 +320,7 @@ def with_labels(
     *,
     exclude_history: bool,
     folds: Mapping[str, int] | None = None,
-) -> list[Row]:
+) -> list[Row] | TaughtRows:
     """The rows, those that take labels with the teacher's answers beside their own.
 
     Several tasks may have rows of the same history and target: the teacher is asked once. With
@@ -332,9 +328,10 @@ def with_labels(
     """
     # Equal questions have one number, so that tasks that share a history share the answer
     asked: dict[tuple[tuple[int, ...], int, int], int] = {}
-    for row in rows:
+    numbers = np.full(len(rows), -1, dtype=np.int32)  # of each row's question; -1: it has none
+    for place, row in enumerate(rows):
         if takes_labels(row):
-            asked.setdefault(question(row, folds), len(asked))
+            numbers[place] = asked.setdefault(question(row, folds), len(asked))
     found = teacher_labels(
         teacher,
         shares,
@@ -344,11 +341,12 @@ def with_labels(
         exclude_history=exclude_history,
         folds=None if folds is None else [fold for _, _, fold in asked],
     )
+    if isinstance(rows, Rows):
+        return TaughtRows(rows, numbers, found)
     labelled = []
-    for row in rows:
-        if takes_labels(row):
-            place = asked[question(row, folds)]
-            labels = answers(row, found.items[place], found.weights[place], renderer)
+    for row, number in zip(rows, numbers.tolist(), strict=True):
+        if number >= 0:
+            labels = answers(row, found.items[number], found.weights[number], renderer)
             row = replace(row, labels=labels)
         labelled.append(row)
     return labelled
@@ -404,31 +402,6 @@ def teacher_rows(
     return rows
 
 
-def answers(
-    row: Row, items: np.ndarray, weights: np.ndarray, renderer: Renderer
-) -> tuple[Label, ...]:
-    """The row's target and the teacher's items, each once; none where the teacher knows nothing.
-
-    Args:
-        row: with its own target.
-        items: ``(K,)`` item indexes, -1 where there are fewer.
-        weights: ``(K,)``.
-        renderer: of the completions.
-    """
-    teacher = {}
-    for item, weight in zip(items.tolist(), weights.tolist(), strict=True):
-        if weight > 0:
-            teacher[item] = weight
-    if not teacher:
-        return ()
-    # The teacher may name the target too: it is one answer then, with both weights
-    target = row.target_item
-    labels = [Label(target, row.completion, 1.0, teacher.pop(target, 0.0))]
-    for item, weight in teacher.items():
-        labels.append(Label(item, renderer.completion(row.task, item), 0.0, weight))
-    return tuple(labels)
-
-
 def price(
     rows: Sequence[Row],
     batches: Sequence[Sequence[int]],
@@ -443,7 +416,7 @@ def price(
         plain += collate(alone)["tree"].input_ids.numel()
         soft += collate(chosen)["tree"].input_ids.numel()
     return (
-        f"soft labels: {sum(bool(row.labels) for row in rows):,} of {len(rows):,} rows have them; "
+        f"soft labels: {num_labelled(rows):,} of {len(rows):,} rows have them; "
         f"a forward reads {soft / len(batches):,.0f} tokens instead of "
         f"{plain / len(batches):,.0f}: {soft / plain:.1f} x the plain run"
     )

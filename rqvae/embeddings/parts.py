@@ -102,7 +102,10 @@ def files_of_parts(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_part(
-    folder: Path, number: int, num_rows: int, files: Mapping[str, Sequence[Path]]
+    folder: Path,
+    number: int,
+    num_rows: int,
+    files: Mapping[str, Sequence[Path]],
 ) -> np.ndarray | None:
     """The ``(n, D)`` vectors of one part; None if it is not among ``files_of_parts``.
 

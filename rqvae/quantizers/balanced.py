@@ -32,7 +32,10 @@ BALANCED_ROUNDS = 10  # balanced Lloyd iterations after the plain ones, at most
 
 
 def fit_balanced_rqkmeans(
-    embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int
+    embeddings: np.ndarray,
+    sizes: list[int],
+    iterations: int,
+    seed: int,
 ) -> Quantised:
     """Residual k-means whose clusters have equal size, within one item, at every level.
 
@@ -41,7 +44,11 @@ def fit_balanced_rqkmeans(
     """
     prices = {}
 
-    def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+    def fit_level(
+        residual: np.ndarray,
+        size: int,
+        level: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
         points = sample(residual, size, seed + level)
         codebook = kmeans(points, size, iterations, seed + level)
         codes, price, codebook = balanced_lloyd(points, codebook, min(iterations, BALANCED_ROUNDS))

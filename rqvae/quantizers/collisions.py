@@ -153,7 +153,11 @@ def prefixes_with_collisions(
 
 
 def share_out_last_codes(
-    quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int
+    quantised: Quantised,
+    codes: np.ndarray,
+    members: np.ndarray,
+    held: np.ndarray,
+    size: int,
 ) -> None:
     """Give the colliding items among ``members`` last codes of their own.
 
@@ -222,7 +226,11 @@ def spill_surplus(
 
 
 def _movers(
-    quantised: Quantised, codes: np.ndarray, members: np.ndarray, held: np.ndarray, size: int
+    quantised: Quantised,
+    codes: np.ndarray,
+    members: np.ndarray,
+    held: np.ndarray,
+    size: int,
 ) -> tuple[np.ndarray, ...]:
     """What one prefix has to share out.
 
@@ -276,7 +284,11 @@ def _cheapest_assignment(cost: np.ndarray, own: np.ndarray) -> tuple[np.ndarray,
 
 
 def _earlier_twin_first(
-    rows: np.ndarray, columns: np.ndarray, cost: np.ndarray, own: np.ndarray, twin: np.ndarray
+    rows: np.ndarray,
+    columns: np.ndarray,
+    cost: np.ndarray,
+    own: np.ndarray,
+    twin: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same assignment at the same cost, with equal items served in item order.
 

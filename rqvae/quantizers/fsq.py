@@ -102,7 +102,10 @@ def grid_codes(residual: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarr
 
 
 def fit_codebook(
-    residual: np.ndarray, codes: np.ndarray, cells: np.ndarray, size: int
+    residual: np.ndarray,
+    codes: np.ndarray,
+    cells: np.ndarray,
+    size: int,
 ) -> np.ndarray:
     """``(size, D)``: the vector of each cell, by least squares from its centre.
 

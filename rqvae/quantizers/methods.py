@@ -39,7 +39,10 @@ NETWORKS = ("rqvae", "rqkmeans_plus")
 
 
 def fit_quantizer(
-    embeddings: np.ndarray, settings: SidSettings, seed: int, progress: Path
+    embeddings: np.ndarray,
+    settings: SidSettings,
+    seed: int,
+    progress: Path,
 ) -> Quantised:
     """Fit ``settings.method`` (any but ``given``) on ``(N, D)`` float32 embeddings.
 
@@ -71,7 +74,11 @@ def fit_quantizer(
 
 
 def save_quantizer(
-    folder: Path, quantised: Quantised, method: str, sizes: list[int], width: int
+    folder: Path,
+    quantised: Quantised,
+    method: str,
+    sizes: list[int],
+    width: int,
 ) -> None:
     """Write ``quantizer.safetensors`` and ``quantizer.json``; ``width`` is D of the embeddings."""
     weights = save(quantised.tensors)

@@ -27,7 +27,12 @@ from rqvae.quantizers.rqkmeans import Quantised, fit_levels, kmeans, nearest, re
 MOST_WIDTH = 384
 
 
-def fit_opq(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int) -> Quantised:
+def fit_opq(
+    embeddings: np.ndarray,
+    sizes: list[int],
+    iterations: int,
+    seed: int,
+) -> Quantised:
     """Rotate (N, D) embeddings to (N, W), W a multiple of L, and quantise each part by k-means."""
     part = -(-min(embeddings.shape[1], MOST_WIDTH) // len(sizes))
     mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -36,7 +41,11 @@ def fit_opq(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int
     )
     rotated = rotate(embeddings, mean, rotation)
 
-    def fit_level(residual: np.ndarray, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+    def fit_level(
+        residual: np.ndarray,
+        size: int,
+        level: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
         own = slice(level * part, (level + 1) * part)
         codebook = np.zeros((size, residual.shape[1]), np.float32)
         codebook[:, own] = kmeans(
@@ -56,7 +65,13 @@ def fit_opq(embeddings: np.ndarray, sizes: list[int], iterations: int, seed: int
     )
 
 
-def fit_rotation(points: np.ndarray, parts: int, part: int, size: int, seed: int) -> np.ndarray:
+def fit_rotation(
+    points: np.ndarray,
+    parts: int,
+    part: int,
+    size: int,
+    seed: int,
+) -> np.ndarray:
     """``(parts * part, D)`` matrix with orthonormal rows for centred points.
 
     Its columns are orthonormal if there are more rows than columns.
@@ -83,6 +98,10 @@ def fit_rotation(points: np.ndarray, parts: int, part: int, size: int, seed: int
         )
 
 
-def rotate(embeddings: np.ndarray, mean: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+def rotate(
+    embeddings: np.ndarray,
+    mean: np.ndarray,
+    rotation: np.ndarray,
+) -> np.ndarray:
     """``(N, W)`` rotated embeddings."""
     return (embeddings - mean) @ rotation.T

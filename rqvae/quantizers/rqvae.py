@@ -237,7 +237,11 @@ def measure(model: RQVAE, x: Tensor) -> tuple[np.ndarray, float]:
 
 @torch.no_grad()
 def quantise_items(
-    model: RQVAE, x: Tensor, embeddings: np.ndarray, scaling: dict[str, np.ndarray], log: list[dict]
+    model: RQVAE,
+    x: Tensor,
+    embeddings: np.ndarray,
+    scaling: dict[str, np.ndarray],
+    log: list[dict],
 ) -> Quantised:
     """Latents, codes and reconstruction errors of all items.
 

@@ -35,7 +35,11 @@ EVALUATIONS = 20  # over the whole training, each a possible best epoch
 
 
 def fit_rqvae(
-    embeddings: np.ndarray, settings: SidSettings, seed: int, device: torch.device, progress: Path
+    embeddings: np.ndarray,
+    settings: SidSettings,
+    seed: int,
+    device: torch.device,
+    progress: Path,
 ) -> Quantised:
     """Train an RQ-VAE and quantise every item with its best epoch.
 
@@ -105,7 +109,13 @@ class Run:
         log: a row per evaluation.
     """
 
-    def __init__(self, model: RQVAE, x: Tensor, settings: SidSettings, seed: int) -> None:
+    def __init__(
+        self,
+        model: RQVAE,
+        x: Tensor,
+        settings: SidSettings,
+        seed: int,
+    ) -> None:
         self.model = model
         self.x = x
         self.settings = settings
@@ -343,7 +353,12 @@ def start_at_principal_components(model: RQVAE, x: Tensor, seed: int) -> None:
 
 
 @torch.no_grad()
-def initialise_codebooks(model: RQVAE, x: Tensor, settings: SidSettings, seed: int) -> None:
+def initialise_codebooks(
+    model: RQVAE,
+    x: Tensor,
+    settings: SidSettings,
+    seed: int,
+) -> None:
     """First codebooks, level by level: centroids of what the untrained encoder makes of items.
 
     RQ-KMeans+ starts from balanced residual k-means, which is what its untrained encoder, the

@@ -240,7 +240,7 @@ def test_stage_0_holds_one_copy_of_the_columns_and_little_more(tmp_path, monkeyp
         tracemalloc.start()
         source = prepared.load_source(experiment)
         items, interactions, dropped = prepared.apply_filters(source, data)
-        source = source._replace(items=items, interactions=interactions)
+        source = source._replace(items=items)
         interactions = prepared.assign_splits(interactions, data, own=False)
         stats = prepared.describe(items, interactions, dropped, source, data, own=False)
         prepared.write(folder, items, interactions, stats, None)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from minionerec.catalogue.arrays import by_first_rows, gathered
 from minionerec.catalogue.compact import MadeOnRead
+from minionerec.catalogue.sources import growing
 
 BLOCK = 65_536  # cells that are Python objects at a time
 PLAIN_ID = r"^[!-~]([ -~]*[!-~])?$"
@@ -169,7 +170,10 @@ def joined(blocks: Sequence[pa.Array | Sequence[Any]]) -> Sequence[Any]:
     packed_cells = sum(map(len, arrays))
     all_cells = sum(map(len, blocks))
     if len(kinds) == 1 and packed_cells == all_cells:
-        return Cells(pa.chunked_array(arrays))
+        whole = growing.column_of(kinds.pop(), all_cells)
+        for array in arrays:
+            whole.append(array)
+        return Cells(whole.whole())
     column: list[Any] = []
     for block in blocks:
         column.extend(block.to_pylist() if isinstance(block, pa.Array) else block)
@@ -279,6 +283,7 @@ def members(ids: pd.Series, of: pd.Series) -> np.ndarray:
     known = pa.array(of, pa.large_string())
     found = pc.is_in(own.texts, value_set=known)
     flags = found.to_numpy(zero_copy_only=False)
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it looked up with otherwise
     return gathered(flags, own.codes)
 
 
@@ -290,4 +295,5 @@ def places_of(ids: pd.Series, of: pd.Series) -> np.ndarray:
     known = pa.array(of, pa.large_string())
     found = pc.index_in(own.texts, value_set=known)
     places = found.fill_null(-1).to_numpy()
+    pa.default_memory_pool().release_unused()
     return gathered(places, own.codes)

@@ -140,7 +140,7 @@ def _read_folder(folder: Path, wanted: dict[str, str]) -> Table:
         places.append((f"{part.name}{read.unit}", read.places))
         notes.extend(read.notes)
     notes.append(f"{folder}: {len(parts)} part files are read below each other")
-    columns = {ours: joined(values) for ours, values in blocks.items()}
+    columns = {ours: joined(blocks.pop(ours)) for ours in list(blocks)}
     return Table(folder, columns, header, PlacesInParts(places), "/", tuple(notes))
 
 
