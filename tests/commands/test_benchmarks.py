@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ceiling
+from benchmarks import ceiling, growth
 from minionerec.catalogue.sources import embedded
 from minionerec.catalogue.sources.tables import load
 from minionerec.experiment.config import read_command_line
@@ -122,8 +122,8 @@ def test_synthetic_tables_are_prepared_like_any_shops(kind, tmp_path):
     assert source.interactions.iloc[0].tolist()[:2] == ["A00000062", "B00000139"]
 
 
-def test_growth_runs_the_stages_at_every_size_and_ends_with_their_costs(tmp_path):
-    words = ["benchmarks/growth.py", "--out", tmp_path, "--stages", "data,embeddings"]
+def test_the_stages_run_at_every_size_and_ends_with_their_costs(tmp_path):
+    words = ["benchmarks/stages.py", "--out", tmp_path, "--stages", "data,embeddings"]
     lines = run(*words, "--sizes", "2000,3000").strip().splitlines()
     assert lines[-4] == "| stage | 2,000 interactions | 3,000 interactions |"
     cost = r"\d+\.\d s, \d+ MB"
@@ -162,6 +162,15 @@ def test_knowing_the_tastes_is_the_most_that_a_ranking_can_know(tmp_path):
     known, inferred = ([float(word) for word in line.split()[2:]] for line in lines[-2:])
     assert all(map(gt, known, inferred))
     assert lines[0].startswith("1,670 test rows")
+
+
+@pytest.mark.slow
+def test_a_small_and_a_large_table_take_turns_and_end_with_the_ratio(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(growth, "SIZES", (8_000, 10_000))
+    monkeypatch.setattr(growth, "TURNS", 2)
+    growth.main(tmp_path, ["--sft.tasks", "{sid_to_sid: 1}"])
+    last = capfd.readouterr().out.strip().splitlines()[-1]
+    assert re.fullmatch(r"ratio: \d+\.\d+ a step, \d+\.\d+ a token", last)
 
 
 # Stands for the interpreter: writes down what it is to run and makes the folders that it would
