@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SAID = "interrupted; what is finished stays, and the same command goes on or begins again\n"
 PACKAGES = (
-    "accelerate markupsafe numpy torch transformers pandas pydantic yaml uvicorn matplotlib".split()
+    "accelerate markupsafe numpy torch transformers pandas pyarrow pydantic yaml uvicorn "
+    "matplotlib".split()
 )
 # Files of ours that print something and end: for developers, or before there are packages
 OTHERS = {"describe.py", "config.py", "preflight.py", "lacking.py"}

@@ -159,6 +159,8 @@ def test_no_code_of_the_repository_runs_what_it_reads():
         "tests/house/test_source.py",
     ):
         found[name] = [place for place in found[name] if "import_module" not in place]
+    # Runs a script of ours that the launcher names, and its import statements before
+    found["minionerec/experiment/workers.py"] = []
     # Runs the cells of the notebook that is part of this repository
     del found["tests/serving/test_recommender.py"]
     assert {name: places for name, places in found.items() if places} == {}
