@@ -1,4 +1,4 @@
-"""``predictions.jsonl``, and beside it a copy of its rows that is read thirty times as fast.
+"""``predictions.jsonl``, and beside it a copy of its rows that is read eight times as fast.
 
 The lines are what a ranking is: anybody can write them, and change them. ``predictions.parquet``
 says of which bytes it is the copy. Where the lines are others by now, or nobody wrote a copy, the
