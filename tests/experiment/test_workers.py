@@ -18,12 +18,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Says who imported it, in a file's name: a launcher's output and its processes' would mix
 IMPORTED = "import os\nfrom pathlib import Path\nPID = os.getpid()\nPath(f'by-{PID}').touch()\n"
+# The second is killed when the first has said all: a launch ends its other processes then
 PROBE = """\
-import os, signal, sys, imported
+import os, signal, sys, time, imported
 rank = os.environ["RANK"]
 line = [os.getpid(), os.getppid(), imported.PID, os.getsid(0), __name__, sys.argv[1:], sys.path[0]]
-open(f"said-{rank}", "w").write(repr(line))
+with open(f"said-{rank}.part", "w") as file:
+    file.write(repr(line))
+os.rename(f"said-{rank}.part", f"said-{rank}")
 if rank == "1":
+    while not os.path.exists("said-0"):
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
