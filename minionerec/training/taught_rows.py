@@ -1,6 +1,6 @@
 """Rows of a large catalogue with a teacher's answers beside their own, made when they are read.
 
-Kept as arrays a row's eight answers are 96 bytes; as a rendered row with labels it is 7 kB.
+As arrays a row's eight answers are 128 bytes; a rendered row with labels is some kB of objects.
 """
 
 from __future__ import annotations
