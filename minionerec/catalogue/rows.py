@@ -123,8 +123,9 @@ class Rows(MadeOnRead[Row]):
         # Rendered rows behind the others: of codes and of no user, or where a user's train rows end
         number_of = {}
         if any(row.user_id for row in self.more):
-            for sample, user in zip(self.samples, of_sample.tolist(), strict=True):
-                number_of[sample.user_id] = user
+            users, first = np.unique(of_sample, return_index=True)
+            for user, place in zip(users.tolist(), first.tolist(), strict=True):
+                number_of[self.samples[place].user_id] = user
         rendered = [number_of.get(row.user_id, -1) for row in self.more]
         found.append(np.array(rendered, dtype=np.int64))
         return np.concatenate(found)

@@ -17,9 +17,7 @@ from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts, grade
 
 SEQUENCE_TASKS = ("sid_to_sid", "sids_to_title", "titles_to_sid")
 NEAR = 0.95  # cosine above which two items count as the same thing listed twice
-NEAR_ROWS = (
-    10_000  # test rows whose targets are compared with all of train; each takes N D products
-)
+NEAR_ROWS = 10_000  # test rows whose targets are compared with all of train
 ITEMS_AT_ONCE = 4_096  # whose embeddings are looked at together: bounds memory
 PROMPTS = 2_000  # samples per sequence task, and items per item task, whose prompts are rendered
 

@@ -3,10 +3,10 @@
     python -m minionerec.experiment.accelerated [options of accelerate launch] SCRIPT ARGUMENTS...
 
 The launcher (``minionerec/experiment/launch.py``) starts several processes through this; they share
-what they import (``minionerec/experiment/workers.py``). They leave
-their messages where torchrun looks for them (``errors.one_line_errors``), and the one that
-tells the cause is printed here, without a traceback. Torchrun passes a signal on and waits half a
-minute for the stage to save its state.
+what they import (``minionerec/experiment/workers.py``). They leave their messages where torchrun
+looks for them (``errors.one_line_errors``), and the one that tells the cause is printed here,
+without a traceback. Torchrun passes a signal on and waits half a minute for the stage to save its
+state.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import scipy.sparse as sparse
@@ -45,7 +45,10 @@ SMALL = 16_384
 ROUNDING = 1e-9  # of a sum that is taken apart again: what is left below it is nothing
 
 
-class Probabilities(Protocol):
+Answer = TypeVar("Answer", np.ndarray, sparse.csr_matrix, covariant=True)
+
+
+class Asked(Protocol[Answer]):
     """Histories, targets of train rows, their folds -> ``(B, N)``."""
 
     def __call__(
@@ -54,21 +57,8 @@ class Probabilities(Protocol):
         targets: Sequence[int] | None = None,
         folds: Sequence[int] | None = None,
         /,
-    ) -> np.ndarray:
-        """See ``Expert.probabilities``."""
-
-
-class BestOnes(Protocol):
-    """As ``Probabilities``, without all but the best ``LENGTH`` of every row and their equals."""
-
-    def __call__(
-        self,
-        histories: Sequence[Sequence[int]],
-        targets: Sequence[int] | None = None,
-        folds: Sequence[int] | None = None,
-        /,
-    ) -> sparse.csr_matrix:
-        """See ``Expert.best``."""
+    ) -> Answer:
+        """See ``Expert``."""
 
 
 class Expert(NamedTuple):
@@ -82,15 +72,15 @@ class Expert(NamedTuple):
             With targets it is asked leave-one-out, but for rows of ``NO_TARGET``; only networks
             have folds.
         made_with: the choices it was made with, for people.
-        best: ``best_of`` its probabilities without a table of all items; None: there is no other
-            way for this ranker.
+        best: as ``best_of`` its probabilities, ``LENGTH`` of them, without a table of all items;
+            None: there is no other way for this ranker.
     """
 
     name: str
     num_items: int
-    probabilities: Probabilities
+    probabilities: Asked[np.ndarray]
     made_with: dict[str, float]
-    best: BestOnes | None = None
+    best: Asked[sparse.csr_matrix] | None = None
 
 
 def popularity(counts: np.ndarray) -> Expert:

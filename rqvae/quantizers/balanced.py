@@ -49,6 +49,7 @@ def fit_balanced_rqkmeans(
         size: int,
         level: int,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit on a sample, assign all: ``(N,)`` codes, ``(K, D)`` codebook."""
         points = sample(residual, size, seed + level)
         codebook = kmeans(points, size, iterations, seed + level)
         codes, price, codebook = balanced_lloyd(points, codebook, min(iterations, BALANCED_ROUNDS))

@@ -165,21 +165,9 @@ def share_out_last_codes(
         members: all items of one prefix.
         held: last codes under it that are not to be had; with the members at most ``size``.
     """
-    movers, open_codes, cost, own, twin = _movers(
-        quantised,
-        codes,
-        members,
-        held,
-        size,
-    )
+    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     rows, columns = _cheapest_assignment(cost, own)
-    rows, columns = _earlier_twin_first(
-        rows,
-        columns,
-        cost,
-        own,
-        twin,
-    )
+    rows, columns = _earlier_twin_first(rows, columns, cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
 
 
@@ -198,25 +186,13 @@ def spill_surplus(
     Who stays minimises the cost of those that stay plus the cheapest place elsewhere of those that
     leave, which is an assignment on the difference of the two because every open code is taken.
     """
-    movers, open_codes, cost, own, twin = _movers(
-        quantised,
-        codes,
-        members,
-        held,
-        size,
-    )
+    movers, open_codes, cost, own, twin = _movers(quantised, codes, members, held, size)
     _, first = np.unique(twin, return_index=True)
     seekers = movers[first]  # equal items find the same places
     room.look(seekers)
     elsewhere = np.array([room.cheapest(item)[0] for item in seekers.tolist()])[twin]  # (m,)
     rows, columns = _cheapest_assignment(cost - elsewhere[:, None], own)
-    rows, columns = _earlier_twin_first(
-        rows,
-        columns,
-        cost,
-        own,
-        twin,
-    )
+    rows, columns = _earlier_twin_first(rows, columns, cost, own, twin)
     codes[movers[rows], -1] = open_codes[columns]
     leavers = np.setdiff1d(np.arange(len(movers)), rows)
     for row in leavers[np.lexsort((movers[leavers], elsewhere[leavers]))].tolist():
