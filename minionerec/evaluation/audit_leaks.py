@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from minionerec.catalogue.compact import SampleList
+from minionerec.catalogue.prompts import SEQUENCE_TASKS
 from minionerec.catalogue.samples import fixed_subset
 from minionerec.evaluation.audit_evidence import Check, Evidence, Prompts, grade
 
-SEQUENCE_TASKS = ("sid_to_sid", "sids_to_title", "titles_to_sid")
 NEAR = 0.95  # cosine above which two items count as the same thing listed twice
 NEAR_ROWS = 10_000  # test rows whose targets are compared with all of train
 ITEMS_AT_ONCE = 4_096  # whose embeddings are looked at together: bounds memory
